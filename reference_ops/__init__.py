@@ -1,0 +1,21 @@
+"""Plain PyTorch reference ops: what each op means.
+
+One op a file; the file, the function and the attribute of this package share the op's name. Each
+function is the eager chain that a model ran before the fusion, dtype-generic: called in the working
+dtype it is the baseline, called on float64 tensors it is the truth. No Triton in here.
+
+Any file added to this folder whose name does not begin with ``_`` becomes an op of this package.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from reference_ops._contract import IndexedRows
+
+OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+
+# Importing a submodule binds the module under its name; the function of that name takes its place.
+for _name in OP_NAMES:
+    globals()[_name] = getattr(import_module(f"{__name__}.{_name}"), _name)
+
+__all__ = ["OP_NAMES", "IndexedRows", *OP_NAMES]

@@ -1,0 +1,8 @@
+"""Errors that end a command with one line instead of a traceback."""
+
+
+class UsageError(Exception):
+    """The caller asked for something that cannot be done; the message says what was expected.
+
+    The command line prints it and exits with 2; pytest turns it into its own usage error (exit 4).
+    """

@@ -1,0 +1,168 @@
+"""Triton's interpreter, repaired and checked before it may judge bfloat16.
+
+Measured on Triton 3.6 to 3.9: the interpreter truncates float32 -> bfloat16 where the GPU rounds to
+nearest even, whatever ``fp_downcast_rounding`` says. A correct kernel then shows a mean signed error of
+-0.5 ulp. `repair` replaces that conversion (and the widening one, which is right but slow);
+`verify_bfloat16` holds both against torch on every bfloat16 pattern. Where the check fails, bfloat16 is
+not judged: see `validation.device`.
+"""
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def enable() -> None:
+    """Make ``triton.jit`` give interpreted kernels. Must run before anything imports triton.
+
+    Raises:
+        RuntimeError: triton was imported with the interpreter off; its own kernels are decorated by then.
+    """
+    if "triton.language" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
+        raise RuntimeError(
+            "triton was imported before the interpreter was enabled, expected TRITON_INTERPRET=1 first: "
+            "set it in the environment, or import validation before triton"
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+    repair()
+
+
+def float32_to_bfloat16(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
+    """Round float32 bit patterns to bfloat16 bit patterns: to nearest, ties to even; NaN stays NaN.
+
+    Adding 0x7fff and the lowest kept bit carries into the kept half exactly when the dropped half is
+    above one half, or is one half and the kept half is odd. A NaN becomes 0x7fc0 with its sign, as in
+    ``c10::detail::round_to_nearest_even``, less the sign, which torch drops; see `verify_bfloat16`.
+    """
+    lowest_kept = (bits >> np.uint32(16)) & np.uint32(1)
+    out = ((bits + np.uint32(0x7FFF) + lowest_kept) >> np.uint32(16)).astype(np.uint16)
+    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if is_nan.any():
+        out[is_nan] = np.uint16(0x7FC0)
+    return out
+
+
+def bfloat16_to_float32(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+    """Widen bfloat16 bit patterns to float32 bit patterns, exactly."""
+    return bits.astype(np.uint32) << np.uint32(16)
+
+
+def repair() -> None:
+    """Install the conversions above in the interpreter; once per process.
+
+    Also stops the interpreter from patching ``triton.language`` again for each device function that a
+    kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    if getattr(builder, "_bfloat16_repaired", False):
+        return
+    cast, fp_to_fp = builder.cast_impl, builder.create_fp_to_fp
+
+    def convert(src: Any, dst_type: Any) -> Any:
+        pair = (src.dtype.scalar, dst_type.scalar)
+        if pair == (tl.float32, tl.bfloat16):
+            data = float32_to_bfloat16(np.ascontiguousarray(src.data).view(np.uint32))
+        elif pair == (tl.bfloat16, tl.float32):
+            data = bfloat16_to_float32(np.ascontiguousarray(src.data)).view(np.float32)
+        else:
+            return None
+        return interpreter.TensorHandle(data.reshape(src.data.shape), dst_type.scalar)
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        handle = convert(src, dst_type)
+        return cast(self, src, dst_type) if handle is None else handle
+
+    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        # Only the rounding that was asked for: a kernel that asks for truncation gets truncation.
+        to_nearest = rounding_mode is None or "RTNE" in str(rounding_mode)
+        handle = convert(src, dst_type) if to_nearest else None
+        return fp_to_fp(self, src, dst_type, rounding_mode) if handle is None else handle
+
+    builder.cast_impl = cast_impl
+    builder.create_fp_to_fp = create_fp_to_fp
+
+    builder._bfloat16_repaired = True
+    _patch_once_a_launch(interpreter)
+
+
+def _patch_once_a_launch(interpreter: Any) -> None:
+    import triton.language as tl
+
+    launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    # One entry a running launch: the language modules patched for it, and the scopes that undo that.
+    running: list[tuple[set[int], list[Any]]] = []
+
+    def patch_lang(fn: Any) -> Any:
+        if not running:
+            return patch(fn)
+        done, scopes = running[-1]
+        languages = {id(value) for value in fn.__globals__.values() if value is tl or value is tl.core}
+        if languages and languages <= done:
+            return _NOTHING_TO_UNDO
+        scope = patch(fn)
+        done |= languages
+        scopes.append(scope)
+        return _NOTHING_TO_UNDO
+
+    def run_launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        running.append((set(), []))
+        try:
+            return launch(self, *args, **kwargs)
+        finally:
+            for scope in reversed(running.pop()[1]):
+                scope.restore()
+
+    interpreter.GridExecutor.__call__ = run_launch
+    interpreter._patch_lang = patch_lang
+
+
+class _Nothing:
+    def restore(self) -> None:
+        """The launch undoes its patches itself, at its end."""
+
+
+_NOTHING_TO_UNDO = _Nothing()
+
+
+def verify_bfloat16() -> list[str]:
+    """Hold the interpreter's bfloat16 conversions against torch; return what differs, empty if nothing.
+
+    Runs kernels, not the Python functions above, so that what is checked is what kernels get: widening
+    of all 2^16 bfloat16 patterns, and narrowing of every 2^16 upper half with lower halves 0, 1, 0x7fff,
+    0x8000 (the tie), 0x8001, 0xffff and eight random ones. NaN need only stay NaN. Takes about 30 ms.
+    """
+    from validation._interpreter_kernels import narrow, widen
+
+    problems = []
+    patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    wide = torch.empty(2**16, dtype=torch.float32)
+    widen[(1,)](patterns, wide, 2**16)
+    expected = patterns.float()
+    wrong = (wide.view(torch.int32) != expected.view(torch.int32)) & ~(wide.isnan() & expected.isnan())
+    if wrong.any():
+        problems.append(f"bfloat16 -> float32 is wrong for {int(wrong.sum())} of 65536 patterns")
+
+    generator = torch.Generator().manual_seed(0)
+    random_halves = torch.randint(0, 2**16, (8,), generator=generator).tolist()
+    upper = torch.arange(2**16, dtype=torch.int64) << 16
+    for lower in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, *random_halves]:
+        bits = upper + lower
+        values = torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32).view(torch.float32)
+        narrowed = torch.empty(2**16, dtype=torch.bfloat16)
+        narrow[(1,)](values, narrowed, 2**16)
+        rounded = values.to(torch.bfloat16)
+        wrong = (narrowed.view(torch.int16) != rounded.view(torch.int16)) & ~(narrowed.isnan() & rounded.isnan())
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            problems.append(
+                f"float32 -> bfloat16 is wrong for {int(wrong.sum())} of 65536 patterns with lower half {lower:#06x}: "
+                f"{values[first].item()!r} gives {narrowed[first].item()!r}, torch gives {rounded[first].item()!r}"
+            )
+    return problems

@@ -1,0 +1,299 @@
+"""The one schema in which every result is kept, and the folder it is kept in.
+
+A run folder holds ``environment.json`` (an `Environment`), ``records.jsonl`` (one `Record` a line, in the
+order in which they were made), the files that records name under ``artifacts``, and ``report.html``.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from validation.errors import UsageError
+
+SCHEMA = 1
+
+
+class Status(StrEnum):
+    """What a record says. Everything but PASSED and INCONCLUSIVE is a failure."""
+
+    PASSED = "PASSED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    # Stages in the order in which the judge goes through them; the first that fails names the record.
+    COMPILE_ERROR = "COMPILE_ERROR"
+    RUNTIME_ERROR = "RUNTIME_ERROR"
+    TIMEOUT = "TIMEOUT"
+    CRASHED = "CRASHED"
+    INCORRECT_STRUCTURE = "INCORRECT_STRUCTURE"  # None, a tuple of another length, not a tensor
+    INCORRECT_DTYPE = "INCORRECT_DTYPE"
+    INCORRECT_SHAPE = "INCORRECT_SHAPE"
+    INCORRECT_DEVICE = "INCORRECT_DEVICE"
+    INPUT_MODIFIED = "INPUT_MODIFIED"
+    OUTPUT_ALIASES_INPUT = "OUTPUT_ALIASES_INPUT"
+    OUT_OF_BOUNDS_WRITE = "OUT_OF_BOUNDS_WRITE"
+    NOT_WRITTEN = "NOT_WRITTEN"
+    INCORRECT_NONFINITE = "INCORRECT_NONFINITE"
+    INCORRECT_NUMERICAL = "INCORRECT_NUMERICAL"
+    BIASED = "BIASED"
+    NOT_REPRODUCIBLE = "NOT_REPRODUCIBLE"
+    BELOW_REQUIRED_TIER = "BELOW_REQUIRED_TIER"
+    # Sampled output.
+    SITE_NOT_REACHED = "SITE_NOT_REACHED"
+    INCORRECT_FRAMES = "INCORRECT_FRAMES"  # count, size or rate differ
+    BELOW_FLOOR = "BELOW_FLOOR"
+    OUTSIDE_BAND = "OUTSIDE_BAND"
+    # The run itself.
+    CORNER_NOT_REACHED = "CORNER_NOT_REACHED"
+    BFLOAT16_NOT_JUDGED = "BFLOAT16_NOT_JUDGED"
+
+    @property
+    def failed(self) -> bool:
+        """True for every status that must turn a run red."""
+        return self not in (Status.PASSED, Status.INCONCLUSIVE)
+
+
+class Level(StrEnum):
+    """Which of the three questions a record answers."""
+
+    OP = "op"
+    MODEL = "model"
+    SAMPLE = "sample"
+    RUN = "run"  # about the run itself: a corner not reached, bfloat16 not judged
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One judged result.
+
+    Attributes:
+        level: op, model, sample or run.
+        subject: the op's name, or the model's.
+        op_set: the candidate op set's name.
+        status: the verdict.
+        check: the check that decided (the stage of the judge that failed, or the last one passed).
+        reason: the verdict in one sentence, with its numbers.
+        case: what was run, enough to run it again: a `Case` for an op; model, prompt, seed, steps for a sample.
+        dtype: the working dtype, in torch's names (``bfloat16``).
+        tier: ``bit-exact``, ``lossless``, ``close`` or None where the record failed or has no tier.
+        numbers: scalars by name. For an op those of `judge.stats.ErrorStats`; for a sample ``psnr`` (dB,
+            pooled), ``psnr_worst_frame``, ``ssim_mean``, ``ssim_worst_frame``, ``worst_frame``, site counts.
+        series: lists of numbers by name, such as ``psnr_per_frame`` (dB) and ``ssim_per_frame``.
+        artifacts: files by role, relative to the run folder (``reference_frames``, ``candidate_frames``, ...).
+        seconds: wall-clock seconds by stage (``truth``, ``baseline``, ``candidate``, ``judge``; ``encode``,
+            ``denoise``, ``decode``, ``save``).
+        message: the verdict as an engineer reads it, several lines; empty where nothing failed.
+        repro: a command line that repeats this record.
+        corners: the declared corners that the case reached.
+    """
+
+    level: Level
+    subject: str
+    op_set: str
+    status: Status
+    check: str
+    reason: str
+    case: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str = ""
+    tier: str | None = None
+    numbers: dict[str, float | int | str | None] = dataclasses.field(default_factory=dict)
+    series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    message: str = ""
+    repro: str = ""
+    corners: list[str] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> str:
+        """One line of strict JSON; numbers that JSON lacks become the strings "inf", "-inf", "nan"."""
+        data = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return json.dumps(_encode(data), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a line written by `to_json`.
+
+        Raises:
+            UsageError: the text is no record of this schema.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("schema") != SCHEMA:
+                raise UsageError(f"record has another schema than {SCHEMA}")
+            for field in ("numbers", "series", "seconds"):
+                data[field] = _decode(data[field])
+            data["level"], data["status"] = Level(data["level"]), Status(data["status"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"not a record: {error}: {text[:120]!r}") from error
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Where a run ran.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        command: the command line.
+        device: ``interpreter`` or the GPU's name.
+        cpu: the processor's name and count of usable cores.
+        python, torch, triton, cuda, diffusers: versions ("" where absent).
+        commit: git commit of the checkout, with ``+`` where it has uncommitted changes; "" outside git.
+        seed: the seed from which all cases are drawn.
+        profile: the Hypothesis profile.
+    """
+
+    started: str
+    command: str
+    device: str
+    cpu: str
+    python: str
+    torch: str
+    triton: str
+    cuda: str
+    diffusers: str
+    commit: str
+    seed: int
+    profile: str
+
+    @classmethod
+    def capture(cls, *, device: str, seed: int, profile: str) -> Self:
+        """Read the environment of this process."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        import torch
+
+        def version_of(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return ""
+
+        return cls(
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            device=device,
+            cpu=f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+            python=platform.python_version(),
+            torch=torch.__version__,
+            triton=version_of("triton"),
+            cuda=torch.version.cuda or "",
+            diffusers=version_of("diffusers"),
+            commit=_commit(),
+            seed=seed,
+            profile=profile,
+        )
+
+
+def _cpu_name() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match.group(1) if match else platform.machine()
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        run = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+        return run.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+class Run:
+    """A run folder being written.
+
+    Attributes:
+        folder: its path.
+        records: what was added so far.
+    """
+
+    def __init__(self, folder: Path, environment: Environment) -> None:
+        """Make the folder and write the environment.
+
+        Raises:
+            UsageError: the folder cannot be made or written, or holds another run.
+        """
+        self.folder, self.environment = folder, environment
+        self.records: list[Record] = []
+        if (folder / "records.jsonl").exists():
+            raise UsageError(f"{folder} holds a run already, expected a new or empty folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(dataclasses.asdict(environment), indent=2)
+            (folder / "environment.json").write_text(text + "\n")
+            (folder / "records.jsonl").touch()
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}, expected a writable folder") from error
+
+    def add(self, record: Record) -> None:
+        """Append a record, on disk as well."""
+        self.records.append(record)
+        with (self.folder / "records.jsonl").open("a") as file:
+            file.write(record.to_json() + "\n")
+
+    @staticmethod
+    def new_folder(root: Path = Path("runs")) -> Path:
+        """A folder name of its own below root: the UTC time, and a number where that is taken."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        folder, n = root / stamp, 1
+        while folder.exists():
+            n += 1
+            folder = root / f"{stamp}-{n}"
+        return folder
+
+
+def read_run(folder: Path) -> tuple[Environment, list[Record]]:
+    """The environment and the records of a run folder.
+
+    Raises:
+        UsageError: it is no run folder, or a file in it is damaged.
+    """
+    for name in ("environment.json", "records.jsonl"):
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder} has no {name}, expected a run folder (such as runs/20260101-120000)")
+    try:
+        environment = Environment(**json.loads((folder / "environment.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{folder / 'environment.json'}: {error}, expected an environment of schema {SCHEMA}") from error
+    return environment, list(_read_records(folder / "records.jsonl"))
+
+
+def _read_records(path: Path) -> Iterator[Record]:
+    for line in path.read_text().splitlines():
+        if line.strip():
+            yield Record.from_json(line)
