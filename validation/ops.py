@@ -90,12 +90,16 @@ def op_set_from(module: ModuleType | Mapping[str, Op], name: str, origin: str) -
             raise UsageError(f"{origin}: {op} is a {type(value).__name__}, expected a function")
         functions[op] = value
     if not functions:
-        raise UsageError(f"{origin} defines none of the ops, expected at least one of: {', '.join(reference_op_names())}")
+        raise UsageError(
+            f"{origin} defines none of the ops, expected at least one of: {', '.join(reference_op_names())}"
+        )
     return OpSet(name, functions, origin)
 
 
 def load_op_set(spec: str) -> OpSet:
     """The op set of a command line: an entry point's name, an importable module, or the path of a .py file.
+
+    ``MODULE:NAME`` asks the module's function ``op_set(NAME)`` for it, as the planted faults have it.
 
     Raises:
         UsageError: nothing of that name can be found or imported, or it defines none of the ops.
@@ -108,7 +112,14 @@ def load_op_set(spec: str) -> OpSet:
         if not path.is_file():
             raise UsageError(f"--ops: no file {spec}, expected a .py file or an importable module")
         return op_set_from(_import(spec, lambda: _load_file(path)), path.stem, spec)
-    return op_set_from(_import(spec, lambda: importlib.import_module(spec)), spec.rpartition(".")[2], spec)
+    module_name, colon, name = spec.partition(":")
+    module = _import(module_name, lambda: importlib.import_module(module_name))
+    if not colon:
+        return op_set_from(module, spec.rpartition(".")[2], spec)
+    if not callable(getattr(module, "op_set", None)):
+        raise UsageError(f"--ops: {module_name} has no function op_set, expected one for {spec}")
+    op_set: OpSet = module.op_set(name)
+    return op_set
 
 
 def _load_file(path: Path) -> ModuleType:

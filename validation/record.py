@@ -289,7 +289,9 @@ def read_run(folder: Path) -> tuple[Environment, list[Record]]:
     try:
         environment = Environment(**json.loads((folder / "environment.json").read_text()))
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{folder / 'environment.json'}: {error}, expected an environment of schema {SCHEMA}") from error
+        raise UsageError(
+            f"{folder / 'environment.json'}: {error}, expected an environment of schema {SCHEMA}"
+        ) from error
     return environment, list(_read_records(folder / "records.jsonl"))
 
 

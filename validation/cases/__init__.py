@@ -1,0 +1,1 @@
+"""What to feed an op: cases, strategies, layouts, value regimes, corners."""

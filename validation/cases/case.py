@@ -1,0 +1,359 @@
+"""A case: everything that one call of an op needs, as JSON, and the tensors made from it.
+
+Values come from a generator keyed by the case's seed and the tensor's name, so that a case is small and
+the same on every machine. Up to `MAX_LITERALS` elements the values may be written out instead, so that
+Hypothesis can shrink them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from reference_ops import IndexedRows
+from validation.cases import values
+from validation.errors import UsageError
+
+MAX_LITERALS = 64
+
+# Every storage lies between two guards of this many elements and more, filled like its holes: a multiple of
+# 128 elements, so that the first element after a guard stays 256-byte aligned.
+MIN_GUARD = 16384
+MAX_GUARD = 262144
+
+# Holes and guards hold NaN of these bits, which no arithmetic makes, so that a stray read shows and an
+# element that was never written is known from a NaN that was.
+POISON_BITS = {
+    torch.bfloat16: (torch.int16, 0x7FED),
+    torch.float16: (torch.int16, 0x7EED),
+    torch.float32: (torch.int32, 0x7FEDFEED),
+    torch.float64: (torch.int64, 0x7FFDFEEDFEEDFEED),
+}
+INTEGER_DTYPES = {"int32": torch.int32, "int64": torch.int64}
+FLOAT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = FLOAT_DTYPES | INTEGER_DTYPES
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Where a tensor lies.
+
+    Attributes:
+        shape: its sizes.
+        dtype: torch's name, ``bfloat16``.
+        strides: in elements; 0 for an expanded dimension.
+        offset: of its first element from the first of its storage, in elements.
+        storage: tensors with the same storage name share memory (packed q and k; chunks of a modulation).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    strides: tuple[int, ...]
+    offset: int
+    storage: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch has it."""
+        return DTYPES[self.dtype]
+
+    @property
+    def numel(self) -> int:
+        """Count of elements, expanded ones counted as often as they appear."""
+        return math.prod(self.shape)
+
+    @property
+    def extent(self) -> int:
+        """Elements of storage that it needs, its offset included."""
+        if self.numel == 0:
+            return self.offset
+        return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+
+    @property
+    def contiguous(self) -> bool:
+        """True if its elements lie one after another in row-major order."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def describe(self) -> str:
+        """As failure messages print it: ``[3, 769, 5120] bfloat16 strides (3937280, 5120, 1) offset 1``."""
+        text = f"[{', '.join(map(str, self.shape))}] {self.dtype}"
+        if not self.contiguous:
+            text += f" strides {self.strides}"
+        if self.offset:
+            text += f" offset {self.offset}"
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of an op.
+
+    Attributes:
+        op: the op's name.
+        tensors: by argument name; an `IndexedRows` argument has two, ``scale.table`` and ``scale.index``.
+            Arguments that are absent are not passed, or passed as None where the signature has no default.
+        flags: the other arguments: eps, casting_mode, inplace, interleaved, scale_constant.
+        values: the value regime of the activations, one of `values.REGIMES`.
+        seed: of the generators.
+        literals: values written out, by tensor name, in row-major order.
+    """
+
+    op: str
+    tensors: Mapping[str, TensorSpec]
+    flags: Mapping[str, Any]
+    values: str
+    seed: int
+    literals: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """The working dtype: that of x, or of q."""
+        return self.tensors["x" if "x" in self.tensors else "q"].dtype
+
+    @property
+    def casting_mode(self) -> str:
+        """``float32`` or ``input``; ``float32`` where the op has no such argument."""
+        mode: str = self.flags.get("casting_mode", "float32")
+        return mode
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        data: dict[str, Any] = {
+            "op": self.op,
+            "tensors": {
+                name: {
+                    "shape": list(spec.shape),
+                    "dtype": spec.dtype,
+                    "strides": list(spec.strides),
+                    "offset": spec.offset,
+                    "storage": spec.storage,
+                }
+                for name, spec in self.tensors.items()
+            },
+            "flags": dict(self.flags),
+            "values": self.values,
+            "seed": self.seed,
+        }
+        if self.literals:
+            data["literals"] = {name: [_number_out(v) for v in vs] for name, vs in self.literals.items()}
+        return data
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Read what `to_dict` gives.
+
+        Raises:
+            UsageError: it is no case; the message names the entry, what came and what was expected.
+        """
+        _expect(isinstance(data, dict), "case", type(data).__name__, "an object")
+        for key in ("op", "tensors", "flags", "values", "seed"):
+            _expect(key in data, "case", f"no {key!r}", f"an entry {key!r}")
+        unknown = set(data) - {"op", "tensors", "flags", "values", "seed", "literals"}
+        _expect(not unknown, "case", f"entries {sorted(unknown)}", "only op, tensors, flags, values, seed, literals")
+        _expect(isinstance(data["op"], str), "op", data["op"], "a name")
+        _expect(data["values"] in values.REGIMES, "values", data["values"], f"one of {', '.join(values.REGIMES)}")
+        _expect(_is_int(data["seed"], 0), "seed", data["seed"], "an integer >= 0")
+        _expect(isinstance(data["flags"], dict), "flags", data["flags"], "an object")
+        _expect(isinstance(data["tensors"], dict), "tensors", data["tensors"], "an object")
+        tensors = {name: _read_spec(name, spec) for name, spec in data["tensors"].items()}
+        _expect("x" in tensors or "q" in tensors, "tensors", sorted(tensors), "x, or q and k, among them")
+        _check_storages(tensors)
+        literals = data.get("literals", {})
+        _expect(isinstance(literals, dict), "literals", literals, "an object")
+        read = {}
+        for name, numbers in literals.items():
+            _expect(name in tensors, f"literals.{name}", "no tensor of that name", f"one of {sorted(tensors)}")
+            fits = isinstance(numbers, list) and len(numbers) == tensors[name].numel
+            _expect(fits, f"literals.{name}", numbers, f"a list of {tensors[name].numel} numbers")
+            read[name] = tuple(_number_in(f"literals.{name}", v) for v in numbers)
+        return cls(data["op"], tensors, data["flags"], data["values"], data["seed"], read)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a line of JSON.
+
+        Raises:
+            UsageError: it is no JSON, or no case.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UsageError(
+                f"case: not JSON ({error}): {text[:80]!r}, expected what a report's repro line holds"
+            ) from error
+        return cls.from_dict(data)
+
+    def describe(self) -> str:
+        """One line as failure messages print it."""
+        tensors = ", ".join(f"{name}{spec.describe()}" for name, spec in self.tensors.items())
+        flags = " ".join(f"{name}={value}" for name, value in self.flags.items())
+        return f"{tensors} {flags} values={self.values} seed={self.seed}"
+
+
+def _expect(holds: bool, entry: str, came: object, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"case: {entry} is {came!r}, expected {expected}")
+
+
+def _is_int(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _read_spec(name: str, data: Any) -> TensorSpec:
+    _expect(isinstance(data, dict), f"tensors.{name}", data, "an object")
+    missing = {"shape", "dtype", "strides", "offset", "storage"} - set(data)
+    _expect(not missing, f"tensors.{name}", f"without {sorted(missing)}", "shape, dtype, strides, offset, storage")
+    for key in ("shape", "strides"):
+        fits = isinstance(data[key], list) and all(_is_int(n, 0) for n in data[key])
+        _expect(fits, f"tensors.{name}.{key}", data[key], "a list of integers >= 0")
+    rank = len(data["shape"])
+    _expect(len(data["strides"]) == rank, f"tensors.{name}.strides", data["strides"], f"{rank} of them, as in shape")
+    _expect(data["dtype"] in DTYPES, f"tensors.{name}.dtype", data["dtype"], f"one of {', '.join(DTYPES)}")
+    _expect(_is_int(data["offset"], 0), f"tensors.{name}.offset", data["offset"], "an integer >= 0")
+    _expect(isinstance(data["storage"], str), f"tensors.{name}.storage", data["storage"], "a name")
+    spec = TensorSpec(tuple(data["shape"]), data["dtype"], tuple(data["strides"]), data["offset"], data["storage"])
+    _expect(spec.extent < 2**34, f"tensors.{name}", f"{spec.extent} elements of storage", "fewer than 2^34")
+    return spec
+
+
+def _check_storages(tensors: Mapping[str, TensorSpec]) -> None:
+    dtypes: dict[str, str] = {}
+    for name, spec in tensors.items():
+        first = dtypes.setdefault(spec.storage, spec.dtype)
+        _expect(first == spec.dtype, f"tensors.{name}.dtype", spec.dtype, f"{first}, that of storage {spec.storage!r}")
+
+
+def _number_out(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _number_in(entry: str, value: Any) -> float:
+    if value in ("inf", "-inf", "nan") or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return float(value)
+    raise UsageError(f"case: {entry} has {value!r}, expected numbers or 'inf', '-inf', 'nan'")
+
+
+@dataclasses.dataclass
+class Storage:
+    """One piece of memory with guards at both ends.
+
+    Attributes:
+        memory: the whole of it, one-dimensional.
+        before: a copy of its bits from before the call, as integers.
+        start: index of the first element after the first guard.
+        size: elements between the guards.
+    """
+
+    memory: Tensor
+    before: Tensor
+    start: int
+    size: int
+
+
+@dataclasses.dataclass
+class Arguments:
+    """The tensors of a case, ready for a call.
+
+    Attributes:
+        kwargs: what the op is called with.
+        tensors: the tensors by name, as in `Case.tensors`.
+        storages: the memory they lie in, by storage name.
+    """
+
+    kwargs: dict[str, Any]
+    tensors: dict[str, Tensor]
+    storages: dict[str, Storage]
+
+
+def guard_elements(width: int) -> int:
+    """Guard for rows of that width: 64 rows, which covers a tile of rows written without a mask."""
+    return -(-min(max(64 * width, MIN_GUARD), MAX_GUARD) // 128) * 128
+
+
+def poison(memory: Tensor, index_limit: int = 0) -> None:
+    """Fill memory with NaN of `POISON_BITS`; integers with index_limit, which is out of range by one."""
+    if memory.dtype in POISON_BITS:
+        bits_dtype, bits = POISON_BITS[memory.dtype]
+        memory.view(bits_dtype).fill_(bits)
+    else:
+        memory.fill_(index_limit)
+
+
+def as_bits(t: Tensor) -> Tensor:
+    """The same memory as integers, so that NaN compares."""
+    return t.view(POISON_BITS[t.dtype][0]) if t.dtype in POISON_BITS else t
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for each seed and tensor name."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def materialise(case: Case, device: str = "cpu") -> Arguments:
+    """Make the tensors of a case: guarded storages full of poison, and the values in their places."""
+    storages = _make_storages(case, device)
+    tensors = {}
+    for name, spec in case.tensors.items():
+        storage = storages[spec.storage]
+        view = storage.memory.as_strided(spec.shape, spec.strides, storage.start + spec.offset)
+        tensors[name] = view
+        if spec.numel == 0:
+            continue
+        made = _make_values(case, name, spec)
+        # An expanded view cannot be copied into: write its one distinct row.
+        distinct = tuple(1 if stride == 0 else size for size, stride in zip(spec.shape, spec.strides, strict=True))
+        slices = tuple(slice(0, n) for n in distinct)
+        storage.memory.as_strided(distinct, spec.strides, storage.start + spec.offset).copy_(made[slices])
+    for storage in storages.values():
+        storage.before = as_bits(storage.memory).clone()
+    kwargs: dict[str, Any] = dict(case.flags)
+    for name, view in tensors.items():
+        argument, _, part = name.partition(".")
+        if part == "table":
+            kwargs[argument] = IndexedRows(view, tensors[f"{argument}.index"])
+        elif not part:
+            kwargs[name] = view
+    return Arguments(kwargs, tensors, storages)
+
+
+def _make_storages(case: Case, device: str) -> dict[str, Storage]:
+    extents: dict[str, tuple[int, int, torch.dtype, int]] = {}
+    for name, spec in case.tensors.items():
+        extent, width, _, limit = extents.get(spec.storage, (0, 1, spec.torch_dtype, 0))
+        if name.endswith(".index"):
+            limit = case.tensors[name.replace(".index", ".table")].shape[-2]
+        row = spec.shape[-1] if spec.shape else 1
+        extents[spec.storage] = (max(extent, spec.extent), max(width, row), spec.torch_dtype, limit)
+    storages = {}
+    for name, (extent, width, dtype, limit) in extents.items():
+        guard = guard_elements(width)
+        memory = torch.empty(extent + 2 * guard, dtype=dtype, device=device)
+        poison(memory, limit)
+        storages[name] = Storage(memory, memory, guard, extent)
+    return storages
+
+
+def _make_values(case: Case, name: str, spec: TensorSpec) -> Tensor:
+    if name in case.literals:
+        return torch.tensor(case.literals[name], dtype=torch.float64).reshape(spec.shape).to(spec.torch_dtype)
+    generator = generator_for(case.seed, name)
+    if name.endswith(".index"):
+        rows = case.tensors[name.replace(".index", ".table")].shape[-2]
+        return torch.randint(0, rows, spec.shape, generator=generator).to(spec.torch_dtype)
+    eps = float(case.flags.get("eps", 1e-6))
+    return values.draw(case.values, name, spec.shape, spec.torch_dtype, eps, generator)

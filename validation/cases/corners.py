@@ -1,0 +1,432 @@
+"""The declared corners: what a sweep must have reached before it may call an op checked.
+
+A corner has a name, the choices that force it, and a test on the finished case. The test looks at shapes
+and strides, not at the choices: a corner that a strategy stopped reaching turns the run red.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
+from validation.cases.strategies import EPS, FORMS, WIDTHS, Signature
+from validation.cases.values import REGIMES
+
+# Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64).
+MODEL_WIDTHS = frozenset({5120, 1024, 128, 64})
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    """One corner.
+
+    Attributes:
+        name: as reports print it, ``scale=[B,F,1,D]``.
+        forced: choices of `strategies` that lead there.
+        reached: whether a case is in it.
+    """
+
+    name: str
+    forced: Mapping[str, Any]
+    reached: Callable[[Case], bool]
+
+
+def declared_corners(signature: Signature, *, bfloat16: bool = True) -> tuple[Corner, ...]:
+    """All corners of an op."""
+    corners = [*_type_corners(signature, bfloat16), *_size_corners(signature), *_width_corners(signature)]
+    for name in signature.modulations:
+        corners += _modulation_corners(name, bfloat16)
+    if "weight" in signature:
+        corners += _affine_corners(signature)
+    corners += _layout_corners(signature)
+    if signature.family == "qk":
+        corners += _qk_corners(signature)
+    if "cos" in signature:
+        corners += _rotary_corners(signature)
+    return tuple(corners)
+
+
+def corners_of(case: Case, corners: tuple[Corner, ...]) -> list[str]:
+    """Names of the corners that a case is in."""
+    return [corner.name for corner in corners if corner.reached(case)]
+
+
+def _main(case: Case) -> TensorSpec:
+    return case.tensors["x" if "x" in case.tensors else "q"]
+
+
+def _equals(flag: str, value: Any) -> Callable[[Case], bool]:
+    return lambda case: bool(case.flags[flag] == value)
+
+
+def _type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
+    dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
+    corners = [Corner(f"dtype={d}", {"dtype": d}, lambda case, d=d: case.dtype == d) for d in dtypes]  # type: ignore[misc]
+    corners += [Corner(f"values={r}", {"values": r}, lambda case, r=r: case.values == r) for r in REGIMES]  # type: ignore[misc]
+    # An overflow that float16 makes or hides shows in float16 alone.
+    corners.append(
+        Corner(
+            "values=near_max float16",
+            {"values": "near_max", "dtype": "float16"},
+            lambda case: case.values == "near_max" and case.dtype == "float16",
+        )
+    )
+    small = {"size": "one_token", "width": "pow2", "width.value": 4}
+    corners.append(
+        Corner("values written out", {"literals": True, "values": "normal", **small}, lambda case: bool(case.literals))
+    )
+    for flag, options in {
+        "casting_mode": ("float32", "input"),
+        "eps": EPS,
+        "interleaved": (True, False),
+        "inplace": (True, False),
+        "scale_constant": (1.0, 0.0, 0.5),
+    }.items():
+        if flag in signature:
+            corners += [Corner(f"{flag}={o}", {flag: o}, _equals(flag, o)) for o in options]
+    return corners
+
+
+def _rows(case: Case) -> int:
+    spec = _main(case)
+    return spec.numel // spec.shape[-1]
+
+
+def _size_corners(signature: Signature) -> list[Corner]:
+    rank = {"rank": 3} if signature.family == "norm" else {}
+    heads = {"heads": 2} if signature.family in ("qk", "rotary", "split_rotary") else {}
+
+    def corner(name: str, size: str, reached: Callable[[Case], bool], **more: Any) -> Corner:
+        return Corner(name, {"size": size, **rank, **heads, **more}, reached)
+
+    def shape(case: Case) -> tuple[int, ...]:
+        return _main(case).shape
+
+    corners = [
+        corner("B=0", "no_batch", lambda case: len(shape(case)) > 2 and shape(case)[0] == 0),
+        corner("L=0", "no_tokens", lambda case: len(shape(case)) > 2 and shape(case)[1] == 0 < shape(case)[0]),
+        corner("B=1", "one_batch", lambda case: len(shape(case)) > 2 and shape(case)[0] == 1),
+        corner("B>1", "frames", lambda case: len(shape(case)) > 2 and shape(case)[0] > 1),
+        corner("L=1", "one_token", lambda case: len(shape(case)) > 2 and shape(case)[1] == 1),
+        corner("L%16==0", "sixteens", lambda case: len(shape(case)) > 2 and shape(case)[1] % 16 == 0 < shape(case)[1]),
+        corner("B==L>1", "square", lambda case: len(shape(case)) > 2 and shape(case)[0] == shape(case)[1] > 1),
+        corner("rows>32, ragged", "ragged", lambda case: _rows(case) > 32 and _rows(case) % 32 != 0, width="pow2"),
+        corner("rows>65535", "many_rows", lambda case: _rows(case) > 65535, width="pow2"),
+    ]
+    if heads:
+        corners.append(Corner("H=1", {"heads": 1}, lambda case: case.tensors.get("x", _main(case)).shape[2:3] == (1,)))
+        if signature.family != "split_rotary":
+            corners.append(Corner("H=0", {"heads": 0, "k.shape": "same"}, lambda case: shape(case)[2:3] == (0,)))
+        else:
+            corners[-1] = Corner("H=1", {"heads": 1}, lambda case: case.tensors["cos"].shape[1] == 1)
+    if signature.family == "norm":
+        corners += [
+            Corner(f"rank={n}", {"rank": n, "size": "frames"}, lambda case, n=n: len(shape(case)) == n)  # type: ignore[misc]
+            for n in (1, 2, 3, 4)
+        ]
+    return corners
+
+
+def _width_corners(signature: Signature) -> list[Corner]:
+    def width(case: Case) -> int:
+        if signature.family == "split_rotary":
+            return 2 * case.tensors["cos"].shape[-1]
+        return _main(case).shape[-1]
+
+    def power_of_two(n: int) -> bool:
+        return n & (n - 1) == 0
+
+    kinds: dict[str, Callable[[int], bool]] = {
+        "D=2^k": lambda n: n > 2 and power_of_two(n),
+        "D even, not 16k": lambda n: n % 2 == 0 and n % 16 != 0 and not power_of_two(n),
+        "D of a model": lambda n: n in MODEL_WIDTHS,
+    }
+    forced = {"D=2^k": "pow2", "D even, not 16k": "even", "D of a model": "model"}
+    if signature.family in ("norm", "modulated"):
+        kinds |= {
+            "D=1": lambda n: n == 1,
+            "D prime": lambda n: n in WIDTHS["prime"],
+            "D=2^k-1": lambda n: n > 3 and power_of_two(n + 1),
+            "D=2^k+1": lambda n: n > 5 and power_of_two(n - 1),
+            "D=16k": lambda n: n % 16 == 0 and not power_of_two(n),
+            "D>8192": lambda n: n > 8192,
+        }
+        forced |= {
+            "D=1": "one",
+            "D prime": "prime",
+            "D=2^k-1": "pow2-1",
+            "D=2^k+1": "pow2+1",
+            "D=16k": "16k",
+            "D>8192": "beyond",
+        }
+    return [
+        Corner(name, {"width": forced[name], "size": "frames"}, lambda case, test=test: test(width(case)))  # type: ignore[misc]
+        for name, test in kinds.items()
+    ]
+
+
+def _form_reached(name: str, form: str) -> Callable[[Case], bool]:
+    """The form, with B, F and L > 1, so that no two forms look alike."""
+
+    def reached(case: Case) -> bool:
+        batch, length, width = _main(case).shape
+        if min(batch, length) < 2:
+            return False
+        table, spec = case.tensors.get(f"{name}.table"), case.tensors.get(name)
+        if form in ("indexed", "indexed[B]"):
+            return table is not None and len(table.shape) == (2 if form == "indexed" else 3)
+        if table is not None or spec is None:
+            return form == "none" and table is None
+        shapes: dict[str, Callable[[tuple[int, ...]], bool]] = {
+            "scalar": lambda s: s == (),
+            "[1]": lambda s: s == (1,) and width > 1,
+            "[D]": lambda s: s == (width,) and width > 1,
+            "[B,D]": lambda s: s == (batch, width),
+            "[1,1,D]": lambda s: s == (1, 1, width),
+            "[B,1,D]": lambda s: s == (batch, 1, width),
+            "[1,L,D]": lambda s: s == (1, length, width),
+            "[B,L,D]": lambda s: s == (batch, length, width),
+            "[B,F,1,D]": lambda s: len(s) == 4 and 1 < s[1] < length,
+        }
+        return form in shapes and shapes[form](spec.shape)
+
+    return reached
+
+
+def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
+    def spec_of(case: Case) -> TensorSpec | None:
+        return case.tensors.get(name)
+
+    frames = {"size": "frames", "width": "pow2"}
+    forms = (*FORMS, "none") if name == "gate" else FORMS
+    corners = [Corner(f"{name}={f}", {f"{name}.form": f, **frames}, _form_reached(name, f)) for f in forms]
+    whole = {f"{name}.form": "[B,L,D]", **frames}
+
+    def laid_out(label: str, layout: str, test: Callable[[TensorSpec], bool], **more: Any) -> Corner:
+        def reached(case: Case) -> bool:
+            spec = spec_of(case)
+            return spec is not None and len(spec.shape) == 3 and spec.shape[-1] > 1 and test(spec)
+
+        return Corner(f"{name}: {label}", {**whole, f"{name}.layout": layout, **more}, reached)
+
+    corners += [
+        laid_out("offset 1", "offset1", lambda s: s.offset == 1),
+        laid_out("last dimension strided", "strided_last", lambda s: s.strides[-1] > 1),
+        laid_out("chunk of [B,L,6,D]", "chunked", lambda s: s.strides[1] == 6 * s.shape[-1]),
+        laid_out("stride 0", "expanded", lambda s: 0 in s.strides),
+        laid_out("row stride not 16k", "gapped", lambda s: s.strides[1] % 16 != 0, **{f"{name}.gap": 1}),
+    ]
+    pairs = [("float32", "float16"), ("float16", "float32")]
+    if bfloat16:
+        pairs += [("bfloat16", "float32"), ("float32", "bfloat16")]
+    for working, other in pairs:
+
+        def mixed(case: Case, working: str = working, other: str = other) -> bool:
+            spec = spec_of(case)
+            return case.dtype == working and spec is not None and len(spec.shape) > 0 and spec.dtype == other
+
+        forced = {"dtype": working, f"{name}.dtype": other, **whole}
+        corners.append(Corner(f"{name}: {other} with {working} x", forced, mixed))
+    for kind in ("int32", "int64"):
+        corners.append(
+            Corner(
+                f"{name}: {kind} index",
+                {f"{name}.form": "indexed", f"{name}.index.dtype": kind},
+                lambda case, kind=kind: getattr(case.tensors.get(f"{name}.index"), "dtype", "") == kind,  # type: ignore[misc]
+            )
+        )
+    # One row a batch item, where it could be taken for one row a token.
+    corners.append(
+        Corner(
+            f"{name}=[B,D], B==L>1",
+            {f"{name}.form": "[B,D]", "size": "square"},
+            lambda case: (
+                (spec := spec_of(case)) is not None
+                and len(spec.shape) == 2
+                and _main(case).shape[0] == _main(case).shape[1] > 1
+            ),
+        )
+    )
+    return corners
+
+
+def _affine_corners(signature: Signature) -> list[Corner]:
+    present = {"none": (False, False), "weight": (True, False), "bias": (False, True), "both": (True, True)}
+    if "bias" not in signature:
+        present = {"none": (False, False), "weight": (True, False)}
+    corners = [
+        Corner(
+            f"affine={name}",
+            {"affine": name},
+            lambda case, want=want: ("weight" in case.tensors, "bias" in case.tensors) == want,  # type: ignore[misc]
+        )
+        for name, want in present.items()
+    ]
+    return [
+        *corners,
+        Corner(
+            "weight: last dimension strided",
+            {"affine": "weight", "weight.layout": "strided_last", "width": "pow2"},
+            lambda case: "weight" in case.tensors and case.tensors["weight"].strides[0] > 1,
+        ),
+        Corner(
+            "weight: another dtype",
+            {"affine": "weight", "dtype": "float16", "weight.dtype": "float32"},
+            lambda case: "weight" in case.tensors and case.tensors["weight"].dtype != case.dtype,
+        ),
+    ]
+
+
+def _layout_corners(signature: Signature) -> list[Corner]:
+    corners = []
+    names = [n for n in ("x", "residual", "q", "k") if n in signature]
+    own: dict[str, Any] = {"qk.layout": "own", "k.shape": "same", "heads": 2} if signature.family == "qk" else {}
+    if signature.family == "norm":
+        own = {"rank": 3}
+    if signature.family in ("rotary", "split_rotary"):
+        own = {"heads": 2}
+    for name in names:
+        base = {**own, "size": "frames", "width": "pow2"}
+
+        def laid_out(
+            label: str,
+            layout: str,
+            test: Callable[[TensorSpec], bool],
+            name: str = name,
+            base: Mapping[str, Any] = base,
+            **more: Any,
+        ) -> Corner:
+            def reached(case: Case) -> bool:
+                spec = case.tensors[name]
+                return len(spec.shape) > 2 and min(spec.shape) > 1 and spec.storage == name and test(spec)
+
+            return Corner(f"{name}: {label}", {**base, f"{name}.layout": layout, **more}, reached)
+
+        corners += [
+            laid_out("contiguous", "contiguous", lambda s: s.contiguous and s.offset == 0),
+            laid_out("offset 1", "offset1", lambda s: s.offset == 1),
+            laid_out(
+                "rows apart, 16k", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 8 == 0, **{f"{name}.gap": 8}
+            ),
+            laid_out(
+                "rows apart, odd", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 2 == 1, **{f"{name}.gap": 1}
+            ),
+            laid_out(
+                "outer dimensions swapped", "transposed", lambda s: s.strides[0] < s.strides[1], **{f"{name}.swap": 0}
+            ),
+            laid_out("last dimension strided", "strided_last", lambda s: s.strides[-1] > 1),
+            laid_out("one of three packed", "packed", lambda s: s.strides[-2] == 3 * s.shape[-1]),
+        ]
+    return corners
+
+
+def _row_gap(spec: TensorSpec) -> bool:
+    return spec.strides[-1] == 1 and spec.strides[-2] > spec.shape[-1]
+
+
+def _qk_corners(signature: Signature) -> list[Corner]:
+    packed = {"qk.layout": "packed", "k.shape": "same", "heads": 2}
+
+    def is_packed(case: Case) -> bool:
+        q, k = case.tensors["q"], case.tensors["k"]
+        return q.storage == k.storage and q.numel > 0
+
+    corners = [
+        Corner("q and k packed", {**packed, "size": "frames"}, is_packed),
+        Corner(
+            "q and k packed, in place",
+            {**packed, "size": "frames", "inplace": True},
+            lambda case: is_packed(case) and case.flags["inplace"],
+        ),
+        # .contiguous() of a packed view with L == 1 may give the view itself: an in-place bug upstream.
+        Corner(
+            "q and k packed, in place, L=1",
+            {**packed, "size": "one_token", "inplace": True},
+            lambda case: is_packed(case) and case.flags["inplace"] and case.tensors["q"].shape[1] == 1,
+        ),
+        Corner(
+            "k: other head count",
+            {"k.shape": "heads", "size": "frames"},
+            lambda case: (
+                len(case.tensors["k"].shape) == 4
+                and case.tensors["k"].shape[2] != case.tensors["q"].shape[2]
+                and case.tensors["q"].numel > 0
+            ),
+        ),
+        Corner(
+            "in place, last dimension strided",
+            {"qk.layout": "own", "inplace": True, "q.layout": "strided_last", "size": "frames", "heads": 2},
+            lambda case: case.flags["inplace"] and case.tensors["q"].strides[-1] > 1 and case.tensors["q"].numel > 0,
+        ),
+    ]
+    for weights, want in {"both": (1, 1), "none": (0, 0), "q": (1, 0), "k": (0, 1)}.items():
+        corners.append(
+            Corner(
+                f"weights={weights}",
+                {"qk.weights": weights},
+                lambda case, want=want: ("q_weight" in case.tensors, "k_weight" in case.tensors) == want,  # type: ignore[misc]
+            )
+        )
+    if "cos" not in signature:
+        corners += [
+            Corner(
+                "k: other length",
+                {"k.shape": "length", "size": "frames", "heads": 2},
+                lambda case: (
+                    len(case.tensors["k"].shape) == 4 and case.tensors["k"].shape[1] != case.tensors["q"].shape[1]
+                ),
+            ),
+            Corner(
+                "k: other rank",
+                {"k.shape": "rank", "size": "frames"},
+                lambda case: len(case.tensors["k"].shape) == 2,
+            ),
+        ]
+    return corners
+
+
+def _rotary_corners(signature: Signature) -> list[Corner]:
+    def cos(case: Case) -> TensorSpec:
+        return case.tensors["cos"]
+
+    frames = {"size": "frames", "heads": 2, "width": "model"}
+    corners = [
+        Corner(
+            "cos: another dtype",
+            {**frames, "dtype": "float16", "cos.dtype": "float32"},
+            lambda case: cos(case).dtype != case.dtype and _main(case).numel > 0,
+        ),
+        Corner(
+            "cos: last dimension strided",
+            {**frames, "cos.layout": "strided_last"},
+            lambda case: cos(case).strides[-1] > 1 and cos(case).numel > 1,
+        ),
+        Corner(
+            "cos: stride 0",
+            {**frames, "cos.layout": "expanded"},
+            lambda case: 0 in cos(case).strides and cos(case).numel > 1,
+        ),
+    ]
+    if signature.family == "split_rotary":
+        return corners
+    for form, rank in {"[S,Dr/2]": 2, "[B,S,Dr/2]": 3}.items():
+        corners.append(
+            Corner(
+                f"cos={form}",
+                {**frames, "cos.form": form},
+                lambda case, rank=rank: len(cos(case).shape) == rank and _main(case).shape[0] > 1,  # type: ignore[misc]
+            )
+        )
+    for interleaved in (True, False):
+        corners.append(
+            Corner(
+                f"rotary dims below head_dim, interleaved={interleaved}",
+                {**frames, "rotary_dim": "partial", "interleaved": interleaved},
+                lambda case, want=interleaved: (  # type: ignore[misc]
+                    case.flags["interleaved"] == want
+                    and 2 * cos(case).shape[-1] < _main(case).shape[-1]
+                    and _main(case).shape[2] > 1
+                ),
+            )
+        )
+    return corners

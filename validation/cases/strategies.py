@@ -1,0 +1,429 @@
+"""Hypothesis strategies: what a case of each op may be.
+
+A strategy is made from the op's signature alone: each argument name has a role (`x`, `residual`, `shift`,
+`weight`, `q`, `cos`, ...), and the roles say which shapes go together. An op whose arguments all have known
+roles needs nothing here.
+
+Every discrete choice goes through `Chooser.pick` under a name, so that a corner (see `corners.py`) can be
+forced by fixing some choices, and Hypothesis shrinks towards the first option of each.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import hypothesis.strategies as st
+
+from validation.cases.case import FLOAT_DTYPES, MAX_LITERALS, Case, TensorSpec
+from validation.cases.values import REGIMES
+from validation.errors import UsageError
+
+T = TypeVar("T")
+
+MODULATIONS = ("shift", "scale", "gate")
+KNOWN_ARGUMENTS = frozenset(
+    {"x", "residual", *MODULATIONS, "weight", "bias", "q", "k", "q_weight", "k_weight", "cos", "sin"}
+    | {"eps", "casting_mode", "inplace", "interleaved", "scale_constant"}
+)
+
+# About 40 k elements an activation: a launch of a few programs, 2 to 4 ms each under the interpreter.
+MAX_ELEMENTS = 40_000
+
+WIDTHS = {
+    "pow2": (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+    "one": (1,),
+    "prime": (2, 3, 5, 7, 13, 31, 61, 127, 251, 509, 769, 1021),
+    "pow2-1": (15, 63, 255, 511, 1023, 2047, 4095),
+    "pow2+1": (9, 17, 33, 65, 129, 257, 513, 1025, 4097),
+    "16k": (48, 80, 96, 144, 320, 768, 1040, 3072),
+    "even": (6, 10, 18, 34, 66, 130, 258, 1026, 3074),
+    "model": (64, 128, 1024, 5120),
+    # Beyond one block of columns (8192): the kernels loop.
+    "beyond": (8193, 9000, 16384),
+}
+# Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the rest to hurt.
+HEAD_DIMS = {
+    "pow2": (4, 8, 16, 32, 256),
+    "two": (2,),
+    "even": (6, 10, 18, 34, 66, 80, 96, 130),
+    "model": (64, 128),
+}
+ODD_HEAD_DIMS = {"one": (1,), "prime": (3, 5, 7, 13, 61, 127)}
+
+# name -> (batch, frames, tokens a frame), each an inclusive range
+SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
+    "general": ((1, 3), (1, 4), (1, 6)),
+    "frames": ((2, 3), (2, 4), (2, 5)),
+    "one_batch": ((1, 1), (1, 3), (1, 8)),
+    "one_token": ((1, 4), (1, 1), (1, 1)),
+    "sixteens": ((1, 2), (1, 2), (16, 16)),
+    "ragged": ((1, 2), (1, 1), (33, 75)),
+    "square": ((2, 5), (1, 1), (0, 0)),  # B == L: tokens follow the batch
+    "no_batch": ((0, 0), (1, 2), (1, 4)),
+    "no_tokens": ((1, 2), (1, 2), (0, 0)),
+    "many_rows": ((1, 2), (1, 1), (35_000, 36_000)),  # more than 65535 rows, for B = 2
+}
+RARE_SIZES = ("many_rows",)
+RARE_WIDTHS = ("beyond",)
+
+FORMS = (
+    "[D]",
+    "scalar",
+    "[1]",
+    "[B,D]",
+    "[1,1,D]",
+    "[B,1,D]",
+    "[1,L,D]",
+    "[B,L,D]",
+    "[B,F,1,D]",
+    "indexed",
+    "indexed[B]",
+)
+ACTIVATION_LAYOUTS = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "packed")
+MODULATION_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "chunked", "expanded")
+ROW_LAYOUTS = ("contiguous", "offset1", "strided_last")
+EPS = (1e-6, 1e-5, 1e-3)
+
+
+class Chooser:
+    """Draws named choices, some of them forced."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], forced: Mapping[str, Any]) -> None:
+        self._draw, self._forced = draw, forced
+
+    def pick(self, name: str, options: Sequence[T], rare: Sequence[T] = ()) -> T:
+        """One of the options, or what is forced under that name (rare options come only so)."""
+        if name in self._forced:
+            value: T = self._forced[name]
+            if value not in options and value not in rare:
+                raise ValueError(f"{name} is forced to {value!r}, expected one of {[*options, *rare]}")
+            return value
+        chosen: T = self._draw(st.sampled_from(options))
+        return chosen
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+        number: int = low if low == high else self._draw(st.integers(low, high))
+        return number
+
+    def literals(self, spec: TensorSpec) -> tuple[float, ...]:
+        """Values for each element, drawn themselves so that they shrink."""
+        width = 32 if spec.dtype == "float32" else 16
+        numbers = st.floats(width=width, allow_nan=False, allow_infinity=False, min_value=-64.0, max_value=64.0)
+        drawn: list[float] = self._draw(st.lists(numbers, min_size=spec.numel, max_size=spec.numel))
+        return tuple(drawn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The arguments of an op, by role.
+
+    Attributes:
+        op: its name.
+        names: of its arguments, in order.
+        required: those without a default.
+    """
+
+    op: str
+    names: tuple[str, ...]
+    required: frozenset[str]
+
+    @classmethod
+    def of(cls, op: str, function: Callable[..., Any]) -> "Signature":
+        """Read an op's signature.
+
+        Raises:
+            UsageError: an argument has a name that no case can be made for.
+        """
+        parameters = inspect.signature(function).parameters
+        unknown = set(parameters) - KNOWN_ARGUMENTS
+        if unknown:
+            raise UsageError(
+                f"op {op} has arguments {sorted(unknown)}, expected only names with a role: {sorted(KNOWN_ARGUMENTS)}"
+            )
+        required = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty}
+        return cls(op, tuple(parameters), frozenset(required))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    @property
+    def family(self) -> str:
+        """``modulated`` (x [B, L, D]), ``norm`` (x [..., D]), ``rotary``, ``split_rotary`` or ``qk``."""
+        if "q" in self:
+            return "qk"
+        if "cos" in self:
+            return "rotary" if "interleaved" in self else "split_rotary"
+        return "modulated" if any(name in self for name in (*MODULATIONS, "residual")) else "norm"
+
+    @property
+    def modulations(self) -> tuple[str, ...]:
+        """Those of shift, scale and gate that it takes."""
+        return tuple(name for name in MODULATIONS if name in self)
+
+
+def cases(
+    signature: Signature, forced: Mapping[str, Any] | None = None, *, bfloat16: bool = True
+) -> st.SearchStrategy[Case]:
+    """Cases of an op.
+
+    Args:
+        signature: the op's.
+        forced: choices that are fixed, by name (see `corners.Corner.forced`).
+        bfloat16: False leaves bfloat16 out, where it cannot be judged.
+    """
+
+    @st.composite
+    def make(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
+        return _draw_case(signature, Chooser(draw, forced or {}), bfloat16)
+
+    return make()
+
+
+def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
+    dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
+    dtype = choose.pick("dtype", dtypes)
+    flags: dict[str, Any] = {}
+    if "eps" in signature:
+        flags["eps"] = choose.pick("eps", EPS)
+    if "casting_mode" in signature:
+        flags["casting_mode"] = choose.pick("casting_mode", ("float32", "input"))
+    for name in ("interleaved", "inplace"):
+        if name in signature:
+            flags[name] = choose.pick(name, (False, True))
+    if "scale_constant" in signature:
+        flags["scale_constant"] = choose.pick("scale_constant", (1.0, 0.0, 0.5))
+    family = {"modulated": _modulated, "norm": _norm, "qk": _qk, "rotary": _rotary, "split_rotary": _split_rotary}
+    tensors = family[signature.family](signature, choose, dtype, dtypes)
+    regime = choose.pick("values", tuple(REGIMES))
+    literals = {}
+    if regime == "normal" and choose.pick("literals", (False, False, False, True)):
+        small = {n: s for n, s in tensors.items() if 0 < s.numel <= MAX_LITERALS and not n.endswith(".index")}
+        literals = {name: choose.literals(spec) for name, spec in small.items() if name in ("x", "q", "scale")}
+    return Case(signature.op, tensors, flags, regime, choose.integer(0, 2**31 - 1), literals)
+
+
+def _sizes(choose: Chooser, width: int) -> tuple[int, int, int]:
+    """B, F and the tokens of a frame; fewer tokens where rows are wide."""
+    size = choose.pick("size", [s for s in SIZES if s not in RARE_SIZES], RARE_SIZES)
+    batches, frames, tokens = SIZES[size]
+    batch = choose.integer(*batches)
+    if size == "many_rows":
+        return 2, 1, choose.integer(*tokens)
+    if size == "square":
+        return batch, 1, batch
+    count = choose.integer(*frames)
+    low, high = tokens
+    if size != "sixteens":
+        high = max(low, min(high, MAX_ELEMENTS // max(batch * count * width, 1)))
+    return batch, count, choose.integer(low, high)
+
+
+def _width(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> int:
+    kind = choose.pick("width", [w for w in table if w not in RARE_WIDTHS], [w for w in table if w in RARE_WIDTHS])
+    return choose.pick("width.value", table[kind])
+
+
+def _mixed(choose: Chooser, name: str, dtype: str, dtypes: Sequence[str]) -> str:
+    return choose.pick(f"{name}.dtype", [dtype, *(d for d in dtypes if d != dtype)])
+
+
+def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layouts: Sequence[str]) -> TensorSpec:
+    """Lay a tensor out; its strides may overlap only where the layout says ``expanded``."""
+    layout = choose.pick(f"{name}.layout", layouts)
+    sizes, gap, offset, step = list(shape), 0, 0, 1
+    order = list(range(len(shape)))
+    match layout:
+        case "offset1":
+            offset = 1
+        case "gapped":
+            # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not.
+            gap = choose.pick(f"{name}.gap", (8, 1, 3, 16))
+        case "transposed" if len(shape) > 1:
+            # Swapping the outer two keeps the last dimension contiguous, swapping the inner two does not.
+            first = choose.pick(f"{name}.swap", (0, len(shape) - 2))
+            order[first], order[first + 1] = order[first + 1], order[first]
+        case "strided_last":
+            step = choose.pick(f"{name}.step", (2, 3))
+        case "packed" | "chunked":
+            # One of three (q of a packed qkv) or of six (shift, scale, gate, twice) rows of the last dimension.
+            parts = 3 if layout == "packed" else 6
+            width = sizes[-1] if sizes else 1
+            part = choose.integer(0, parts - 1)
+            gap, offset = (parts - 1) * width, part * width
+    strides = [0] * len(shape)
+    run = step
+    for axis in reversed(order):
+        strides[axis] = run
+        run *= max(sizes[axis], 1)
+        if axis == order[-1]:
+            run += gap
+    if layout == "expanded":
+        wide = [axis for axis in range(len(shape) - 1) if sizes[axis] > 1]
+        for axis in wide[: choose.integer(1, max(len(wide), 1))]:
+            strides[axis] = 0
+    return TensorSpec(shape, dtype, tuple(strides), offset, name)
+
+
+def _modulation(
+    choose: Chooser, name: str, sizes: tuple[int, int, int, int], dtype: str, dtypes: Sequence[str]
+) -> dict[str, TensorSpec]:
+    """The tensors of one modulation argument; none of them for a gate of None."""
+    batch, frames, tokens, width = sizes
+    length = frames * tokens
+    form = choose.pick(f"{name}.form", (*FORMS, "none") if name == "gate" else FORMS)
+    if form == "none":
+        return {}
+    dtype = _mixed(choose, name, dtype, dtypes)
+    if form in ("indexed", "indexed[B]"):
+        rows = choose.integer(1, 4)
+        shape = (rows, width) if form == "indexed" else (batch, rows, width)
+        index_dtype = choose.pick(f"{name}.index.dtype", ("int64", "int32"))
+        return {
+            f"{name}.table": _layout(choose, f"{name}.table", shape, dtype, ("contiguous", "offset1", "gapped")),
+            f"{name}.index": _layout(
+                choose, f"{name}.index", (batch, length), index_dtype, ("contiguous", "offset1", "strided_last")
+            ),
+        }
+    shape = {
+        "scalar": (),
+        "[1]": (1,),
+        "[D]": (width,),
+        "[B,D]": (batch, width),
+        "[1,1,D]": (1, 1, width),
+        "[B,1,D]": (batch, 1, width),
+        "[1,L,D]": (1, length, width),
+        "[B,L,D]": (batch, length, width),
+        "[B,F,1,D]": (batch, frames, 1, width),
+    }[form]
+    layouts = MODULATION_LAYOUTS if len(shape) > 1 else ROW_LAYOUTS if shape else ("contiguous", "offset1")
+    return {name: _layout(choose, name, shape, dtype, layouts)}
+
+
+def _affine(
+    signature: Signature, choose: Chooser, width: int, dtype: str, dtypes: Sequence[str]
+) -> dict[str, TensorSpec]:
+    names = [name for name in ("weight", "bias") if name in signature]
+    if not names:
+        return {}
+    options = ("none", "weight", "bias", "both") if len(names) == 2 else ("none", "weight")
+    affine = choose.pick("affine", options)
+    return {
+        name: _layout(choose, name, (width,), _mixed(choose, name, dtype, dtypes), ROW_LAYOUTS)
+        for name in names
+        if affine in (name, "both")
+    }
+
+
+def _modulated(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
+    width = _width(choose, WIDTHS)
+    batch, frames, tokens = _sizes(choose, width)
+    if batch * frames * tokens > 10_000:
+        width = min(width, 4)
+    shape = (batch, frames * tokens, width)
+    tensors = {
+        name: _layout(choose, name, shape, dtype, ACTIVATION_LAYOUTS) for name in ("residual", "x") if name in signature
+    }
+    for name in signature.modulations:
+        tensors |= _modulation(choose, name, (batch, frames, tokens, width), dtype, dtypes)
+    return tensors | _affine(signature, choose, width, dtype, dtypes)
+
+
+def _norm(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
+    width = _width(choose, WIDTHS)
+    batch, frames, tokens = _sizes(choose, width)
+    if batch * frames * tokens > 10_000:
+        width = min(width, 4)
+    rank = choose.pick("rank", (3, 1, 2, 4))
+    shape = {
+        1: (width,),
+        2: (batch * frames * tokens, width),
+        3: (batch, frames * tokens, width),
+        4: (batch, frames, tokens, width),
+    }[rank]
+    layouts = ACTIVATION_LAYOUTS if rank > 1 else ROW_LAYOUTS
+    tensors = {"x": _layout(choose, "x", shape, dtype, layouts)}
+    return tensors | _affine(signature, choose, width, dtype, dtypes)
+
+
+def _qk_layouts(choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: str) -> dict[str, TensorSpec]:
+    """Lay q and k out: each on its own, or both in one packed ``[B, S, 3, H, head_dim]`` buffer."""
+    layout = choose.pick("qk.layout", ("own", "packed"))
+    if layout == "own" or q != k or len(q) != 4:
+        return {
+            "q": _layout(choose, "q", q, dtype, ACTIVATION_LAYOUTS),
+            "k": _layout(choose, "k", k, dtype, ACTIVATION_LAYOUTS),
+        }
+    batch, length, heads, width = q
+    token = 3 * heads * width
+    strides = (max(length, 1) * token, token, width, 1)
+    del batch
+    return {
+        "q": TensorSpec(q, dtype, strides, 0, "qkv"),
+        "k": TensorSpec(k, dtype, strides, heads * width, "qkv"),
+    }
+
+
+def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
+    rope = "cos" in signature
+    width = _width(choose, HEAD_DIMS if rope else HEAD_DIMS | ODD_HEAD_DIMS)
+    batch, frames, tokens = _sizes(choose, width * 4)
+    if batch * frames * tokens > 10_000:
+        width = min(width, 4)
+    length = frames * tokens
+    heads = choose.pick("heads", (2, 1, 3, 0))
+    q: tuple[int, ...] = (batch, length, heads, width)
+    other = choose.pick("k.shape", ("same", "heads", "length", "rank"))
+    k: tuple[int, ...] = q
+    if other == "heads":
+        k = (batch, length, heads + 1, width)
+    elif other == "length" and not rope:
+        k = (batch, length + 3, heads, width)
+    elif other == "rank" and not rope:
+        k = (batch * length, width)
+    tensors = _qk_layouts(choose, q, k, dtype)
+    weights = choose.pick("qk.weights", ("both", "none", "q", "k"))
+    for name in ("q_weight", "k_weight"):
+        if weights in ("both", name[0]):
+            tensors[name] = _layout(choose, name, (width,), _mixed(choose, name, dtype, dtypes), ROW_LAYOUTS)
+    return tensors | (_angles(choose, batch, length, width, dtype, dtypes) if rope else {})
+
+
+def _angles(
+    choose: Chooser, batch: int, length: int, width: int, dtype: str, dtypes: Sequence[str]
+) -> dict[str, TensorSpec]:
+    rotated = width if width < 4 or choose.pick("rotary_dim", ("full", "partial")) == "full" else 2 * (width // 4)
+    shape: tuple[int, ...] = (length, rotated // 2)
+    if choose.pick("cos.form", ("[S,Dr/2]", "[B,S,Dr/2]")) == "[B,S,Dr/2]":
+        shape = (batch, *shape)
+    angle_dtype = _mixed(choose, "cos", dtype, dtypes)
+    layouts = ("contiguous", "offset1", "gapped", "strided_last", "expanded")
+    return {name: _layout(choose, name, shape, angle_dtype, layouts) for name in ("cos", "sin")}
+
+
+def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
+    width = _width(choose, HEAD_DIMS)
+    batch, frames, tokens = _sizes(choose, width * 3)
+    if batch * frames * tokens > 10_000:
+        width = min(width, 4)
+    length = frames * tokens
+    heads = choose.pick("heads", (2, 1, 3, 0))
+    del signature
+    x = _layout(choose, "x", (batch, length, heads, width), dtype, ACTIVATION_LAYOUTS)
+    return {"x": x} | _angles(choose, batch, length, width, dtype, dtypes)
+
+
+def _split_rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
+    width = _width(choose, HEAD_DIMS)
+    batch, frames, tokens = _sizes(choose, width * 3)
+    if batch * frames * tokens > 10_000:
+        width = min(width, 4)
+    length = frames * tokens
+    heads = choose.pick("heads", (2, 1, 3))
+    del signature
+    x = _layout(choose, "x", (batch, length, heads * width), dtype, ACTIVATION_LAYOUTS)
+    angle_dtype = _mixed(choose, "cos", dtype, dtypes)
+    shape = (batch, heads, length, width // 2)
+    layouts = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "expanded")
+    return {"x": x} | {name: _layout(choose, name, shape, angle_dtype, layouts) for name in ("cos", "sin")}

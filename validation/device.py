@@ -1,0 +1,64 @@
+"""Where the kernels run: Triton's interpreter on the CPU, or a GPU; chosen once a process."""
+
+import dataclasses
+import os
+
+from validation.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A chosen device.
+
+    Attributes:
+        name: ``interpreter``, or the GPU's name.
+        torch: the torch device string, ``cpu`` or ``cuda``.
+        bfloat16_problems: what is wrong with the interpreter's bfloat16 conversions; where this is not
+            empty, bfloat16 cannot be judged.
+    """
+
+    name: str
+    torch: str
+    bfloat16_problems: tuple[str, ...] = ()
+
+    @property
+    def interpreted(self) -> bool:
+        """True where kernels run under Triton's interpreter."""
+        return self.torch == "cpu"
+
+
+_selected: Device | None = None
+
+
+def select(gpu: bool) -> Device:
+    """Choose the device of this process; must come before any kernel is imported.
+
+    Without a GPU asked for, enables Triton's interpreter, repairs its bfloat16 conversion and checks the
+    repair against torch.
+
+    Raises:
+        UsageError: ``gpu`` without a usable GPU, with the interpreter switched on, or after the other
+            device was selected.
+    """
+    global _selected
+    if _selected is not None:
+        if _selected.interpreted == gpu:
+            raise UsageError(f"the device is {_selected.name} already, expected one device a process")
+        return _selected
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--gpu: torch sees no usable GPU, expected one (leave --gpu out to use the CPU)")
+        if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+            raise UsageError("--gpu: TRITON_INTERPRET is set, expected it unset: kernels would not be compiled")
+        _selected = Device(torch.cuda.get_device_name(), "cuda")
+    else:
+        from validation import interpreter
+
+        try:
+            interpreter.enable()
+        except RuntimeError as error:
+            raise UsageError(str(error)) from error
+        _selected = Device("interpreter", "cpu", tuple(interpreter.verify_bfloat16()))
+    return _selected

@@ -1,0 +1,1 @@
+"""Truth, legal roundings, error statistics, budget, verdict."""

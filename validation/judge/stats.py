@@ -1,0 +1,107 @@
+"""How far a result is from the truth, beside how far the baseline and the ideal are."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from validation.judge.running_error import Running
+from validation.judge.ulp import ulp
+
+# Factor on the noise bound. Measured (six value regimes, bf16 and fp32): 4 raises no alarm on six correct
+# variants and rejects N-1 variance, a mid-way bf16 rounding, rstd off by 1e-4 and truncation.
+K = 4.0
+
+# Second-order terms that first-order propagation leaves out: products of two bfloat16 roundings are 2^-8 of
+# one, and a chain has at most four.
+SECOND_ORDER = 1.0 + 2.0**-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The error allowed to each element of an output.
+
+    ``allowed = 1/2 ulp(|y| + A + H) + H + k A``: the final rounding; H, the declared roundings; A, the
+    float32 noise. On CUDA float32 subnormals may flush, which adds the smallest normal number.
+
+    Attributes:
+        allowed: float64, the output's shape.
+        unit: float64: one ulp of the output's dtype at |y| or, where terms cancel, at the terms' size
+            (A / 64u, the noise over what a chain of 64 roundings makes).
+    """
+
+    allowed: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, running: Running, shape: torch.Size, dtype: torch.dtype, *, flush: bool) -> "Budget":
+        """The budget of an output of this shape and dtype."""
+        size = running.value.abs()
+        half_ulp = 0.5 * ulp(size + running.noise + running.declared, dtype)
+        allowed = half_ulp + SECOND_ORDER * running.declared + K * running.noise
+        if flush:
+            allowed = allowed + torch.finfo(torch.float32).tiny
+        unit = ulp(torch.maximum(size, running.noise * 2.0**18), dtype)
+        return cls(allowed.expand(shape), unit.expand(shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Errors of one tensor against the truth, over the elements that are finite in both.
+
+    Attributes:
+        max_abs, rms_abs: in value.
+        max_ulp, rms_ulp: in `Budget.unit`.
+        bias_ulp: mean signed error; positive is too large.
+        magnitude_bias_ulp: mean of the error times the truth's sign; truncation gives -0.5.
+        count: of those elements.
+    """
+
+    max_abs: float
+    rms_abs: float
+    max_ulp: float
+    rms_ulp: float
+    bias_ulp: float
+    magnitude_bias_ulp: float
+    count: int
+
+    @classmethod
+    def of(cls, error: Tensor, truth: Tensor, unit: Tensor, finite: Tensor) -> "Errors":
+        """From the signed error, float64."""
+        count = int(finite.sum())
+        if count == 0:
+            return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+        zero = torch.zeros((), dtype=torch.float64, device=error.device)
+        e = torch.where(finite, error, zero)
+        ulps = torch.where(finite, error / unit, zero)
+        return cls(
+            float(e.abs().max()),
+            math.sqrt(float((e * e).sum()) / count),
+            float(ulps.abs().max()),
+            math.sqrt(float((ulps * ulps).sum()) / count),
+            float(ulps.sum()) / count,
+            float((ulps * torch.where(finite, truth, zero).sign()).sum()) / count,
+            count,
+        )
+
+
+def bias_threshold(errors: Errors, samples: int) -> float:
+    """The largest mean signed error, in ulp, that independent errors may show by chance.
+
+    Six standard errors of the mean of `samples` independent errors of that RMS (a chance of 2e-9); 0.02
+    ulp at least, below which a bias costs nothing: it is a twentieth of what truncation makes.
+    """
+    return max(6.0 * errors.rms_ulp / math.sqrt(max(samples, 1)), 0.02)
+
+
+def independent_samples(truth: Tensor, finite: Tensor, dtype: torch.dtype) -> int:
+    """How many errors of an output can be taken for independent.
+
+    Equal values are rounded equally, so distinct values count, not elements. In float32 the error of a
+    row's mean and rstd is as large as the rounding and shared by the row, so distinct rows count.
+    """
+    if dtype is torch.float32 and truth.dim() > 1:
+        rows = truth.reshape(-1, truth.shape[-1])[finite.reshape(-1, truth.shape[-1]).all(-1)]
+        return len(torch.unique(rows, dim=0)) if rows.numel() else 0
+    return len(torch.unique(truth[finite]))

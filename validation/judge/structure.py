@@ -1,0 +1,155 @@
+"""What a call did to memory: guards around what it allocates, and what it left of its inputs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from validation.cases.case import Arguments, as_bits, guard_elements, poison
+
+_ALLOCATIONS: frozenset[Any] = frozenset(
+    {
+        torch.ops.aten.empty.memory_format,
+        torch.ops.aten.empty_strided.default,
+        torch.ops.aten.empty_like.default,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.new_empty_strided.default,
+    }
+)
+
+
+@dataclasses.dataclass
+class _Allocation:
+    memory: Tensor  # one-dimensional, guards included
+    start: int
+    size: int
+
+
+class GuardedAllocations(TorchDispatchMode):
+    """While active, every ``torch.empty`` and its kin comes poisoned and between two guards.
+
+    A kernel that stores past the end of its output then writes into a guard, where it shows, instead of
+    into somebody else's memory; an element that it leaves out still holds the poison.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocations: list[_Allocation] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation; put guards around what an allocating one returns."""
+        del types
+        out = func(*args, **(kwargs or {}))
+        if func in _ALLOCATIONS and isinstance(out, Tensor) and out.device.type in ("cpu", "cuda"):
+            return self._guarded(out)
+        return out
+
+    def _guarded(self, out: Tensor) -> Tensor:
+        size = 1 + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True)) if out.numel() else 0
+        guard = guard_elements(out.shape[-1] if out.dim() else 1)
+        memory = torch.empty(size + 2 * guard, dtype=out.dtype, device=out.device)
+        poison(memory)
+        self.allocations.append(_Allocation(memory, guard, size))
+        # set_ rather than as_strided: the result is no view, as torch.empty's is none.
+        out.set_(memory.untyped_storage(), guard, out.shape, out.stride())
+        return out
+
+    def __enter__(self) -> Self:
+        """Start guarding."""
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop guarding."""
+        super().__exit__(kind, error, trace)
+
+    def written_outside(self) -> str:
+        """Where a guard was written, in words; "" if none was."""
+        for allocation in self.allocations:
+            words = _guard_damage(allocation.memory, allocation.start, allocation.size)
+            if words:
+                return f"memory around an output: {words}"
+        return ""
+
+
+def _guard_damage(memory: Tensor, start: int, size: int) -> str:
+    fresh = memory[:1].clone()
+    poison(fresh)
+    bits, value = as_bits(memory), as_bits(fresh)[0]
+    before = (bits[:start] != value).nonzero()
+    if len(before):
+        return f"{len(before)} elements before its first (the nearest {start - int(before[-1])} before)"
+    after = (bits[start + size :] != value).nonzero()
+    if len(after):
+        return f"{len(after)} elements after its last (from {int(after[0]) + 1} to {int(after[-1]) + 1} after)"
+    return ""
+
+
+def unwritten(output: Tensor) -> Tensor:
+    """Which elements still hold the poison that `GuardedAllocations` put there."""
+    fresh = torch.empty(1, dtype=output.dtype, device=output.device)
+    poison(fresh)
+    return as_bits(output) == as_bits(fresh)[0]
+
+
+def inputs_changed(arguments: Arguments, written: Sequence[str] = ()) -> tuple[str, str]:
+    """What a call did to its inputs' memory.
+
+    Args:
+        arguments: of the call.
+        written: names of the tensors that the call may write (q and k of an in-place op).
+
+    Returns:
+        Two texts, "" where all is well: an input's own elements that changed; memory outside them (holes
+        between the elements, guards) that changed.
+    """
+    for name, storage in arguments.storages.items():
+        changed = as_bits(storage.memory) != storage.before
+        if not bool(changed.any()):
+            continue
+        mine = {n: t for n, t in arguments.tensors.items() if _storage_of(t) == _storage_of(storage.memory)}
+        elements = torch.zeros(changed.shape, dtype=torch.bool, device=changed.device)
+        for tensor_name, t in mine.items():
+            own = elements.as_strided(t.shape, t.stride(), t.storage_offset())
+            own.fill_(True)
+            if tensor_name not in written:
+                hit = changed.as_strided(t.shape, t.stride(), t.storage_offset())
+                if bool(hit.any()):
+                    index = hit.nonzero()[0].tolist()
+                    return f"{tensor_name}: {int(hit.sum())} of {t.numel()} elements changed, the first at {index}", ""
+        outside = (changed & ~elements).nonzero()
+        if len(outside):
+            at = int(outside[0]) - storage.start
+            place = "before its first element" if at < 0 else "after its last" if at >= storage.size else "in its holes"
+            return "", f"memory of {name}: {len(outside)} elements written {place} (element {at} of its storage)"
+    return "", ""
+
+
+def _storage_of(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequence[str] = ()) -> str:
+    """The name of an input whose memory an output shares, "" if none does (empty outputs share nothing)."""
+    for output in outputs:
+        for name, t in arguments.tensors.items():
+            if name not in written and output.numel() and _storage_of(output) == _storage_of(t):
+                return name
+    return ""
+
+
+def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[Any, GuardedAllocations]:
+    """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish."""
+    with torch.no_grad(), GuardedAllocations() as guards:
+        result = function(**arguments.kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, guards

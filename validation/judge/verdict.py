@@ -1,0 +1,303 @@
+"""The judge: the order of the checks, and the verdict.
+
+runs -> structure -> dtype -> shape -> device -> inputs untouched -> no alias -> nothing written outside ->
+everything written -> NaN and inf where the truth has them -> error -> bias. The first that fails names the
+verdict.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from validation.cases.case import Arguments, Case, materialise
+from validation.judge import bounds, structure, where
+from validation.judge.running_error import Running
+from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
+from validation.record import Status
+
+# In order of goodness.
+TIERS = ("bit-exact", "lossless", "close")
+
+# A case is lossless if its RMS error exceeds by no more than this factor the larger of the baseline's and of
+# what correct float32 arithmetic makes (the ideal's error and the noise A, added in squares). 2 % is a few
+# flipped ties in a case of some hundred elements. The op's own tier is decided over all its cases: `tiers`.
+LOSSLESS_FACTOR = 1.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a case should give.
+
+    Attributes:
+        truth: the reference op in float64 on the exact inputs, one tensor an output.
+        baseline: the reference op in the working dtype.
+        budgets, running: the error allowed, and the bounds it was made from.
+    """
+
+    truth: tuple[Tensor, ...]
+    baseline: tuple[Tensor, ...]
+    budgets: tuple[Budget, ...]
+    running: tuple[Running, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """A verdict on one call; the fields are those of `validation.record.Record`."""
+
+    status: Status
+    check: str
+    reason: str
+    tier: str | None = None
+    numbers: Mapping[str, float | int | str | None] = dataclasses.field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+def outputs_of(result: Any) -> tuple[Any, ...]:
+    """What an op returned, as a tuple."""
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+def written_arguments(case: Case) -> tuple[str, ...]:
+    """Names of the tensors that an in-place call writes."""
+    if not case.flags.get("inplace"):
+        return ()
+    return tuple(name for name in ("x", "q", "k") if name in case.tensors)
+
+
+def _truth_arguments(case: Case, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the reference call: out of place."""
+    return {**kwargs, "inplace": False} if "inplace" in case.flags else dict(kwargs)
+
+
+def _double(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.double()
+    if hasattr(argument, "table"):
+        return type(argument)(argument.table.double(), argument.index)
+    return argument
+
+
+def expect(case: Case, reference: Callable[..., Any], arguments: Arguments, device: str = "cpu") -> Expected:
+    """Truth, baseline and budget of a case, from untouched arguments."""
+    kwargs = _truth_arguments(case, arguments.kwargs)
+    with torch.no_grad():
+        truth = outputs_of(reference(**{name: _double(value) for name, value in kwargs.items()}))
+        baseline = outputs_of(reference(**kwargs))
+    running = bounds.bound(case.op, kwargs)
+    budgets = tuple(
+        Budget.of(r, y.shape, y.dtype, flush=device == "cuda") for r, y in zip(running, baseline, strict=True)
+    )
+    return Expected(truth, baseline, budgets, running)
+
+
+def judge(
+    case: Case, result: Any, arguments: Arguments, guards: structure.GuardedAllocations, expected: Expected
+) -> Judgement:
+    """Judge what a candidate returned for a case, and what it did to memory."""
+    outputs = outputs_of(result)
+    written = written_arguments(case)
+    wrong = _structure(outputs, expected.baseline) or _memory(outputs, arguments, guards, written)
+    if wrong:
+        return wrong
+    names = _output_names(case, len(outputs))
+    judged = [
+        _values(name, output, truth, baseline, budget, running)
+        for name, output, truth, baseline, budget, running in zip(
+            names, outputs, expected.truth, expected.baseline, expected.budgets, expected.running, strict=True
+        )
+    ]
+    return min(judged, key=_rank)
+
+
+def _rank(judgement: Judgement) -> tuple[int, float]:
+    """Failures first, in the order of the stages; then the largest share of the budget."""
+    order = list(Status)
+    stage = order.index(judgement.status) if judgement.status.failed else len(order)
+    used = judgement.numbers.get("budget_percent", 0.0)
+    return stage, -float(used if isinstance(used, (int, float)) else 0.0)
+
+
+def _output_names(case: Case, count: int) -> tuple[str, ...]:
+    if count == 1:
+        return ("y",)
+    return ("q", "k") if "q" in case.tensors else ("y", "residual_out")
+
+
+def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...]) -> Judgement | None:
+    def wrong(status: Status, check: str, came: object, wanted: object, index: int) -> Judgement:
+        place = f" {index} of {len(expected)}" if len(expected) > 1 else ""
+        return Judgement(status, check, f"output{place} is {came}, expected {wanted}")
+
+    if len(outputs) != len(expected) or not all(isinstance(o, Tensor) for o in outputs):
+        came = ", ".join(type(o).__name__ for o in outputs)
+        wanted = "a tensor" if len(expected) == 1 else f"a tuple of {len(expected)} tensors"
+        return Judgement(Status.INCORRECT_STRUCTURE, "structure", f"returned ({came}), expected {wanted}")
+    for i, (output, want) in enumerate(zip(outputs, expected, strict=True)):
+        if output.dtype != want.dtype:
+            return wrong(Status.INCORRECT_DTYPE, "dtype", str(output.dtype)[6:], str(want.dtype)[6:], i)
+        if output.shape != want.shape:
+            return wrong(Status.INCORRECT_SHAPE, "shape", list(output.shape), list(want.shape), i)
+        if output.device.type != want.device.type:
+            return wrong(Status.INCORRECT_DEVICE, "device", output.device, want.device, i)
+    return None
+
+
+def _memory(
+    outputs: tuple[Tensor, ...],
+    arguments: Arguments,
+    guards: structure.GuardedAllocations,
+    written: tuple[str, ...],
+) -> Judgement | None:
+    changed, outside = structure.inputs_changed(arguments, written)
+    if changed:
+        return Judgement(Status.INPUT_MODIFIED, "inputs untouched", f"an input was written: {changed}")
+    for name, output in zip(written, outputs, strict=False):
+        if output.data_ptr() != arguments.tensors[name].data_ptr() and output.numel():
+            reason = f"inplace=True returned another tensor than {name}, expected {name} itself"
+            return Judgement(Status.OUTPUT_ALIASES_INPUT, "in place", reason)
+    alias = structure.aliased_input(outputs, arguments, written)
+    if alias:
+        return Judgement(Status.OUTPUT_ALIASES_INPUT, "no alias", f"an output shares memory with the input {alias}")
+    outside = outside or guards.written_outside()
+    if outside:
+        return Judgement(Status.OUT_OF_BOUNDS_WRITE, "canaries", f"written outside: {outside}")
+    for output in outputs:
+        missed = structure.unwritten(output)
+        if bool(missed.any()):
+            reason = f"{int(missed.sum())} of {output.numel()} elements were never written"
+            return Judgement(
+                Status.NOT_WRITTEN, "poison", f"{reason}, the first at {_first(missed)}", lines=_pattern(missed)
+            )
+    return None
+
+
+def _first(hit: Tensor) -> str:
+    return where.index_text(hit.nonzero()[0].tolist())
+
+
+def _pattern(wrong: Tensor) -> tuple[str, ...]:
+    words = where.describe(wrong)
+    return (words,) if words else ()
+
+
+def _kind(t: Tensor) -> Tensor:
+    """0 finite, 1 NaN, 2 +inf, 3 -inf."""
+    kind = t.isnan().to(torch.int8)
+    return torch.where(t.isinf(), torch.where(t > 0, 2, 3).to(torch.int8), kind)
+
+
+def _nonfinite(output: Tensor, truth: Tensor, baseline: Tensor, budget: Budget, running: Running) -> Tensor:
+    """Where the output is NaN or inf and should not be, or the other way round.
+
+    Right is what the truth rounds to, from either end of its budget (at the edge of overflow both are
+    right). Where a declared rounding may have overflowed on the way, what the reference path gives and any
+    non-finite value are right too.
+    """
+    dtype = output.dtype
+    kind = _kind(output)
+    right = kind == _kind(truth.to(dtype))
+    finite = truth.isfinite()
+    for edge in (truth - budget.allowed, truth + budget.allowed):
+        right |= finite & (kind == _kind(edge.to(dtype)))
+    overflow = running.overflow.expand(truth.shape)
+    right |= overflow & ((kind != 0) | (kind == _kind(baseline)))
+    return ~right
+
+
+def _values(
+    name: str, output: Tensor, truth: Tensor, baseline: Tensor, budget: Budget, running: Running
+) -> Judgement:
+    misplaced = _nonfinite(output, truth, baseline, budget, running)
+    if bool(misplaced.any()):
+        at = tuple(misplaced.nonzero()[0].tolist())
+        reason = (
+            f"{int(misplaced.sum())} of {output.numel()} elements of {name} are NaN or inf where they should not be, "
+            f"or are not where they should be: the first at {where.index_text(at)} "
+            f"(got {output[at].item()}, truth {truth[at].item():.6g}, reference {baseline[at].item():.6g})"
+        )
+        return Judgement(Status.INCORRECT_NONFINITE, "nonfinite", reason, lines=_pattern(misplaced))
+
+    finite = truth.isfinite() & output.isfinite() & budget.allowed.isfinite()
+    error = output.double() - truth
+    errors = Errors.of(error, truth, budget.unit, finite)
+    path_finite = finite & baseline.isfinite()
+    path = Errors.of(baseline.double() - truth, truth, budget.unit, path_finite)
+    ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, finite)
+    equal = _same_bits(output, baseline)
+    used = torch.where(finite, error.abs() / budget.allowed, torch.zeros_like(error))
+    worst = float(used.max()) if used.numel() else 0.0
+    ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else (1.0 if errors.rms_ulp == 0.0 else math.inf)
+    numbers: dict[str, float | int | str | None] = {
+        "budget_percent": 100.0 * worst,
+        "max_abs": errors.max_abs,
+        "rms_abs": errors.rms_abs,
+        "max_ulp": errors.max_ulp,
+        "rms_ulp": errors.rms_ulp,
+        "bias_ulp": errors.bias_ulp,
+        "magnitude_bias_ulp": errors.magnitude_bias_ulp,
+        "baseline_max_ulp": path.max_ulp,
+        "baseline_bias_ulp": path.bias_ulp,
+        "baseline_magnitude_bias_ulp": path.magnitude_bias_ulp,
+        "baseline_rms_ulp": path.rms_ulp,
+        "ideal_rms_ulp": ideal.rms_ulp,
+        "rms_ratio": ratio,
+        "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
+        "elements": output.numel(),
+    }
+    if worst > 1.0:
+        at = tuple((used == worst).nonzero()[0].tolist())
+        reason = (
+            f"worst |error| {abs(float(error[at])):.3g} is {worst:.3g}x its budget at {name}{where.index_text(at)} "
+            f"(got {output[at].item():.9g}, truth {truth[at].item():.9g}); rms {ratio:.3g}x the reference path's"
+        )
+        wrong = used > 1.0
+        share = f"{int(wrong.sum())} of {output.numel()} elements exceed their budget"
+        return Judgement(
+            Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=(share, *_pattern(wrong))
+        )
+
+    samples = independent_samples(truth, finite, output.dtype)
+    threshold = bias_threshold(errors, samples)
+    for label, bias, path_bias in (
+        ("mean signed error", errors.bias_ulp, path.bias_ulp),
+        ("mean error away from zero", errors.magnitude_bias_ulp, path.magnitude_bias_ulp),
+    ):
+        if samples >= 16 and abs(bias) > threshold + abs(path_bias):
+            reason = (
+                f"{label} of {name} is {bias:+.3f} ulp, over {threshold:.3f} ulp for {samples} independent errors "
+                f"(the reference path's is {path_bias:+.3f})"
+            )
+            return Judgement(Status.BIASED, "bias", reason, numbers=numbers)
+
+    noise = torch.where(finite, running.noise / budget.unit, torch.zeros_like(error))
+    arithmetic = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
+    if bool(equal.all()):
+        tier = "bit-exact"
+    elif errors.rms_ulp <= LOSSLESS_FACTOR * max(path.rms_ulp, arithmetic):
+        tier = "lossless"
+    else:
+        tier = "close"
+    reason = f"{100.0 * worst:.0f} % of the error budget used, rms {ratio:.3g}x the reference path's"
+    return Judgement(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise: equal, or both NaN. 0 and -0 differ."""
+    return ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
+
+
+def judge_call(case: Case, reference: Callable[..., Any], candidate: Callable[..., Any], device: str) -> Judgement:
+    """Make a case's tensors, call the candidate under guards, judge; exceptions become verdicts."""
+    arguments = materialise(case, device)
+    expected = expect(case, reference, arguments, device)
+    try:
+        result, guards = structure.call_guarded(candidate, arguments)
+    except Exception as error:  # whatever a candidate raises is its verdict
+        status = Status.COMPILE_ERROR if "Compilation" in type(error).__name__ else Status.RUNTIME_ERROR
+        text = " ".join(str(error).split())
+        return Judgement(status, "runs", f"raised {type(error).__name__}: {text[:300]}")
+    return judge(case, result, arguments, guards, expected)

@@ -1,0 +1,167 @@
+"""Cases: JSON both ways, what they become in memory, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+import reference_ops
+from validation.cases.case import Case, TensorSpec, as_bits, materialise, poison
+from validation.cases.corners import corners_of, declared_corners
+from validation.cases.strategies import Signature, cases
+from validation.cases.values import REGIMES
+from validation.errors import UsageError
+from validation.parity import draw_cases, signature_of
+
+OPS = reference_ops.OP_NAMES
+
+
+def a_case(**changes: Any) -> dict[str, Any]:
+    x = {"shape": [2, 3, 4], "dtype": "bfloat16", "strides": [24, 8, 2], "offset": 1, "storage": "x"}
+    row = {"shape": [4], "dtype": "float32", "strides": [1], "offset": 0, "storage": "shift"}
+    data = {
+        "op": "layer_norm_scale_shift",
+        "tensors": {"x": x, "shift": row, "scale": {**row, "storage": "scale"}},
+        "flags": {"eps": 1e-6, "casting_mode": "float32"},
+        "values": "normal",
+        "seed": 7,
+    }
+    return data | changes
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_case_survives_json(op: str) -> None:
+    @settings(max_examples=100, deadline=None, database=None)
+    @given(cases(signature_of(op)))
+    def check(case: Case) -> None:
+        assert Case.from_json(case.to_json()) == case
+
+    check()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_declared_corner_is_reached_when_it_is_forced(op: str) -> None:
+    corners = declared_corners(signature_of(op))
+    assert len({corner.name for corner in corners}) == len(corners)
+    for corner in corners:
+        drawn = draw_cases(cases(signature_of(op), corner.forced), seed=0, count=3, skip=1)
+        for case in drawn:
+            assert (corner.name in corners_of(case, corners)) == corner.reached(case)
+        assert any(corner.reached(case) for case in drawn), corner.name
+
+
+def test_the_same_case_gives_the_same_bits_twice() -> None:
+    case = Case.from_dict(a_case())
+    first, second = materialise(case), materialise(case)
+    for name, storage in first.storages.items():
+        assert torch.equal(as_bits(storage.memory), as_bits(second.storages[name].memory))
+
+
+def test_tensors_lie_where_the_case_says_and_holes_hold_poison() -> None:
+    case = Case.from_dict(a_case())
+    made = materialise(case)
+    x, storage = made.kwargs["x"], made.storages["x"]
+    assert x.shape == (2, 3, 4)
+    assert x.stride() == (24, 8, 2)
+    assert x.storage_offset() == storage.start + 1
+    assert bool(x.isfinite().all())
+    elements = torch.zeros(storage.memory.shape, dtype=torch.bool)
+    elements.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(True)
+    expected = torch.empty_like(storage.memory)
+    poison(expected)
+    assert torch.equal(as_bits(storage.memory)[~elements], as_bits(expected)[~elements])
+    assert (storage.memory.data_ptr() + storage.start * 2) % 64 == 0
+
+
+def test_packed_q_and_k_share_memory() -> None:
+    spec = TensorSpec((1, 2, 2, 4), "float32", (48, 24, 4, 1), 0, "qkv")
+    k = TensorSpec((1, 2, 2, 4), "float32", (48, 24, 4, 1), 8, "qkv")
+    made = materialise(Case("qk_norm", {"q": spec, "k": k}, {}, "normal", 0))
+    assert made.tensors["q"].untyped_storage().data_ptr() == made.tensors["k"].untyped_storage().data_ptr()
+    assert bool(made.tensors["k"].isfinite().all())
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_value_regimes_are_what_they_say(regime: str, dtype: str) -> None:
+    spec = TensorSpec((4, 64, 256), dtype, (64 * 256, 256, 1), 0, "x")
+    x = materialise(Case("layer_norm", {"x": spec}, {"eps": 1e-6}, regime, 3)).tensors["x"]
+    rows = x.double().reshape(-1, 256)
+    info = torch.finfo(x.dtype)
+    match regime:
+        case "normal" | "dit":
+            assert 0.5 < rows.std() < 50
+        case "mean_offset":
+            assert (rows.mean(1).abs() - 30).abs().max() < 1
+        case "variance_eps":
+            assert 0.5e-6 < rows.var() < 2e-6
+        case "constant_rows":
+            assert bool((rows == rows[:, :1]).all())
+        case "outlier_channels":
+            assert rows.abs().amax(0).max() > 100 * rows.abs().amax(0).median()
+        case "tiny":
+            assert 0 < rows.abs().max() < info.tiny
+        case "near_max":
+            assert rows.abs().min() > 3e4
+            assert rows.isfinite().all()
+        case "zeros":
+            assert bool((rows == 0).all())
+        case "nonfinite":
+            broken = (~rows.isfinite()).any(1).double().mean()
+            assert 0.1 < broken < 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"op": 3}, "op"),
+        ({"values": "odd"}, "values"),
+        ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"tensors": []}, "tensors"),
+        ({"tensors": {}}, "x, or q and k"),
+        ({"tensors": {"x": 3}}, "tensors.x"),
+        ({"flags": 3}, "flags"),
+        ({"extra": 1}, "extra"),
+        ({"literals": {"y": [1.0]}}, "literals.y"),
+        ({"literals": {"shift": [1.0]}}, "a list of 4 numbers"),
+        ({"literals": {"shift": [1.0, 2.0, 3.0, "x"]}}, "literals.shift"),
+    ],
+)
+def test_a_bad_case_is_refused_by_name(changes: dict[str, Any], names: str) -> None:
+    with pytest.raises(UsageError, match=names):
+        Case.from_dict(a_case(**changes))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shape", [2, -3, 4]), ("strides", [1, 1]), ("dtype", "float8"), ("offset", -1), ("storage", 1), ("shape", "2")],
+)
+def test_a_bad_tensor_is_refused_by_name(field: str, value: object) -> None:
+    data = a_case()
+    data["tensors"]["x"][field] = value
+    with pytest.raises(UsageError, match=r"tensors\.x"):
+        Case.from_dict(data)
+
+
+def test_two_dtypes_in_one_storage_are_refused() -> None:
+    data = a_case()
+    data["tensors"]["shift"]["storage"] = "x"
+    with pytest.raises(UsageError, match=r"tensors\.shift\.dtype"):
+        Case.from_dict(data)
+
+
+@pytest.mark.parametrize("text", ["", "nothing", "[1]", '{"op": "layer_norm"}', json.dumps({"op": 1})])
+def test_text_that_is_no_case_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="case"):
+        Case.from_json(text)
+
+
+def test_an_op_with_an_unknown_argument_is_refused() -> None:
+    def strange(x: torch.Tensor, momentum: float) -> torch.Tensor:
+        return x * momentum
+
+    with pytest.raises(UsageError, match="momentum"):
+        Signature.of("strange", strange)

@@ -1,0 +1,137 @@
+"""pytest's side: the options of the ``validate`` command, the markers, and the run folder of a session.
+
+Loaded by the ``conftest.py`` at the top; elsewhere with ``-p validation.plugin``.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from validation.errors import UsageError
+from validation.record import Record, Status
+from validation.session import DEFAULT_OPS, DEFAULT_SEED, Options, Session
+
+MARKERS = {
+    "parity": "op level: each op on generated cases against its reference",
+    "quality": "sample level: whole sampled outputs, reference against candidate",
+    "gpu": "needs a GPU; runs with --gpu only",
+}
+
+SESSION = pytest.StashKey[Session]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, in one group."""
+    group = parser.getgroup("validation", "validation of fused ops")
+    group.addoption("--ops", metavar="MODULE_OR_FILE", default=DEFAULT_OPS, help="op set to judge (default: fused_ops)")
+    group.addoption("--op", action="append", default=[], metavar="NAME", help="judge this op only; may be repeated")
+    group.addoption("--profile", default="default", metavar="NAME", help="quick, default or nightly")
+    group.addoption("--seed", type=int, default=DEFAULT_SEED, metavar="N", help="everything is drawn from it")
+    group.addoption("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
+    group.addoption("--require", metavar="TIER", help="hold every op to bit-exact, lossless or close")
+    group.addoption("--model", metavar="NAME", help="model to sample (default: all)")
+    group.addoption("--checkpoint", type=Path, metavar="DIR", help="a checkpoint in diffusers' folder format")
+    group.addoption("--sites", metavar="SITE[,SITE]", help="mount only these sites")
+    group.addoption("--json", type=Path, metavar="FILE", help="write environment and records as JSON as well")
+    group.addoption("--out", type=Path, metavar="DIR", help="run folder (default: a new one under runs/)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers; check the options and select the device before any kernel is imported."""
+    for name, text in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {text}")
+    # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    for module in ("triton", "numpy"):
+        config.addinivalue_line("filterwarnings", rf"ignore::RuntimeWarning:{module}.*")
+    sites = config.getoption("--sites")
+    options = Options(
+        ops=config.getoption("--ops"),
+        names=tuple(config.getoption("--op")),
+        profile=config.getoption("--profile"),
+        seed=config.getoption("--seed"),
+        gpu=config.getoption("--gpu"),
+        require=config.getoption("--require"),
+        json=config.getoption("--json"),
+        out=config.getoption("--out"),
+        model=config.getoption("--model"),
+        checkpoint=config.getoption("--checkpoint"),
+        sites=tuple(sites.split(",")) if sites else None,
+    )
+    try:
+        config.stash[SESSION] = Session(options)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is judged, where, and from which seed."""
+    session = config.stash[SESSION]
+    lines = [
+        f"validation: {session.ops.name} on {session.device.name}, profile {session.profile.name}, "
+        f"seed {session.options.seed}"
+    ]
+    if session.ops.missing:
+        lines.append(f"validation: {session.ops.name} does not provide: {', '.join(session.ops.missing)}")
+    return lines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests that need a GPU out unless --gpu was given."""
+    if config.getoption("--gpu"):
+        return
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if needs_gpu:
+        config.hook.pytest_deselected(items=needs_gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests that take ``op_name`` one call for each op that is judged."""
+    if "op_name" in metafunc.fixturenames:
+        metafunc.parametrize("op_name", metafunc.config.stash[SESSION].names)
+
+
+@pytest.fixture(scope="session")
+def validation_session(request: pytest.FixtureRequest) -> Session:
+    """The session that the options describe."""
+    return request.config.stash[SESSION]
+
+
+def check(session: Session, records: Iterator[Record]) -> None:
+    """Add records to the run; fail with the messages of those that failed, each kind of failure once.
+
+    Raises:
+        AssertionError: a record failed, or there was none.
+    """
+    seen: dict[tuple[str, Status], Record] = {}
+    count = failed = 0
+    inconclusive = []
+    for record in session.keep(records):
+        count += 1
+        failed += record.status.failed
+        if record.status.failed:
+            # The last of a kind is the shrunk one.
+            seen[record.subject, record.status] = record
+        elif record.status is Status.INCONCLUSIVE:
+            inconclusive.append(record)
+    assert count, "nothing was judged"
+    if seen:
+        pytest.fail(f"{failed} of {count} failed\n\n" + "\n\n".join(r.message for r in seen.values()), pytrace=False)
+    if inconclusive:
+        pytest.fail("inconclusive: " + "; ".join(r.reason for r in inconclusive), pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the report and print the table, if anything was judged."""
+    session = config.stash[SESSION]
+    if not session.started:
+        return
+    from validation.report.terminal import print_table
+
+    path = session.finish()
+    terminalreporter.section("validation")
+    text = io.StringIO()
+    print_table(session.run.records, report=path, file=text)
+    terminalreporter.write(text.getvalue())

@@ -1,0 +1,140 @@
+"""What the command line and pytest share: the options, checked, and a run folder for the results."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from validation import device as devices
+from validation import parity
+from validation.errors import UsageError
+from validation.judge.verdict import TIERS
+from validation.ops import OpSet, check_op_name, load_op_set
+from validation.record import Environment, Record, Run
+
+DEFAULT_OPS = "fused_ops"
+DEFAULT_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a run, as given.
+
+    Attributes:
+        ops: module, file or entry point of the candidate op set.
+        names: of the ops to judge; empty for all that the set provides.
+        profile: Hypothesis profile: quick, default, nightly.
+        seed: all cases and samples follow from it.
+        gpu: whether to run on the GPU.
+        require: tier to hold the ops to, or None for the op set's default.
+        json: file to write the environment and records to, or None.
+        out: run folder, or None for a new one under ``runs/``.
+        model: to sample, or None for all.
+        checkpoint: folder of a real checkpoint, or None for the embedded one.
+        sites: to mount, or None for all.
+    """
+
+    ops: str = DEFAULT_OPS
+    names: tuple[str, ...] = ()
+    profile: str = "default"
+    seed: int = DEFAULT_SEED
+    gpu: bool = False
+    require: str | None = None
+    json: Path | None = None
+    out: Path | None = None
+    model: str | None = None
+    checkpoint: Path | None = None
+    sites: tuple[str, ...] | None = None
+
+
+class Session:
+    """Options that have been checked, the loaded op set, and the run being written.
+
+    Attributes:
+        options: as given.
+        device: where it runs.
+        ops: the candidate op set.
+        names: the ops to judge.
+        profile: resolved.
+        require: the tier asked for, the op set's default where none was.
+    """
+
+    def __init__(self, options: Options) -> None:
+        """Check everything that can be checked before any work, and select the device.
+
+        Raises:
+            UsageError: any of the options cannot be met.
+        """
+        self.options = options
+        self.profile = parity.profile_named(options.profile)
+        if options.require is not None and options.require not in TIERS:
+            raise UsageError(f"--require: unknown tier {options.require!r}, expected one of: {', '.join(TIERS)}")
+        if options.seed < 0:
+            raise UsageError(f"--seed: {options.seed}, expected an integer >= 0")
+        for name in options.names:
+            check_op_name(name)
+        if options.json is not None:
+            check_writable(options.json, "--json")
+        self.device = devices.select(options.gpu)
+        self.ops: OpSet = load_op_set(options.ops)
+        for name in options.names:
+            if name not in self.ops:
+                raise UsageError(f"--op: {options.ops} does not provide {name}, expected one of: {self._provided()}")
+        self.names = options.names or tuple(self.ops.functions)
+        self.require = options.require or parity.default_tier(self.ops)
+        self._run: Run | None = None
+
+    def _provided(self) -> str:
+        return ", ".join(self.ops.functions)
+
+    @property
+    def run(self) -> Run:
+        """The run folder; made when first asked for."""
+        if self._run is None:
+            environment = Environment.capture(
+                device=self.device.name, seed=self.options.seed, profile=self.profile.name
+            )
+            self._run = Run(self.options.out or Run.new_folder(), environment)
+        return self._run
+
+    @property
+    def started(self) -> bool:
+        """True once something was run."""
+        return self._run is not None
+
+    def keep(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Pass records on, each added to the run."""
+        for record in records:
+            self.run.add(record)
+            yield record
+
+    def finish(self) -> Path:
+        """Write the report, and the file asked for with --json; return the report's path."""
+        from validation.report.html import write_report
+
+        if self.options.json is not None:
+            write_json(self.options.json, self.run)
+        return write_report(self.run.folder)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """UsageError unless a file of that path could be written; leaves nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent if str(path.parent) else "."):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option}: cannot write {path}: {error.strerror}, expected a writable place") from error
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder, expected a file")
+
+
+def write_json(path: Path, run: Run) -> None:
+    """Write a run as one JSON object: ``{"environment": {...}, "records": [...]}``."""
+    data = {
+        "environment": dataclasses.asdict(run.environment),
+        "records": [json.loads(record.to_json()) for record in run.records],
+    }
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
