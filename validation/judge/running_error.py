@@ -109,36 +109,38 @@ class Running:
     def rstd(self, eps: float, *, centred: bool) -> tuple["Running", "Running"]:
         """The deviation from the row's mean (or the value itself) and 1 / sqrt(mean square + eps).
 
-        The reductions run over the last dimension of D elements. Each adds u * log2(D) of the mean size
-        of its terms: what pairwise or blocked summation makes (Higham, section 4.2); naive summation of
-        random terms stays below it too. The error of the mean enters the variance in the second order
-        only, because deviations sum to zero, so it counts squared.
+        The reductions run over the last dimension of D elements. Each adds u * (log2(D) + 2) of the mean
+        size of its terms: what pairwise or blocked summation makes (Higham, section 4.2), and more than
+        naive summation of rounding errors of random sign makes at D = 65536. The error of the mean enters
+        the variance in the second order only, because deviations sum to zero, so it counts squared.
 
         Args:
             eps: added to the mean square.
             centred: True for LayerNorm, False for RMSNorm.
+
+        The number itself must be an input, without error of its own.
         """
         width = self.value.shape[-1]
         steps = U * (math.log2(width) + 2)
-        value, noise = self.value, self.noise.expand_as(self.value)
+        value = self.value
         mean_noise = torch.zeros_like(value[..., :1])
         if centred:
-            mean = value.mean(-1, keepdim=True)
-            mean_noise = steps * value.abs().mean(-1, keepdim=True) + noise.mean(-1, keepdim=True)
-            value = value - mean
-        own = noise + U * value.abs() + TINY
+            mean_noise = steps * value.abs().mean(-1, keepdim=True)
+            value = value - value.mean(-1, keepdim=True)
+        own = U * value.abs() + TINY
         square = (value * value).mean(-1, keepdim=True)
-        square_noise = (
-            2 * (value.abs() * own).mean(-1, keepdim=True) + mean_noise * mean_noise + steps * square + TINY
-        )
+        square_noise = 2 * (value.abs() * own).mean(-1, keepdim=True) + mean_noise * mean_noise + steps * square + TINY
         under_root = square + eps
         inverse = under_root.rsqrt()
         # d(v^-1/2) = -1/2 v^-3/2 dv; sum with eps, root and quotient round once each.
         inverse_noise = inverse * (0.5 * (square_noise / under_root) + 3 * U)
-        declared = self.declared.expand_as(value)
-        # A rounding declared before the norm moves the row's scale as well: by its mean relative size.
-        inverse_declared = inverse / under_root * (value.abs() * declared).mean(-1, keepdim=True)
-        overflow = self.overflow.expand_as(value).any(-1, keepdim=True)
-        deviation_declared = declared + declared.mean(-1, keepdim=True) if centred else declared
-        deviation = Running(value, own + mean_noise, deviation_declared, overflow, torch.float32)
-        return deviation, Running(inverse, inverse_noise, inverse_declared, overflow, torch.float32)
+        zero = torch.zeros((), dtype=torch.float64, device=value.device)
+        return (
+            Running(value, own + mean_noise, zero, zero.bool(), torch.float32),
+            Running(inverse, inverse_noise, zero, zero.bool(), torch.float32),
+        )
+
+    def expanded(self, shape: torch.Size) -> "Running":
+        """With every field of this shape."""
+        fields = {name: getattr(self, name).expand(shape) for name in ("value", "noise", "declared", "overflow")}
+        return dataclasses.replace(self, **fields)

@@ -6,6 +6,8 @@ verdict.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from validation.cases.case import Arguments, Case, materialise
+from validation.cases.case import Arguments, Case, as_bits, materialise
 from validation.judge import bounds, structure, where
 from validation.judge.running_error import Running
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
+from validation.ops import reference_op
 from validation.record import Status
 
 # In order of goodness.
@@ -28,20 +31,43 @@ TIERS = ("bit-exact", "lossless", "close")
 LOSSLESS_FACTOR = 1.02
 
 
+# Ops whose y is another op of the residual_out that they return: `scale_residual_X` is judged as X there.
+CHAINED = "scale_residual_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What one output should be.
+
+    Attributes:
+        name: of the output, as messages print it.
+        truth: float64: the reference op in float64 on the exact inputs.
+        baseline: the reference op in the working dtype.
+        baseline_truth: float64: what the baseline should have been; another than `truth` only where the
+            output follows from a rounded one that the two paths rounded differently.
+        running: the error bound.
+        budget: the error allowed, made from it.
+    """
+
+    name: str
+    truth: Tensor
+    baseline: Tensor
+    baseline_truth: Tensor
+    running: Running
+    budget: Budget
+
+
 @dataclasses.dataclass(frozen=True)
 class Expected:
     """What a case should give.
 
     Attributes:
-        truth: the reference op in float64 on the exact inputs, one tensor an output.
-        baseline: the reference op in the working dtype.
-        budgets, running: the error allowed, and the bounds it was made from.
+        baseline: the reference op's outputs in the working dtype.
+        target: from the candidate's outputs, what each of them should be, in the order of judging.
     """
 
-    truth: tuple[Tensor, ...]
     baseline: tuple[Tensor, ...]
-    budgets: tuple[Budget, ...]
-    running: tuple[Running, ...]
+    target: Callable[[tuple[Tensor, ...]], tuple[tuple[Tensor, Target], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +107,56 @@ def _double(argument: Any) -> Any:
     return argument
 
 
-def expect(case: Case, reference: Callable[..., Any], arguments: Arguments, device: str = "cpu") -> Expected:
-    """Truth, baseline and budget of a case, from untouched arguments."""
-    kwargs = _truth_arguments(case, arguments.kwargs)
+def _in_float64(reference: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        truth = outputs_of(reference(**{name: _double(value) for name, value in kwargs.items()}))
+        return outputs_of(reference(**{name: _double(value) for name, value in kwargs.items()}))
+
+
+def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
+    """Truth, baseline and budget of a case, from arguments that no candidate has touched yet."""
+    kwargs = _truth_arguments(case, arguments.kwargs)
+    reference = reference_op(case.op)
+    with torch.no_grad():
         baseline = outputs_of(reference(**kwargs))
+    if case.op.startswith(CHAINED):
+        return Expected(baseline, lambda outputs: _chained_targets(case.op, kwargs, baseline, outputs, device))
+    truths = _in_float64(reference, kwargs)
     running = bounds.bound(case.op, kwargs)
-    budgets = tuple(
-        Budget.of(r, y.shape, y.dtype, flush=device == "cuda") for r, y in zip(running, baseline, strict=True)
+    names = ("q", "k") if "q" in case.tensors else ("y",)
+    targets = tuple(
+        _target(name, truth, base, truth, bound, device)
+        for name, truth, base, bound in zip(names, truths, baseline, running, strict=True)
     )
-    return Expected(truth, baseline, budgets, running)
+    return Expected(baseline, lambda outputs: tuple(zip(outputs, targets, strict=True)))
+
+
+def _target(
+    name: str, truth: Tensor, baseline: Tensor, baseline_truth: Tensor, running: Running, device: str
+) -> Target:
+    budget = Budget.of(running, baseline.shape, baseline.dtype, flush=device == "cuda")
+    return Target(name, truth, baseline, baseline_truth, running.expanded(baseline.shape), budget)
+
+
+def _chained_targets(
+    op: str, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], outputs: tuple[Tensor, ...], device: str
+) -> tuple[tuple[Tensor, Target], ...]:
+    """residual_out against the gated sum; y against the norm of the residual_out that came with it."""
+    gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
+    gated["casting_mode"] = kwargs.get("casting_mode", "float32")
+    tail = op.removeprefix(CHAINED)
+    rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
+    y, residual_out = outputs
+    base_y, base_residual = baseline
+    sums = _in_float64(reference_op("residual_gate_add"), gated)[0]
+    sum_target = _target(
+        "residual_out", sums, base_residual, sums, bounds.bound("residual_gate_add", gated)[0], device
+    )
+    norm_arguments = {**rest, "x": residual_out}
+    truth = _in_float64(reference_op(tail), norm_arguments)[0]
+    same = torch.equal(as_bits(residual_out.contiguous()), as_bits(base_residual.contiguous()))
+    base_truth = truth if same else _in_float64(reference_op(tail), {**rest, "x": base_residual})[0]
+    norm_target = _target("y", truth, base_y, base_truth, bounds.bound(tail, norm_arguments)[0], device)
+    return (residual_out, sum_target), (y, norm_target)
 
 
 def judge(
@@ -103,14 +168,7 @@ def judge(
     wrong = _structure(outputs, expected.baseline) or _memory(outputs, arguments, guards, written)
     if wrong:
         return wrong
-    names = _output_names(case, len(outputs))
-    judged = [
-        _values(name, output, truth, baseline, budget, running)
-        for name, output, truth, baseline, budget, running in zip(
-            names, outputs, expected.truth, expected.baseline, expected.budgets, expected.running, strict=True
-        )
-    ]
-    return min(judged, key=_rank)
+    return min((_values(output, target) for output, target in expected.target(outputs)), key=_rank)
 
 
 def _rank(judgement: Judgement) -> tuple[int, float]:
@@ -119,12 +177,6 @@ def _rank(judgement: Judgement) -> tuple[int, float]:
     stage = order.index(judgement.status) if judgement.status.failed else len(order)
     used = judgement.numbers.get("budget_percent", 0.0)
     return stage, -float(used if isinstance(used, (int, float)) else 0.0)
-
-
-def _output_names(case: Case, count: int) -> tuple[str, ...]:
-    if count == 1:
-        return ("y",)
-    return ("q", "k") if "q" in case.tensors else ("y", "residual_out")
 
 
 def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...]) -> Judgement | None:
@@ -190,28 +242,26 @@ def _kind(t: Tensor) -> Tensor:
     return torch.where(t.isinf(), torch.where(t > 0, 2, 3).to(torch.int8), kind)
 
 
-def _nonfinite(output: Tensor, truth: Tensor, baseline: Tensor, budget: Budget, running: Running) -> Tensor:
+def _nonfinite(output: Tensor, target: Target) -> Tensor:
     """Where the output is NaN or inf and should not be, or the other way round.
 
     Right is what the truth rounds to, from either end of its budget (at the edge of overflow both are
     right). Where a declared rounding may have overflowed on the way, what the reference path gives and any
     non-finite value are right too.
     """
-    dtype = output.dtype
+    dtype, truth, budget = output.dtype, target.truth, target.budget
     kind = _kind(output)
     right = kind == _kind(truth.to(dtype))
     finite = truth.isfinite()
     for edge in (truth - budget.allowed, truth + budget.allowed):
         right |= finite & (kind == _kind(edge.to(dtype)))
-    overflow = running.overflow.expand(truth.shape)
-    right |= overflow & ((kind != 0) | (kind == _kind(baseline)))
+    right |= target.running.overflow & ((kind != 0) | (kind == _kind(target.baseline)))
     return ~right
 
 
-def _values(
-    name: str, output: Tensor, truth: Tensor, baseline: Tensor, budget: Budget, running: Running
-) -> Judgement:
-    misplaced = _nonfinite(output, truth, baseline, budget, running)
+def _values(output: Tensor, target: Target) -> Judgement:
+    name, truth, baseline, budget = target.name, target.truth, target.baseline, target.budget
+    misplaced = _nonfinite(output, target)
     if bool(misplaced.any()):
         at = tuple(misplaced.nonzero()[0].tolist())
         reason = (
@@ -225,7 +275,7 @@ def _values(
     error = output.double() - truth
     errors = Errors.of(error, truth, budget.unit, finite)
     path_finite = finite & baseline.isfinite()
-    path = Errors.of(baseline.double() - truth, truth, budget.unit, path_finite)
+    path = Errors.of(baseline.double() - target.baseline_truth, truth, budget.unit, path_finite)
     ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, finite)
     equal = _same_bits(output, baseline)
     used = torch.where(finite, error.abs() / budget.allowed, torch.zeros_like(error))
@@ -273,7 +323,7 @@ def _values(
             )
             return Judgement(Status.BIASED, "bias", reason, numbers=numbers)
 
-    noise = torch.where(finite, running.noise / budget.unit, torch.zeros_like(error))
+    noise = torch.where(finite, target.running.noise / budget.unit, torch.zeros_like(error))
     arithmetic = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
     if bool(equal.all()):
         tier = "bit-exact"
@@ -290,10 +340,19 @@ def _same_bits(a: Tensor, b: Tensor) -> Tensor:
     return ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
 
 
-def judge_call(case: Case, reference: Callable[..., Any], candidate: Callable[..., Any], device: str) -> Judgement:
+@functools.cache
+def _required(op: str) -> frozenset[str]:
+    parameters = inspect.signature(reference_op(op)).parameters
+    return frozenset(name for name, p in parameters.items() if p.default is inspect.Parameter.empty)
+
+
+def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Judgement:
     """Make a case's tensors, call the candidate under guards, judge; exceptions become verdicts."""
     arguments = materialise(case, device)
-    expected = expect(case, reference, arguments, device)
+    # A gate or weight that a case leaves out is None; some signatures have no default for it.
+    for name in _required(case.op) - set(arguments.kwargs):
+        arguments.kwargs[name] = None
+    expected = expect(case, arguments, device)
     try:
         result, guards = structure.call_guarded(candidate, arguments)
     except Exception as error:  # whatever a candidate raises is its verdict
