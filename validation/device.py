@@ -41,15 +41,16 @@ def select(gpu: bool) -> Device:
             device was selected.
     """
     global _selected
-    if _selected is not None:
-        if _selected.interpreted == gpu:
-            raise UsageError(f"the device is {_selected.name} already, expected one device a process")
-        return _selected
     if gpu:
         import torch
 
         if not torch.cuda.is_available():
             raise UsageError("--gpu: torch sees no usable GPU, expected one (leave --gpu out to use the CPU)")
+    if _selected is not None:
+        if _selected.interpreted == gpu:
+            raise UsageError(f"the device is {_selected.name} already, expected one device a process")
+        return _selected
+    if gpu:
         if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
             raise UsageError("--gpu: TRITON_INTERPRET is set, expected it unset: kernels would not be compiled")
         _selected = Device(torch.cuda.get_device_name(), "cuda")

@@ -69,8 +69,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is judged, where, and from which seed."""
     session = config.stash[SESSION]
     lines = [
-        f"validation: {session.ops.name} on {session.device.name}, profile {session.profile.name}, "
-        f"seed {session.options.seed}"
+        (
+            f"validation: {session.ops.name} on {session.device.name}, profile {session.profile.name}, "
+            f"seed {session.options.seed}"
+        )
     ]
     if session.ops.missing:
         lines.append(f"validation: {session.ops.name} does not provide: {', '.join(session.ops.missing)}")

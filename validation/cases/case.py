@@ -26,13 +26,14 @@ MAX_LITERALS = 64
 MIN_GUARD = 16384
 MAX_GUARD = 262144
 
-# Holes and guards hold NaN of these bits, which no arithmetic makes, so that a stray read shows and an
-# element that was never written is known from a NaN that was.
+# Holes and guards of inputs hold NaN of the first bits, so that a stray read shows; fresh outputs hold NaN of
+# the second. They must differ: arithmetic hands a NaN's bits on, and a NaN computed from a hole is no element
+# that was never written.
 POISON_BITS = {
-    torch.bfloat16: (torch.int16, 0x7FED),
-    torch.float16: (torch.int16, 0x7EED),
-    torch.float32: (torch.int32, 0x7FEDFEED),
-    torch.float64: (torch.int64, 0x7FFDFEEDFEEDFEED),
+    torch.bfloat16: (torch.int16, 0x7FED, 0x7FDB),
+    torch.float16: (torch.int16, 0x7EED, 0x7EDB),
+    torch.float32: (torch.int32, 0x7FEDFEED, 0x7FDBBDDB),
+    torch.float64: (torch.int64, 0x7FFDFEEDFEEDFEED, 0x7FFDBDDBBDDBBDDB),
 }
 INTEGER_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 FLOAT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -284,11 +285,11 @@ def guard_elements(width: int) -> int:
     return -(-min(max(64 * width, MIN_GUARD), MAX_GUARD) // 128) * 128
 
 
-def poison(memory: Tensor, index_limit: int = 0) -> None:
+def poison(memory: Tensor, index_limit: int = 0, *, output: bool = False) -> None:
     """Fill memory with NaN of `POISON_BITS`; integers with index_limit, which is out of range by one."""
     if memory.dtype in POISON_BITS:
-        bits_dtype, bits = POISON_BITS[memory.dtype]
-        memory.view(bits_dtype).fill_(bits)
+        bits_dtype, of_input, of_output = POISON_BITS[memory.dtype]
+        memory.view(bits_dtype).fill_(of_output if output else of_input)
     else:
         memory.fill_(index_limit)
 

@@ -294,25 +294,28 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             test: Callable[[TensorSpec], bool],
             name: str = name,
             base: Mapping[str, Any] = base,
-            **more: Any,
+            more: Mapping[str, Any] | None = None,
         ) -> Corner:
             def reached(case: Case) -> bool:
                 spec = case.tensors[name]
                 return len(spec.shape) > 2 and min(spec.shape) > 1 and spec.storage == name and test(spec)
 
-            return Corner(f"{name}: {label}", {**base, f"{name}.layout": layout, **more}, reached)
+            return Corner(f"{name}: {label}", {**base, f"{name}.layout": layout, **(more or {})}, reached)
 
         corners += [
             laid_out("contiguous", "contiguous", lambda s: s.contiguous and s.offset == 0),
             laid_out("offset 1", "offset1", lambda s: s.offset == 1),
             laid_out(
-                "rows apart, 16k", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 8 == 0, **{f"{name}.gap": 8}
+                "rows apart, 16k", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 8 == 0, more={f"{name}.gap": 8}
             ),
             laid_out(
-                "rows apart, odd", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 2 == 1, **{f"{name}.gap": 1}
+                "rows apart, odd", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 2 == 1, more={f"{name}.gap": 1}
             ),
             laid_out(
-                "outer dimensions swapped", "transposed", lambda s: s.strides[0] < s.strides[1], **{f"{name}.swap": 0}
+                "outer dimensions swapped",
+                "transposed",
+                lambda s: s.strides[0] < s.strides[1],
+                more={f"{name}.swap": 0},
             ),
             laid_out("last dimension strided", "strided_last", lambda s: s.strides[-1] > 1),
             laid_out("one of three packed", "packed", lambda s: s.strides[-2] == 3 * s.shape[-1]),
@@ -359,14 +362,14 @@ def _qk_corners(signature: Signature) -> list[Corner]:
             lambda case: case.flags["inplace"] and case.tensors["q"].strides[-1] > 1 and case.tensors["q"].numel > 0,
         ),
     ]
-    for weights, want in {"both": (1, 1), "none": (0, 0), "q": (1, 0), "k": (0, 1)}.items():
-        corners.append(
-            Corner(
-                f"weights={weights}",
-                {"qk.weights": weights},
-                lambda case, want=want: ("q_weight" in case.tensors, "k_weight" in case.tensors) == want,  # type: ignore[misc]
-            )
+    corners += [
+        Corner(
+            f"weights={weights}",
+            {"qk.weights": weights},
+            lambda case, want=want: ("q_weight" in case.tensors, "k_weight" in case.tensors) == want,  # type: ignore[misc]
         )
+        for weights, want in {"both": (1, 1), "none": (0, 0), "q": (1, 0), "k": (0, 1)}.items()
+    ]
     if "cos" not in signature:
         corners += [
             Corner(

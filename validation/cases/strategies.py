@@ -11,7 +11,7 @@ forced by fixing some choices, and Hypothesis shrinks towards the first option o
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import hypothesis.strategies as st
 
@@ -109,7 +109,7 @@ class Chooser:
 
     def literals(self, spec: TensorSpec) -> tuple[float, ...]:
         """Values for each element, drawn themselves so that they shrink."""
-        width = 32 if spec.dtype == "float32" else 16
+        width: Literal[16, 32] = 32 if spec.dtype == "float32" else 16
         numbers = st.floats(width=width, allow_nan=False, allow_infinity=False, min_value=-64.0, max_value=64.0)
         drawn: list[float] = self._draw(st.lists(numbers, min_size=spec.numel, max_size=spec.numel))
         return tuple(drawn)
@@ -278,7 +278,7 @@ def _modulation(
     dtype = _mixed(choose, name, dtype, dtypes)
     if form in ("indexed", "indexed[B]"):
         rows = choose.integer(1, 4)
-        shape = (rows, width) if form == "indexed" else (batch, rows, width)
+        shape: tuple[int, ...] = (rows, width) if form == "indexed" else (batch, rows, width)
         index_dtype = choose.pick(f"{name}.index.dtype", ("int64", "int32"))
         return {
             f"{name}.table": _layout(choose, f"{name}.table", shape, dtype, ("contiguous", "offset1", "gapped")),

@@ -32,4 +32,5 @@ def ulp(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
     size = magnitude.abs().nan_to_num(nan=largest, posinf=largest).clamp(max=largest)
     _, exponent = torch.frexp(size)  # size = m * 2^exponent, 1/2 <= m < 1
     spacing = torch.ldexp(torch.ones_like(size), exponent) * UNIT_ROUNDOFF[dtype]
-    return spacing.clamp(min=SMALLEST[dtype])
+    # frexp gives zero the exponent 0, that of 1/2.
+    return torch.where(size == 0, 0.0, spacing).clamp(min=SMALLEST[dtype])

@@ -1,0 +1,167 @@
+"""The command line: exit statuses, one clear line for bad input, and nothing left behind."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from validation import cli
+from validation.record import Status, read_run
+
+OP = "layer_norm_scale_shift"
+
+SWAPPED = """
+import reference_ops
+
+def layer_norm_scale_shift(x, shift, scale, *args, **kwargs):
+    return reference_ops.layer_norm_scale_shift(x, scale, shift, *args, **kwargs)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, on a machine without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def test_a_right_op_set_passes_and_leaves_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.main(["parity", "--op", OP, "--profile", "quick", "--out", "run", "--json", "out.json"])
+    assert status == cli.PASSED
+    environment, records = read_run(here / "run")
+    assert environment.device == "interpreter"
+    assert len(records) > 100
+    assert OP in (here / "run" / "report.html").read_text()
+    data = json.loads((here / "out.json").read_text())
+    assert len(data["records"]) == len(records)
+    assert data["environment"]["seed"] == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_wrong_file_fails_and_its_repro_line_works_in_a_new_process(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(SWAPPED)
+    status = cli.main(["parity", "--ops", "mine.py", "--profile", "quick", "--out", "run"])
+    assert status == cli.FAILED
+    out, err = capsys.readouterr()
+    assert "does not provide: layer_norm, " in err
+    assert "INCORRECT_NUMERICAL" in out
+    _, records = read_run(here / "run")
+    failed = [record for record in records if record.status.failed]
+    command = shlex.split(failed[-1].repro if failed[-1].case else failed[-2].repro)
+    assert command[0] == "validate"
+    again = subprocess.run([sys.executable, "-m", "validation.cli", *command[1:]], capture_output=True, text=True)
+    assert again.returncode == cli.FAILED, again.stderr
+    assert "INCORRECT_NUMERICAL" in again.stdout
+
+
+def test_repro_of_a_right_case_passes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"shape": [4], "dtype": "float32", "strides": [1], "offset": 0}
+    case = {
+        "op": OP,
+        "tensors": {
+            "x": {"shape": [1, 2, 4], "dtype": "bfloat16", "strides": [8, 4, 1], "offset": 0, "storage": "x"},
+            "shift": row | {"storage": "shift"},
+            "scale": row | {"storage": "scale"},
+        },
+        "flags": {"eps": 1e-6, "casting_mode": "float32"},
+        "values": "normal",
+        "seed": 0,
+    }
+    assert cli.main(["repro", json.dumps(case)]) == cli.PASSED
+    (here / "case.json").write_text(json.dumps(case))
+    assert cli.main(["repro", "case.json"]) == cli.PASSED
+    assert "PASSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("parity --ops no.such.module", "cannot import no.such.module"),
+        ("parity --ops no_such_file.py", "no file no_such_file.py"),
+        ("parity --ops json", "defines none of the ops"),
+        ("parity --ops broken.py", "SyntaxError"),
+        ("parity --ops not_a_function.py", "expected a function"),
+        ("parity --op no_such_op", "unknown op 'no_such_op'"),
+        ("parity --op layer_norm --ops mine.py", "does not provide layer_norm"),
+        ("parity --profile odd", "invalid choice: 'odd'"),
+        ("parity --require best", "unknown tier 'best'"),
+        ("parity --seed -1", "expected an integer >= 0"),
+        ("parity --gpu", "sees no usable GPU"),
+        ("parity --out occupied", "expected a writable folder"),
+        ("parity --out old", "holds a run already"),
+        ("parity --json no/such/folder.json", "cannot write"),
+        ("quality --model odd", "unknown model 'odd'"),
+        ("quality --checkpoint empty", "empty"),
+        ("quality --checkpoint nowhere", "nowhere"),
+        ("quality --ops mine.py --sites nowhere", "unknown site 'nowhere'"),
+        ("repro {", "not JSON"),
+        ("repro {}", "no 'op'"),
+        ("repro missing.json", "expected the JSON text"),
+        ("report nowhere", "has no environment.json"),
+        ("report empty", "has no environment.json"),
+        ("report damaged", "not a record"),
+        ("", "COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: str, says: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(SWAPPED)
+    (here / "broken.py").write_text("def (")
+    (here / "not_a_function.py").write_text(f"{OP} = 3")
+    (here / "occupied").write_text("a file, not a folder")
+    for folder in ("empty", "old", "damaged"):
+        (here / folder).mkdir()
+    (here / "old" / "records.jsonl").touch()
+    (here / "damaged" / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (here / "damaged" / "records.jsonl").write_text("{}\n")
+    before = sorted(str(path) for path in here.rglob("*") if "__pycache__" not in str(path))
+    try:
+        status = cli.main(shlex.split(arguments))
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    _, err = capsys.readouterr()
+    assert status == cli.USAGE
+    assert says in err
+    assert "Traceback" not in err
+    assert sorted(str(path) for path in here.rglob("*") if "__pycache__" not in str(path)) == before
+
+
+ENVIRONMENT = dict.fromkeys(
+    ("started", "command", "device", "cpu", "python", "torch", "triton", "cuda", "diffusers", "commit", "profile"), ""
+) | {"seed": 0}
+
+
+def test_exit_statuses() -> None:
+    assert cli.exit_status([Status.PASSED, Status.PASSED]) == 0
+    assert cli.exit_status([Status.PASSED, Status.BIASED, Status.INCONCLUSIVE]) == 1
+    assert cli.exit_status([Status.PASSED, Status.INCONCLUSIVE]) == 3
+    assert cli.exit_status([]) == 1
+
+
+def test_pytest_takes_the_same_options_and_refuses_the_same(here: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-m", "pytest", "-q", "-c", str(root / "pyproject.toml"), "--rootdir", str(root)]
+        paths = [str(root / "validation" / "test_parity.py")]
+        return subprocess.run([*command, *arguments, *paths], capture_output=True, text=True, cwd=here)
+
+    (here / "mine.py").write_text(SWAPPED)
+    wrong = run("-m", "parity", "--ops", "mine.py", "--profile", "quick", "-p", "no:cacheprovider")
+    assert wrong.returncode == 1, wrong.stdout + wrong.stderr
+    assert "INCORRECT_NUMERICAL" in wrong.stdout
+    assert "validate repro" in wrong.stdout
+    no_gpu = run("-m", "parity", "--gpu")
+    assert no_gpu.returncode == 4
+    assert "sees no usable GPU" in no_gpu.stderr
+    unknown = run("-m", "parity", "--op", "odd")
+    assert unknown.returncode == 4
+    assert "unknown op 'odd'" in unknown.stderr

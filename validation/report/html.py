@@ -1,0 +1,64 @@
+"""A run folder as one self-contained HTML file."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from validation.record import Level, Record, Status, read_run
+from validation.report import op_section, page, sample_section, summary
+
+# A further section is a file with one such function, and its entry here.
+SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
+    op_section.section,
+    sample_section.section,
+)
+MAX_OTHERS = 8  # further cases listed with each kind of failure; all of them are in records.jsonl
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a run folder: what was judged, what failed, then each op and sample.
+
+    The file needs nothing beside it and no network. It is replaced as a whole or not at all.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UsageError: the folder is no run folder, or the file cannot be written.
+    """
+    environment, records = read_run(folder)
+    verdict, sentence = summary.headline(records)
+    sections = [section for make in SECTIONS if (section := make(folder, records)) is not None]
+    script = page.source("report.js")
+    groups = summary.not_passed(records)
+    text = page.render(
+        "report.html",
+        environment=environment,
+        run=folder.resolve().name,
+        verdict=verdict,
+        sentence=sentence,
+        judged=_judged(records),
+        rows=summary.rows(records),
+        failures=[group for group in groups if group.status.failed],
+        inconclusive=[group for group in groups if group.status is Status.INCONCLUSIVE],
+        sections=sections,
+        linked=frozenset().union(*(section.anchors for section in sections)),
+        max_others=MAX_OTHERS,
+        style="\n".join([page.source("report.css"), *(section.style for section in sections)]),
+        script=script,
+        # Of all scripts the browser runs this one alone, whatever text a record holds.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    path = folder / "report.html"
+    summary.write_text(path, text)
+    return path
+
+
+def _judged(records: Sequence[Record]) -> str:
+    """The op sets, and what they were judged in."""
+    here = [record for record in records if record.level is not Level.RUN]
+    sets = ", ".join(sorted({record.op_set for record in here}))
+    ops = {record.subject for record in here if record.level is Level.OP}
+    models = sorted({record.subject for record in here if record.level is not Level.OP})
+    return f"{sets} in {' and in '.join([summary.counted(len(ops), 'op')] * bool(ops) + models)}" if here else ""

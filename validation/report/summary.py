@@ -1,0 +1,259 @@
+"""What all reports share: records gathered into rows and failures, the verdict, numbers as text, safe writing."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from validation.errors import UsageError
+from validation.record import Level, Record, Status
+
+TIERS = ("bit-exact", "lossless", "close")  # from the strictest to the loosest
+NOT_JUDGED = "Nothing was judged: the run holds no op, model or sample record."
+NOUNS = {Level.OP: "op case", Level.MODEL: "model check", Level.SAMPLE: "sample", Level.RUN: "check of the whole run"}
+
+
+def verdict_of(records: Sequence[Record]) -> str:
+    """PASSED, FAILED or INCONCLUSIVE; a failure outweighs the rest, and no records at all is a failure."""
+    if not records or any(record.status.failed for record in records):
+        return "FAILED"
+    return "INCONCLUSIVE" if any(record.status is Status.INCONCLUSIVE for record in records) else "PASSED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What there is about one op or model with one op set.
+
+    Attributes:
+        level: the records' level.
+        subject: the op's or the model's name.
+        op_set: the candidate op set's name.
+        records: at least one.
+        checks: records of the run about all of them together: corners not reached, the tier of the whole op.
+        anchor: names the row inside one report.
+    """
+
+    level: Level
+    subject: str
+    op_set: str
+    records: list[Record]
+    checks: list[Record] = dataclasses.field(default_factory=list)
+    anchor: str = ""
+
+    @property
+    def failed(self) -> int:
+        """How many of the records failed."""
+        return sum(record.status.failed for record in self.records)
+
+    @property
+    def verdict(self) -> str:
+        """PASSED, FAILED or INCONCLUSIVE, the checks included."""
+        return verdict_of([*self.records, *self.checks])
+
+    @property
+    def tier(self) -> str | None:
+        """The loosest tier among records and checks; None where a record failed or none has a tier."""
+        tiers = [TIERS.index(record.tier) for record in [*self.records, *self.checks] if record.tier in TIERS]
+        return TIERS[max(tiers)] if tiers and not self.failed else None
+
+    @property
+    def worst_budget(self) -> float | None:
+        """The greatest percent of the error budget that a case used."""
+        return worst(self.records, "budget_percent")
+
+    @property
+    def rms_ratio(self) -> float | None:
+        """The candidate's RMS error over the reference path's: geometric mean of the cases, in the worst dtype.
+
+        Cases without an error on one side have no such mean and are left out.
+        """
+        means = [
+            statistics.geometric_mean(ratios)
+            for dtype in sorted({record.dtype for record in self.records})
+            if (ratios := [r for r in numbers_of(self.of_dtype(dtype), "rms_ratio") if 0 < r < math.inf])
+        ]
+        return max(means, default=None)
+
+    def of_dtype(self, dtype: str) -> list[Record]:
+        """The records of one working dtype."""
+        return [record for record in self.records if record.dtype == dtype]
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """One row per level, op or model, and op set: ops first, in alphabetical order, the run itself last.
+
+    What the run says about an op or model as a whole stands in that one's row.
+    """
+    levels = list(Level)
+    found: dict[tuple[int, str, str], list[Record]] = {}
+    for record in records:
+        if record.level is not Level.RUN:
+            found.setdefault((levels.index(record.level), record.subject, record.op_set), []).append(record)
+    made = [
+        Row(levels[level], subject, op_set, found[level, subject, op_set], anchor=f"{levels[level]}-{n}")
+        for n, (level, subject, op_set) in enumerate(sorted(found))
+    ]
+    of_run: list[Record] = []
+    for record in records:
+        if record.level is Level.RUN:
+            row = next((row for row in made if (row.subject, row.op_set) == (record.subject, record.op_set)), None)
+            (of_run if row is None else row.checks).append(record)
+    return [*made, Row(Level.RUN, "the run itself", "", of_run, anchor="run")] if of_run else made
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Records that did not pass, of one op or model, one op set and one status.
+
+    Attributes:
+        status: their status.
+        records: the smallest case first.
+        subject, op_set: what they are about.
+        anchor: names the group inside one report.
+    """
+
+    subject: str
+    op_set: str
+    status: Status
+    records: list[Record]
+    anchor: str
+
+
+def not_passed(records: Iterable[Record]) -> list[Group]:
+    """What an engineer has to look at: failures in the rows' order, then what is inconclusive."""
+    found: dict[tuple[bool, int, str, str, int], list[Record]] = {}
+    levels, statuses = list(Level), list(Status)
+    for record in records:
+        if record.status is not Status.PASSED:
+            where = (levels.index(record.level), record.subject, record.op_set, statuses.index(record.status))
+            found.setdefault((not record.status.failed, *where), []).append(record)
+    return [
+        Group(subject, op_set, statuses[status], sorted(found[key], key=_size), f"group-{n}")
+        for n, key in enumerate(sorted(found))
+        for _, _, subject, op_set, status in [key]
+    ]
+
+
+def _size(record: Record) -> tuple[float, int]:
+    elements = _number(record, "elements")
+    known = elements is not None and not math.isnan(elements)
+    return (elements if known and elements is not None else math.inf, len(json.dumps(record.case)))
+
+
+def headline(records: Sequence[Record]) -> tuple[str, str]:
+    """The verdict of the whole run, and the same in one sentence with its counts."""
+    if all(record.level is Level.RUN for record in records):
+        return "FAILED", NOT_JUDGED
+    parts = []
+    for level, noun in NOUNS.items():
+        here = [record.status for record in records if record.level is level]
+        failed, unsure = sum(status.failed for status in here), here.count(Status.INCONCLUSIVE)
+        of = f" of {counted(len(here), noun)}"
+        parts += [f"{n:,}{of} {word}" for n, word in ((failed, "failed"), (unsure, "inconclusive")) if n]
+        if here and not failed and not unsure:
+            parts.append(f"{counted(len(here), noun)} passed")
+    return verdict_of(records), "; ".join(parts) + "."
+
+
+def failure_text(record: Record) -> str:
+    """What an engineer reads of a record that did not pass: its message, or its reason where it has none.
+
+    Lines that only repeat the repro command are left out: reports show that command by itself.
+    """
+    lines = (record.message or record.reason).splitlines()
+    text = "\n".join(line for line in lines if not (record.repro and record.repro in line)).strip("\n")
+    return text or record.reason
+
+
+def _number(record: Record, name: str) -> float | None:
+    value = record.numbers.get(name)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def numbers_of(records: Iterable[Record], name: str) -> list[float]:
+    """A number of each record that has it, NaN and infinities included."""
+    return [value for record in records if (value := _number(record, name)) is not None]
+
+
+def worst(records: Iterable[Record], name: str) -> float | None:
+    """The greatest of a number; NaN where one is NaN, which may not hide behind a finite one."""
+    values = numbers_of(records, name)
+    return math.nan if any(map(math.isnan, values)) else max(values, default=None)
+
+
+def median(records: Iterable[Record], name: str) -> float | None:
+    """The median of a number, without NaN (0/0 for a ratio)."""
+    values = [value for value in numbers_of(records, name) if not math.isnan(value)]
+    return statistics.median(values) if values else None
+
+
+def counted(n: int, noun: str) -> str:
+    """A count and its noun: ``1 case``, ``2,000 cases``, ``2 checks of the run``."""
+    head, space, rest = noun.partition(" of ")
+    return f"{n:,} {head}{'' if n == 1 else 's'}{space}{rest}"
+
+
+def number(value: object, digits: int = 3, zeros: bool = False) -> str:
+    """A number as a table shows it: a few significant digits, ``inf``, ``NaN``, a dash for none.
+
+    With ``zeros``, trailing zeros are kept, so that a column of numbers lines up.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return "NaN"
+    return re.sub(
+        r"e([+-])0*", lambda match: "e" + match[1].replace("+", ""), f"{value:{'#' if zeros else ''}.{digits}g}"
+    ).rstrip(".")
+
+
+def percent(value: float | None) -> str:
+    """A percent of the budget, rounded away from 100, so that the text never crosses the gate."""
+    if value is None or not math.isfinite(value) or value >= 1000:
+        return number(value)
+    return f"{(math.ceil if value > 100 else math.floor)(value * 10) / 10:.1f}"
+
+
+def seconds(records: Iterable[Record]) -> str:
+    """Wall-clock time by stage, summed: ``truth 0.4 s, candidate 12.0 s``; empty where none was measured."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.seconds)
+    return ", ".join(f"{stage} {value:,.1f} s" for stage, value in total.items())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: into a temporary file beside it, which then takes its name.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            # Half a surrogate pair can reach a message, and UTF-8 has no bytes for it.
+            file.write(text.encode("utf-8", "replace"))
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}, expected a writable folder") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
