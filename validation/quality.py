@@ -32,14 +32,102 @@ from validation.models.prompts import Prompt, embed_prompt, read_json
 from validation.models.trajectory import Trajectory
 from validation.ops import OpSet, load_op_set
 from validation.record import Level, Record, Status
+from validation.session import Session
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+TINY = FIXTURES / "checkpoints" / "helios-tiny"
 
 MODELS = ("helios",)
 
 FLOOR_NAMES = ("psnr", "psnr_worst_frame", "psnr_worst_tile", "psnr_temporal", "ssim_worst_frame")
 
 DTYPE = torch.bfloat16  # of the transformer, as in production; the VAE works in float32
+
+
+def check_request(session: Session) -> None:
+    """Check what `quality` will sample in this session, before any work and without loading weights.
+
+    Raises:
+        UsageError: an unknown model or site, nothing to mount, a bad file, an unwritable folder.
+    """
+    for model in _models_of(session):
+        _plan(model, session.ops, session.options.checkpoint, session.options.sites)
+    if session.options.out is not None:
+        video.require_writable(session.options.out)
+
+
+def quality(session: Session, progress: Callable[[str], None] = lambda _text: None) -> Iterator[Record]:
+    """Judge the session's op set by the session's models, and keep the frames in its run folder.
+
+    Where no model was named, one that calls none of the set's ops is passed over.
+    """
+    options = session.options
+    models = _models_of(session)
+    for model in MODELS:
+        if model not in models and options.model is None:
+            progress(f"{model}: calls no op that {session.ops.name} provides, not sampled")
+    for model in models:
+        yield from run_quality(
+            model,
+            session.ops,
+            device=session.device,
+            checkpoint=options.checkpoint,
+            sites=options.sites,
+            seed=options.seed,
+            folder=session.run.folder,
+            progress=progress,
+        )
+
+
+def _models_of(session: Session) -> tuple[str, ...]:
+    if session.options.model is not None or session.options.sites is not None:
+        return (session.options.model or MODELS[0],)
+    from validation.models import helios
+
+    calls = {site.op for site in helios.sites_of({})}
+    return MODELS if calls & set(session.ops.functions) else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `run_quality` will do: files read and checked, no weights loaded.
+
+    Attributes:
+        checkpoint: the folder.
+        prompts: what to sample.
+        floors: lowest values by name, and the name of their file.
+        floors_name: that name.
+    """
+
+    checkpoint: Path
+    prompts: tuple[Prompt, ...]
+    floors: dict[str, float]
+    floors_name: str
+
+
+def _plan(
+    model: str,
+    ops: OpSet,
+    checkpoint: Path | None,
+    sites: Sequence[str] | None,
+    prompts: Path | None = None,
+    floors: Path | None = None,
+) -> Plan:
+    if model not in MODELS:
+        raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(MODELS)}")
+    from validation.models import helios  # diffusers takes seconds to import
+
+    checkpoint = TINY if checkpoint is None else checkpoint
+    helios.check(checkpoint, ops, sites)
+    read = Prompt.read(prompts or FIXTURES / "prompts" / "helios-tiny.json")
+    if not (checkpoint / "text_encoder").is_dir():
+        for text in {text for prompt in read for text in (prompt.text, prompt.negative_text)}:
+            embed_prompt(text, 1)
+    if floors is None:
+        named = FIXTURES / "tolerances" / f"{checkpoint.resolve().name}.json"
+        floors = named if named.is_file() else FIXTURES / "tolerances" / f"{model}.json"
+    return Plan(checkpoint, read, read_floors(floors), floors.stem)
 
 
 def run_quality(
@@ -51,10 +139,13 @@ def run_quality(
     sites: Sequence[str] | None = None,
     prompts: Path | None = None,
     floors: Path | None = None,
+    seed: int = 0,
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Record]:
     """Judge an op set by sampled videos: one record a prompt.
+
+    Everything that can be refused is refused by the call, before the first record is asked for.
 
     Args:
         model: one of `MODELS`.
@@ -65,62 +156,64 @@ def run_quality(
         prompts: a JSON file for `Prompt.read`; None is ``fixtures/prompts/helios-tiny.json``.
         floors: a JSON file for `read_floors`; None is the one of ``fixtures/tolerances/`` that is named
             like the checkpoint folder, or else like the model.
+        seed: added to the seed of each prompt.
         folder: the run folder, for frames and previews; None keeps none.
         progress: called with a line of text as the work goes on.
-
-    Everything that can be refused is refused here, before the first record is asked for.
 
     Raises:
         UsageError: an unknown model or site, nothing to mount, a bad file, an unwritable folder.
     """
-    if model not in MODELS:
-        raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(MODELS)}")
-    checkpoint = checkpoint or FIXTURES / "checkpoints" / "helios-tiny"
-    read = Prompt.read(prompts or FIXTURES / "prompts" / "helios-tiny.json")
-    if floors is None:
-        named = FIXTURES / "tolerances" / f"{checkpoint.resolve().name}.json"
-        floors = named if named.is_file() else FIXTURES / "tolerances" / f"{model}.json"
-    limits = read_floors(floors)
+    plan = _plan(model, ops, checkpoint, sites, prompts, floors)
     if folder is not None:
         video.require_writable(folder)
-    progress(f"{model}: loading {checkpoint}")
-    from validation.models import helios  # diffusers takes seconds to import
+    about = {"model": model, "checkpoint": plan.checkpoint.resolve().name, "floors": plan.floors_name}
+    samples = [dataclasses.replace(prompt, seed=prompt.seed + seed) for prompt in plan.prompts]
+    repro = _command(model, ops, device, plan.checkpoint, sites, seed)
+    if device.bfloat16_problems:
+        return (_not_judged(model, ops, prompt, device, about, repro) for prompt in samples)
+    from validation.models import helios
 
-    pipeline = helios.load(checkpoint, DTYPE, device.torch)
+    progress(f"{model}: loading {plan.checkpoint}")
+    pipeline = helios.load(plan.checkpoint, DTYPE, device.torch)
     helios.mount(pipeline.transformer, ops, sites).unmount()
-    if pipeline.text_encoder is None:
-        for prompt in read:
-            for text in (prompt.text, prompt.negative_text):
-                embed_prompt(text, 1)
-    options = "" if sites is None else f" --sites {','.join(sites)}"
-    if checkpoint.resolve() != FIXTURES / "checkpoints" / "helios-tiny":
-        options += f" --checkpoint {shlex.quote(str(checkpoint))}"
-    if not device.interpreted:
-        options += " --gpu"
 
     def records() -> Iterator[Record]:
-        for prompt in read:
-            about = {"model": model, "checkpoint": checkpoint.resolve().name, "floors": floors.stem}
-            repro = f"validate quality --model {model} --ops {shlex.quote(ops.origin)}{options}"
-            if device.bfloat16_problems:
-                yield Record(
-                    level=Level.SAMPLE,
-                    subject=model,
-                    op_set=ops.name,
-                    status=Status.BFLOAT16_NOT_JUDGED,
-                    check="bfloat16",
-                    reason=f"the interpreter's bfloat16 is wrong: {device.bfloat16_problems[0]}",
-                    case=about | _case_of(prompt),
-                    dtype="bfloat16",
-                    repro=repro,
-                )
-                continue
+        for prompt in samples:
             record = sample_and_judge(
-                pipeline, ops, prompt, floors=limits, sites=sites, folder=folder, repro=repro, progress=progress
+                pipeline, ops, prompt, floors=plan.floors, sites=sites, folder=folder, repro=repro, progress=progress
             )
             yield dataclasses.replace(record, case=about | record.case)
 
     return records()
+
+
+def _command(model: str, ops: OpSet, device: Device, checkpoint: Path, sites: Sequence[str] | None, seed: int) -> str:
+    words = ["validate", "quality", "--model", model, "--ops", ops.origin]
+    if sites is not None:
+        words += ["--sites", ",".join(sites)]
+    if checkpoint.resolve() != TINY:
+        words += ["--checkpoint", str(checkpoint)]
+    if seed:
+        words += ["--seed", str(seed)]
+    if not device.interpreted:
+        words += ["--gpu"]
+    return shlex.join(words)
+
+
+def _not_judged(model: str, ops: OpSet, prompt: Prompt, device: Device, about: Mapping[str, Any], repro: str) -> Record:
+    reason = f"bfloat16 cannot be judged here: {device.bfloat16_problems[0]}"
+    return Record(
+        level=Level.SAMPLE,
+        subject=model,
+        op_set=ops.name,
+        status=Status.BFLOAT16_NOT_JUDGED,
+        check="bfloat16",
+        reason=reason,
+        case={**about, **_case_of(prompt)},
+        dtype="bfloat16",
+        message=f"{model}  {ops.name}  bfloat16  {Status.BFLOAT16_NOT_JUDGED}\n{reason}",
+        repro=repro,
+    )
 
 
 def read_floors(path: Path) -> dict[str, float]:

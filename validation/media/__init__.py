@@ -1,0 +1,1 @@
+"""Frames: how far two videos are apart, and their files."""

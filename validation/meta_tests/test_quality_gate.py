@@ -1,0 +1,370 @@
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import HeliosPipeline
+from torch import Tensor
+
+from validation.device import Device
+from validation.errors import UsageError
+from validation.media.video import read_video, to_uint8
+from validation.meta_tests.model_op_sets import FAULTS, other_arrangement, reference
+from validation.models import helios
+from validation.models.prompts import Prompt
+from validation.models.trajectory import Trajectory
+from validation.ops import OpSet, load_op_set
+from validation.quality import (
+    FIXTURES,
+    FLOOR_NAMES,
+    TINY,
+    check_reference,
+    check_request,
+    judge,
+    quality,
+    read_floors,
+    run_quality,
+    sample_and_judge,
+)
+from validation.record import Level, Record, Status
+from validation.session import Options, Session
+
+FLOORS = read_floors(FIXTURES / "tolerances" / "helios-tiny.json")
+PROMPT = dataclasses.replace(Prompt.read(FIXTURES / "prompts" / "helios-tiny.json")[0], frames=33)
+CPU = Device("interpreter", "cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> HeliosPipeline:
+    return helios.load(TINY, torch.bfloat16, "cpu")
+
+
+@pytest.fixture(scope="module")
+def sampled(pipeline: HeliosPipeline) -> Trajectory:
+    with helios.mount(pipeline.transformer, reference()) as mounted:
+        return helios.sample(pipeline, PROMPT, mounted)
+
+
+def test_another_arrangement_of_torchs_functions_passes_on_all_sites(pipeline: HeliosPipeline) -> None:
+    record = sample_and_judge(pipeline, other_arrangement(), PROMPT, floors=FLOORS)
+    assert record.status is Status.PASSED
+    assert record.case["sites"] == list(helios.SITE_NAMES)
+    assert 40 < float(record.numbers["psnr_worst_frame"] or 0) < 80
+    assert 0 < record.series["latents_per_step"][0] < 0.05
+    assert record.tier is None
+
+
+def test_reference_ops_are_bit_exact(pipeline: HeliosPipeline) -> None:
+    record = sample_and_judge(pipeline, reference(), PROMPT, floors=FLOORS)
+    assert (record.status, record.tier) == (Status.PASSED, "bit-exact")
+    assert record.numbers["psnr"] == math.inf
+    assert record.series["latents_per_step"] == [0.0] * 4
+
+
+def test_fused_ops_pass(pipeline: HeliosPipeline) -> None:
+    prompt = dataclasses.replace(PROMPT, steps=1, guidance_scale=1.0)
+    record = sample_and_judge(pipeline, load_op_set("fused_ops"), prompt, floors=FLOORS)
+    assert record.status is Status.PASSED, record.reason
+    assert record.numbers["calls_norm1"] == 3
+    assert record.numbers["calls_norm_out"] == record.numbers["forwards"] == 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_fall_below_the_floors(pipeline: HeliosPipeline, fault: Callable[[], OpSet]) -> None:
+    record = sample_and_judge(pipeline, fault(), PROMPT, floors=FLOORS, repro="validate quality --ops x")
+    assert (record.status, record.check) == (Status.BELOW_FLOOR, "floors")
+    for name in FLOOR_NAMES:
+        assert name in record.reason
+        assert float(record.numbers[name] or 0) < FLOORS[name] == record.numbers[f"floor_{name}"]
+    lines = record.message.splitlines()
+    assert lines[0] == "helios  planted  bfloat16  BELOW_FLOOR"
+    assert lines[-1] == "repeat: validate quality --ops x"
+
+
+def faulty(frames: Callable[[Any], Any]) -> Callable[[Trajectory], Trajectory]:
+    return lambda sampled: dataclasses.replace(sampled, frames=frames(sampled.frames.copy()))
+
+
+def black_frame(frames: Any) -> Any:
+    frames[7] = 0
+    return frames
+
+
+def grey_tile(frames: Any) -> Any:
+    frames[7, 32:, 32:64] = 0.5
+    return frames
+
+
+def one_nan(frames: Any) -> Any:
+    frames[7, 5, 5, 0] = math.nan
+    return frames
+
+
+def infinite_frame(frames: Any) -> Any:
+    frames[32] = math.inf
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        (black_frame, Status.BELOW_FLOOR, "psnr_worst_frame"),
+        (grey_tile, Status.BELOW_FLOOR, "psnr_worst_tile"),
+        (lambda frames: frames[:-1], Status.INCORRECT_FRAMES, "candidate has 32 frames, expected 33"),
+        (lambda frames: np.concatenate([frames, frames[-1:]]), Status.INCORRECT_FRAMES, "has 34 frames, expected 33"),
+        (lambda frames: frames[:, :48], Status.INCORRECT_FRAMES, "shape [33, 48, 96, 3], expected [33, 64, 96, 3]"),
+        (lambda frames: np.roll(frames, 1, axis=0), Status.BELOW_FLOOR, "psnr_temporal"),
+        (one_nan, Status.INCORRECT_NONFINITE, "1 of 33 frames hold NaN or infinity, first frame 7"),
+        (infinite_frame, Status.INCORRECT_NONFINITE, "first frame 32"),
+    ],
+)
+def test_faults_of_frames_fail(sampled: Trajectory, fault: Callable[[Any], Any], status: Status, reason: str) -> None:
+    verdict = judge(sampled, faulty(fault)(sampled), FLOORS)
+    assert verdict.status is status
+    assert status.failed
+    assert reason in verdict.reason
+
+
+def test_one_black_frame_is_caught_by_the_worst_frame_alone(sampled: Trajectory) -> None:
+    candidate = faulty(black_frame)(sampled)
+    assert judge(sampled, candidate, {"psnr_worst_frame": 30.0}).status is Status.BELOW_FLOOR
+    assert judge(sampled, candidate, {"psnr": 15.0}).status is Status.PASSED
+
+
+def test_a_nan_is_below_every_floor(sampled: Trajectory) -> None:
+    still = dataclasses.replace(sampled, frames=sampled.frames[:1])
+    assert judge(still, still, FLOORS).status is Status.PASSED  # one frame has no motion
+    for name in FLOOR_NAMES:
+        assert judge(sampled, sampled, {name: math.nan}).status is Status.BELOW_FLOOR
+
+
+def test_an_op_that_makes_nan_fails(pipeline: HeliosPipeline) -> None:
+    def layer_norm_scale_shift(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        y = torch.as_tensor(reference()["layer_norm_scale_shift"](x, *arguments, **options)).clone()
+        y[:, -1, 0] = math.nan
+        return y
+
+    ops = reference(layer_norm_scale_shift=layer_norm_scale_shift)
+    record = sample_and_judge(pipeline, ops, PROMPT, floors=FLOORS, sites=["norm_out"])
+    assert record.status is Status.INCORRECT_NONFINITE
+    assert Record.from_json(record.to_json()).status is Status.INCORRECT_NONFINITE
+
+
+def test_a_site_that_is_never_reached_fails(pipeline: HeliosPipeline) -> None:
+    def layer_norm_scale_shift(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        vars(pipeline.transformer.norm_out).pop("forward", None)  # sabotage: the module's own code again
+        return reference()["layer_norm_scale_shift"](x, *arguments, **options)
+
+    ops = reference(layer_norm_scale_shift=layer_norm_scale_shift)
+    record = sample_and_judge(pipeline, ops, PROMPT, floors=FLOORS, sites=["norm1", "norm_out"])
+    assert (record.status, record.check) == (Status.SITE_NOT_REACHED, "sites")
+    assert record.reason == "candidate: site norm_out was called 0 times in forward 1, expected 1"
+    assert "forward" not in vars(pipeline.transformer.blocks[0])
+
+
+def test_an_op_that_raises_fails(pipeline: HeliosPipeline) -> None:
+    def rms_norm(*_arguments: Any, **_options: Any) -> Any:
+        raise ValueError("no kernel for this width")
+
+    record = sample_and_judge(pipeline, reference(rms_norm=rms_norm), PROMPT, floors=FLOORS)
+    assert record.status is Status.RUNTIME_ERROR
+    assert record.reason == "candidate: rms_norm raised at site qk_norm: ValueError: no kernel for this width"
+    assert "psnr" not in record.numbers
+
+
+def test_a_reference_that_does_not_repeat_itself_is_inconclusive(pipeline: HeliosPipeline) -> None:
+    calls = []
+
+    def drift(_module: Any, _arguments: Any, output: tuple[Tensor]) -> tuple[Tensor]:
+        calls.append(1)
+        return (output[0] * (1 + 1e-2 * len(calls)),)
+
+    hook = pipeline.transformer.register_forward_hook(drift)
+    try:
+        record = sample_and_judge(pipeline, reference(), PROMPT, floors=FLOORS)
+    finally:
+        hook.remove()
+    assert (record.status, record.check) == (Status.INCONCLUSIVE, "reference")
+    assert "differs from itself, first in the latents of step 1 of 4" in record.reason
+
+
+def test_a_reference_without_a_picture_is_inconclusive(sampled: Trajectory) -> None:
+    assert check_reference(sampled, sampled) is None
+    broken = faulty(one_nan)(sampled)
+    verdict = check_reference(broken, broken)
+    assert verdict is not None
+    assert (verdict.status, "frame 7 holds NaN" in verdict.reason) == (Status.INCONCLUSIVE, True)
+    verdict = check_reference(sampled, faulty(black_frame)(sampled))
+    assert verdict is not None
+    assert "equal latents but other frames" in verdict.reason
+
+
+def test_frames_and_previews_are_kept(pipeline: HeliosPipeline, sampled: Trajectory, tmp_path: Path) -> None:
+    record = sample_and_judge(pipeline, other_arrangement(), PROMPT, floors=FLOORS, folder=tmp_path)
+    for arm in ("reference", "candidate", "difference"):
+        for role, suffix in ((f"{arm}_frames", ".npz"), (f"{arm}_mp4", ".mp4")):
+            assert record.artifacts[role] == f"artifacts/helios-red-ball-0/{arm}{suffix}"
+            read_video(tmp_path / record.artifacts[role], (33, 64, 96))
+    kept = read_video(tmp_path / record.artifacts["reference_frames"])
+    assert np.array_equal(kept, to_uint8(sampled.frames))
+    factor = record.numbers["difference_factor"]
+    assert isinstance(factor, int)
+    assert factor >= 4
+    shown = read_video(tmp_path / record.artifacts["difference_frames"])
+    assert shown.max() > 100
+    assert record.seconds["save"] > 0
+    assert {f"{arm}_{stage}" for arm in ("reference", "candidate") for stage in ("encode", "denoise", "decode")} < set(
+        record.seconds
+    )
+
+
+def test_a_failed_candidate_still_leaves_the_reference(pipeline: HeliosPipeline, tmp_path: Path) -> None:
+    def rms_norm(*_arguments: Any, **_options: Any) -> None:
+        return None
+
+    record = sample_and_judge(pipeline, reference(rms_norm=rms_norm), PROMPT, floors=FLOORS, folder=tmp_path)
+    assert record.status is Status.INCORRECT_STRUCTURE
+    assert set(record.artifacts) == {"reference_frames", "reference_mp4"}
+
+
+def small_prompts(path: Path) -> Path:
+    """Two prompts that take no time."""
+    prompts = [{"name": "a", "text": "a red ball", "seed": 0}, {"name": "b", "text": "a blue square", "seed": 3}]
+    shared = {"height": 32, "width": 48, "frames": 33, "steps": 1, "guidance_scale": 1.0}
+    path.write_text(json.dumps({**shared, "prompts": prompts}))
+    return path
+
+
+def test_run_quality_gives_one_record_a_prompt(tmp_path: Path) -> None:
+    told: list[str] = []
+    records = list(
+        run_quality(
+            "helios",
+            other_arrangement(),
+            device=CPU,
+            sites=("norm1", "gate"),
+            seed=10,
+            prompts=small_prompts(tmp_path / "prompts.json"),
+            floors=FIXTURES / "tolerances" / "helios.json",
+            progress=told.append,
+        )
+    )
+    assert [(record.status, record.case["seed"]) for record in records] == [(Status.PASSED, 10), (Status.PASSED, 13)]
+    assert records[0].case == {
+        "model": "helios",
+        "checkpoint": "helios-tiny",
+        "floors": "helios",
+        "prompt": "a red ball",
+        "prompt_name": "a",
+        "seed": 10,
+        "steps": 1,
+        "guidance_scale": 1.0,
+        "size": [32, 48],
+        "frames": 33,
+        "sites": ["norm1", "gate"],
+    }
+    assert records[0].level is Level.SAMPLE
+    assert records[0].subject == "helios"
+    assert records[0].dtype == "bfloat16"
+    assert records[0].repro == ("validate quality --model helios --ops other_arrangement --sites norm1,gate --seed 10")
+    assert all(Record.from_json(record.to_json()) == record for record in records)
+    assert not any(record.artifacts for record in records)
+    assert "helios a seed 10: candidate, step 1 of 1" in told
+
+
+def test_a_checkpoint_folder_takes_the_same_road(tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY, tmp_path / "another checkpoint")
+    prompts = small_prompts(tmp_path / "prompts.json")
+    record = next(run_quality("helios", reference(), device=CPU, checkpoint=folder, prompts=prompts))
+    assert record.tier == "bit-exact"
+    assert (record.case["checkpoint"], record.case["floors"]) == ("another checkpoint", "helios")
+    assert record.repro.endswith(f"--checkpoint '{folder}'")
+
+
+def test_bfloat16_that_cannot_be_judged_fails() -> None:
+    device = Device("interpreter", "cpu", ("float32 -> bfloat16 truncates",))
+    records = list(run_quality("helios", reference(), device=device))
+    assert {record.status for record in records} == {Status.BFLOAT16_NOT_JUDGED}
+    assert "float32 -> bfloat16 truncates" in records[0].message
+
+
+def only(name: str) -> OpSet:
+    return OpSet("one", {name: reference()[name]}, "one.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"model": "helius"}, "--model: unknown model 'helius', expected one of: helios"),
+        ({"sites": ["norm1", "norm7"]}, "--sites: unknown site 'norm7', expected some of: norm1, rope"),
+        ({"ops": only("qk_norm")}, r"one\.py provides no op that this model calls"),
+        ({"ops": only("rms_norm"), "sites": ["norm1"]}, "norm1 calls layer_norm_scale_shift, which one.py does not"),
+        ({"checkpoint": Path("nowhere")}, "--checkpoint: no folder nowhere"),
+        ({"prompts": Path("nowhere.json")}, r"cannot read nowhere\.json"),
+        ({"floors": Path("nowhere.json")}, r"cannot read nowhere\.json"),
+        ({"folder": Path(__file__)}, "is a file, expected a folder"),
+    ],
+)
+def test_bad_requests_are_refused_by_the_call(arguments: dict[str, Any], reason: str) -> None:
+    request: dict[str, Any] = {"model": "helios", "ops": reference(), "device": CPU} | arguments
+    with pytest.raises(UsageError, match=reason):
+        run_quality(request.pop("model"), request.pop("ops"), **request)
+
+
+@pytest.mark.parametrize(
+    ("floors", "reason"),
+    [
+        ({}, "has no floor for psnr_worst_frame"),
+        ({"floors": {"psnr": 20}}, "has no floor for psnr_worst_frame"),
+        ({"floors": {"psnr_worst_frame": 20, "psnr_best_frame": 1}}, "unknown floor 'psnr_best_frame'"),
+        ({"floors": {"psnr_worst_frame": "20"}}, 'floor psnr_worst_frame is "20", expected a finite number'),
+        ({"floors": {"psnr_worst_frame": math.nan}}, "floor psnr_worst_frame is NaN"),
+    ],
+)
+def test_bad_floors_are_refused(tmp_path: Path, floors: dict[str, Any], reason: str) -> None:
+    (tmp_path / "floors.json").write_text(json.dumps(floors))
+    with pytest.raises(UsageError, match=reason):
+        read_floors(tmp_path / "floors.json")
+
+
+def test_every_floor_fixture_is_read_by_some_checkpoint() -> None:
+    checkpoints = {path.name for path in (FIXTURES / "checkpoints").iterdir()}
+    assert {path.stem for path in (FIXTURES / "tolerances").iterdir()} == checkpoints | {"helios"}
+    measured = json.loads((FIXTURES / "tolerances" / "helios-tiny.json").read_text())
+    for name in FLOOR_NAMES:
+        assert measured["highest_of_faults"][name] < FLOORS[name] < measured["lowest_of_correct"][name]
+
+
+def session(tmp_path: Path, ops: str = "reference_ops", **options: Any) -> Session:
+    return Session(Options(ops=ops, out=tmp_path / "run", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model": "helius"}, "unknown model 'helius'"),
+        ({"sites": ("norm7",)}, "unknown site 'norm7'"),
+        ({"checkpoint": Path("nowhere")}, "no folder nowhere"),
+    ],
+)
+def test_a_bad_session_is_refused_before_any_work(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        check_request(session(tmp_path, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_op_set_that_no_model_calls_is_passed_over_unless_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def split_rotary_embedding(x, cos, sin):\n    return x\n")
+    mine = str(tmp_path / "mine.py")
+    told: list[str] = []
+    check_request(session(tmp_path, mine))
+    assert list(quality(session(tmp_path, mine), told.append)) == []
+    assert told == ["helios: calls no op that mine provides, not sampled"]
+    with pytest.raises(UsageError, match="provides no op that this model calls"):
+        check_request(session(tmp_path, mine, model="helios"))

@@ -1,0 +1,176 @@
+"""Put an op set in the place of the code that it fuses, inside a model, and count that it is reached.
+
+A *site* is a place in a model where an op's chain is computed. A model's own file (such as
+`validation.models.helios`) knows its sites and replaces the ``forward`` of the modules around them; the
+counting, the checks on what an op returns and the way back are here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from validation.errors import UsageError
+from validation.ops import OpSet
+from validation.record import Status
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in a model.
+
+    Attributes:
+        name: how ``--sites`` calls it.
+        op: the op that is mounted there.
+        calls: calls of it in one forward of the model; 0 where this model has no such place.
+    """
+
+    name: str
+    op: str
+    calls: int
+
+
+class SiteError(Exception):
+    """A mounted op failed inside the model, or was not called as often as it must be.
+
+    Attributes:
+        status: what a `Record` says of it.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def select_sites(available: Iterable[Site], ops: OpSet, names: Iterable[str] | None) -> tuple[Site, ...]:
+    """The sites to mount, in the model's order: those named, or every one whose op the set provides.
+
+    Raises:
+        UsageError: an unknown site, one that this model does not have, one whose op the set lacks, or none.
+    """
+    by_name = {site.name: site for site in available}
+    if names is None:
+        chosen = tuple(site for site in by_name.values() if site.calls and site.op in ops)
+        if not chosen:
+            needed = ", ".join(dict.fromkeys(site.op for site in by_name.values() if site.calls))
+            raise UsageError(f"{ops.origin} provides no op that this model calls, expected one of: {needed}")
+        return chosen
+    wanted = set(names)
+    for name in sorted(wanted):
+        if name not in by_name:
+            raise UsageError(f"--sites: unknown site {name!r}, expected some of: {', '.join(by_name)}")
+        if not by_name[name].calls:
+            raise UsageError(f"--sites: this model has no {name}, expected a site that its configuration has")
+        if by_name[name].op not in ops:
+            raise UsageError(f"--sites: {name} calls {by_name[name].op}, which {ops.origin} does not provide")
+    if not wanted:
+        raise UsageError(f"--sites: no site named, expected some of: {', '.join(by_name)}")
+    return tuple(site for site in by_name.values() if site.name in wanted)
+
+
+class Mount:
+    """An op set mounted on some sites of a model, until `unmount` (or the end of the ``with`` block).
+
+    Every forward of the model is checked at its end: each site must have been called exactly as often as
+    `Site.calls` says, so that a path around an op is an error and never a silent fallback.
+
+    Attributes:
+        sites: the mounted sites by name.
+        calls: calls of each site since the mount.
+        forwards: finished forwards of the model since the mount.
+    """
+
+    def __init__(self, model: nn.Module, ops: OpSet, sites: Iterable[Site]) -> None:
+        self.ops = ops
+        self.sites: Mapping[str, Site] = {site.name: site for site in sites}
+        self.calls = dict.fromkeys(self.sites, 0)
+        self.forwards = 0
+        self._before = dict(self.calls)
+        hooks = (model.register_forward_pre_hook(self._begin), model.register_forward_hook(self._end))
+        self._undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
+
+    def __contains__(self, site: str) -> bool:
+        return site in self.sites
+
+    def replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Let calls of the module run ``forward`` (without ``self``) until `unmount`.
+
+        Raises:
+            UsageError: the module's forward is replaced already, by another mount or an offloading hook.
+        """
+        if "forward" in module.__dict__:
+            raise UsageError(
+                f"the forward of {type(module).__name__} is replaced already, expected a model without another "
+                "mount or offloading hook (unmount first; add hooks after mounting)"
+            )
+
+        def restore() -> None:
+            module.__dict__.pop("forward", None)
+
+        # An attribute of the instance hides the method of the class; torch calls ``self.forward``.
+        module.__dict__["forward"] = forward
+        self._undo.append(restore)
+
+    def call(self, site: str, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Call the op of a site. Every op of a site returns a tensor like its first argument.
+
+        Raises:
+            SiteError: the op raised, or returned something else than a tensor of the shape, dtype and
+                device of ``x``.
+        """
+        self.calls[site] += 1
+        name = self.sites[site].op
+        try:
+            y = self.ops[name](x, *arguments, **options)
+        except Exception as error:
+            raise SiteError(
+                Status.RUNTIME_ERROR, f"{name} raised at site {site}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(y, Tensor):
+            raise self._wrong(Status.INCORRECT_STRUCTURE, site, type(y).__name__, "a tensor")
+        if y.dtype != x.dtype:
+            raise self._wrong(Status.INCORRECT_DTYPE, site, str(y.dtype)[6:], str(x.dtype)[6:])
+        if y.shape != x.shape:
+            raise self._wrong(Status.INCORRECT_SHAPE, site, str(list(y.shape)), str(list(x.shape)))
+        if y.device != x.device:
+            raise self._wrong(Status.INCORRECT_DEVICE, site, str(y.device), str(x.device))
+        return y
+
+    def require_forwards(self, expected: int) -> None:
+        """SiteError unless the model has finished ``expected`` forwards since the mount."""
+        if self.forwards != expected:
+            raise SiteError(
+                Status.SITE_NOT_REACHED,
+                f"{self.forwards} forwards ran through the mounted model, expected {expected}",
+            )
+
+    def unmount(self) -> None:
+        """Leave the model as it was; does nothing the second time."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unmount()
+
+    def _wrong(self, status: Status, site: str, came: str, expected: str) -> SiteError:
+        return SiteError(status, f"{self.sites[site].op} returned {came} at site {site}, expected {expected}")
+
+    def _begin(self, _model: nn.Module, _arguments: Any) -> None:
+        self._before = dict(self.calls)
+
+    def _end(self, _model: nn.Module, _arguments: Any, _output: Any) -> None:
+        for site in self.sites.values():
+            calls = self.calls[site.name] - self._before[site.name]
+            if calls != site.calls:
+                raise SiteError(
+                    Status.SITE_NOT_REACHED,
+                    f"site {site.name} was called {calls} times in forward {self.forwards + 1}, expected {site.calls}",
+                )
+        self.forwards += 1

@@ -1,0 +1,12 @@
+"""Sample level: whole videos sampled with reference ops and with the op set's."""
+
+import pytest
+
+from validation.plugin import check
+from validation.quality import quality
+from validation.session import Session
+
+
+@pytest.mark.quality
+def test_quality(validation_session: Session) -> None:
+    check(validation_session, quality(validation_session))
