@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (run, parity, quality):
         sub.add_argument("--seed", type=int, default=0, metavar="N", help="everything is drawn from it (default: 0)")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write environment and records as JSON as well")
+        sub.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML as well, for a CI system to show")
         sub.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one under runs/)")
     for sub in (run, parity):
         sub.add_argument(
@@ -118,6 +119,7 @@ def _session_command(arguments: argparse.Namespace) -> int:
             gpu=arguments.gpu,
             require=getattr(arguments, "require", None),
             json=arguments.json,
+            junit=arguments.junit,
             out=arguments.out,
             model=getattr(arguments, "model", None),
             checkpoint=getattr(arguments, "checkpoint", None),

@@ -33,8 +33,8 @@ _selected: Device | None = None
 def select(gpu: bool) -> Device:
     """Choose the device of this process; must come before any kernel is imported.
 
-    Without a GPU asked for, enables Triton's interpreter, repairs its bfloat16 conversion and checks the
-    repair against torch.
+    Without a GPU asked for, enables Triton's interpreter, repairs its bfloat16 conversion, checks the repair
+    against torch, and keeps torch to one thread.
 
     Raises:
         UsageError: ``gpu`` without a usable GPU, with the interpreter switched on, or after the other
@@ -55,8 +55,13 @@ def select(gpu: bool) -> Device:
             raise UsageError("--gpu: TRITON_INTERPRET is set, expected it unset: kernels would not be compiled")
         _selected = Device(torch.cuda.get_device_name(), "cuda")
     else:
+        import torch
+
         from validation import interpreter
 
+        # Cases are small, and idle OpenMP threads spin: with the other core busy, two threads took 76 s for a
+        # sampled video that one took 35 s for.
+        torch.set_num_threads(1)
         try:
             interpreter.enable()
         except RuntimeError as error:

@@ -20,6 +20,7 @@ from hypothesis.strategies import SearchStrategy
 from validation.cases.case import Case
 from validation.cases.corners import Corner, corners_of, declared_corners
 from validation.cases.strategies import Signature, cases
+from validation.cases.workloads import workloads
 from validation.device import Device
 from validation.errors import UsageError
 from validation.judge import tiers
@@ -137,7 +138,8 @@ def sweep(
 ) -> Iterator[Record]:
     """Judge an op over its whole case space.
 
-    Known regressions first, then every declared corner, then free draws; then, for each kind of failure, the
+    Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
+    every declared corner, then free draws; then, for each kind of failure, the
     same failure shrunk; last, one record for the op: its tier, bias over all cases, corners not reached.
 
     Args:
@@ -154,6 +156,9 @@ def sweep(
     signature = signature_of(op)
     bfloat16 = not device.bfloat16_problems
     corners = declared_corners(signature, bfloat16=bfloat16)
+    real = [(w, w.make(not device.interpreted)) for w in workloads(op)]
+    real = [(w, case) for w, case in real if bfloat16 or case.dtype != "bfloat16"]
+    corners += tuple(Corner(w.name, {}, lambda case, whole=whole: case == whole) for w, whole in real)  # type: ignore[misc]
     done: list[Record] = []
     failed: dict[Status, tuple[Mapping[str, Any], int]] = {}
 
@@ -167,7 +172,10 @@ def sweep(
     for case in regressions(op):
         if bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
             yield judged(case, {}, seed)
-    for corner in (*corners, None):
+    # With few tokens the stages of a pyramid are one case.
+    for case in {case.to_json(): case for _, case in real}.values():
+        yield judged(case, {}, seed)
+    for corner in (*(c for c in corners if c.forced), None):
         forced = corner.forced if corner else {}
         draw_seed = zlib.crc32(f"{seed}/{op}/{corner.name if corner else 'free'}".encode())
         count = profile.per_corner if corner else profile.free

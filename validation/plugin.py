@@ -89,6 +89,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Check what the quality tests ask for before the first of them runs."""
+    if any(item.get_closest_marker("quality") for item in session.items):
+        from validation.quality import check_request
+
+        try:
+            check_request(session.config.stash[SESSION])
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give tests that take ``op_name`` one call for each op that is judged."""
     if "op_name" in metafunc.fixturenames:

@@ -29,6 +29,7 @@ class Options:
         gpu: whether to run on the GPU.
         require: tier to hold the ops to, or None for the op set's default.
         json: file to write the environment and records to, or None.
+        junit: file to write JUnit XML to, or None.
         out: run folder, or None for a new one under ``runs/``.
         model: to sample, or None for all.
         checkpoint: folder of a real checkpoint, or None for the embedded one.
@@ -42,6 +43,7 @@ class Options:
     gpu: bool = False
     require: str | None = None
     json: Path | None = None
+    junit: Path | None = None
     out: Path | None = None
     model: str | None = None
     checkpoint: Path | None = None
@@ -74,8 +76,9 @@ class Session:
             raise UsageError(f"--seed: {options.seed}, expected an integer >= 0")
         for name in options.names:
             check_op_name(name)
-        if options.json is not None:
-            check_writable(options.json, "--json")
+        for option, path in (("--json", options.json), ("--junit", options.junit)):
+            if path is not None:
+                check_writable(path, option)
         self.device = devices.select(options.gpu)
         self.ops: OpSet = load_op_set(options.ops)
         for name in options.names:
@@ -110,11 +113,14 @@ class Session:
             yield record
 
     def finish(self) -> Path:
-        """Write the report, and the file asked for with --json; return the report's path."""
+        """Write the report, and the files asked for with --json and --junit; return the report's path."""
         from validation.report.html import write_report
+        from validation.report.junit import write_junit
 
         if self.options.json is not None:
             write_json(self.options.json, self.run)
+        if self.options.junit is not None:
+            write_junit(self.run.records, self.options.junit)
         return write_report(self.run.folder)
 
 

@@ -420,16 +420,16 @@ def _rotary_corners(signature: Signature) -> list[Corner]:
                 lambda case, rank=rank: len(cos(case).shape) == rank and _main(case).shape[0] > 1,  # type: ignore[misc]
             )
         )
-    for interleaved in (True, False):
-        corners.append(
-            Corner(
-                f"rotary dims below head_dim, interleaved={interleaved}",
-                {**frames, "rotary_dim": "partial", "interleaved": interleaved},
-                lambda case, want=interleaved: (  # type: ignore[misc]
-                    case.flags["interleaved"] == want
-                    and 2 * cos(case).shape[-1] < _main(case).shape[-1]
-                    and _main(case).shape[2] > 1
-                ),
-            )
+    corners += [
+        Corner(
+            f"rotary dims below head_dim, interleaved={interleaved}",
+            {**frames, "rotary_dim": "partial", "interleaved": interleaved},
+            lambda case, want=interleaved: (  # type: ignore[misc]
+                case.flags["interleaved"] == want
+                and 2 * cos(case).shape[-1] < _main(case).shape[-1]
+                and _main(case).shape[2] > 1
+            ),
         )
+        for interleaved in (True, False)
+    ]
     return corners

@@ -71,9 +71,7 @@ def _norm(arguments: Mapping[str, Any], *, centred: bool) -> tuple[Running, ...]
 
 def _modulated_norm(arguments: Mapping[str, Any], *, centred: bool) -> tuple[Running, ...]:
     chain = _Chain(arguments)
-    normalised = chain.affine_norm(
-        arguments["x"], arguments.get("weight"), arguments.get("bias"), centred=centred
-    )
+    normalised = chain.affine_norm(arguments["x"], arguments.get("weight"), arguments.get("bias"), centred=centred)
     return (chain.modulate(chain.step(normalised), 1.0),)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -95,13 +96,29 @@ def bias_threshold(errors: Errors, samples: int) -> float:
     return max(6.0 * errors.rms_ulp / math.sqrt(max(samples, 1)), 0.02)
 
 
-def independent_samples(truth: Tensor, finite: Tensor, dtype: torch.dtype) -> int:
+def independent_samples(truth: Tensor, finite: Tensor, dtype: torch.dtype, operands: Sequence[Tensor]) -> int:
     """How many errors of an output can be taken for independent.
 
     Equal values are rounded equally, so distinct values count, not elements. In float32 the error of a
-    row's mean and rstd is as large as the rounding and shared by the row, so distinct rows count.
+    row's mean and rstd is as large as the rounding and shared by the row, so distinct rows count. Where the
+    casting mode rounds on the way, equal operands are rounded equally there, whatever becomes of them
+    later, so none may count more often than the operand with the fewest distinct values has them. (A
+    product rounded to bfloat16 lies on a grid; one scalar shift then leaves every sum of a binade the same
+    error. And at a mean of 30 sigma a bfloat16 row has few distinct values. Both raised false alarms.)
+
+    Args:
+        truth: float64 ``[..., D]``.
+        finite: bool, the elements that count.
+        dtype: of the output.
+        operands: the activation, whose equal values count once a row, and the parameters, whose equal values
+            count once; empty where nothing is rounded on the way.
     """
-    if dtype is torch.float32 and truth.dim() > 1:
+    if dtype is torch.float32:
         rows = truth.reshape(-1, truth.shape[-1])[finite.reshape(-1, truth.shape[-1]).all(-1)]
         return len(torch.unique(rows, dim=0)) if rows.numel() else 0
-    return len(torch.unique(truth[finite]))
+    counts = [len(torch.unique(truth[finite]))]
+    if operands and counts[0]:
+        ordered = operands[0].float().sort(-1).values
+        counts.append(int((ordered.diff(dim=-1) != 0).sum()) + ordered[..., 0].numel())
+        counts += [len(torch.unique(operand)) for operand in operands[1:]]
+    return min(counts)

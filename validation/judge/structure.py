@@ -54,7 +54,7 @@ class GuardedAllocations(TorchDispatchMode):
         size = 1 + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True)) if out.numel() else 0
         guard = guard_elements(out.shape[-1] if out.dim() else 1)
         memory = torch.empty(size + 2 * guard, dtype=out.dtype, device=out.device)
-        poison(memory)
+        poison(memory, output=True)
         self.allocations.append(_Allocation(memory, guard, size))
         # set_ rather than as_strided: the result is no view, as torch.empty's is none.
         out.set_(memory.untyped_storage(), guard, out.shape, out.stride())
@@ -82,7 +82,7 @@ class GuardedAllocations(TorchDispatchMode):
 
 def _guard_damage(memory: Tensor, start: int, size: int) -> str:
     fresh = memory[:1].clone()
-    poison(fresh)
+    poison(fresh, output=True)
     bits, value = as_bits(memory), as_bits(fresh)[0]
     before = (bits[:start] != value).nonzero()
     if len(before):
@@ -96,7 +96,7 @@ def _guard_damage(memory: Tensor, start: int, size: int) -> str:
 def unwritten(output: Tensor) -> Tensor:
     """Which elements still hold the poison that `GuardedAllocations` put there."""
     fresh = torch.empty(1, dtype=output.dtype, device=output.device)
-    poison(fresh)
+    poison(fresh, output=True)
     return as_bits(output) == as_bits(fresh)[0]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from validation.record import Record
 
 # The geometric mean, over an op's cases of one dtype, of RMS error over the baseline's. Outputs of 16 bits
-# are rounded once by either path, so a lossless op stays at 1; in float32 the order of a sum alone moves it,
-# measured 0.8 to 1.1 for torch's own kernels against blocked sums.
-LOSSLESS_MEAN_RATIO = {"float32": 1.15, "float16": 1.005, "bfloat16": 1.005}
+# are rounded once by either path, so a lossless op stays at 1. In float32 two legal choices move it: the order
+# of a sum (measured 0.8 to 1.1), and whether a product is contracted into the sum after it (a rotation makes
+# two products and a sum: sqrt(3 / 2) = 1.22 between none and one contracted, measured 1.23).
+LOSSLESS_MEAN_RATIO = {"float32": 1.3, "float16": 1.005, "bfloat16": 1.005}
 
 # Standard errors of the mean over cases, whose seeds make them independent; chance of 2e-9 at 6.
 BIAS_SIGMAS = 6.0
@@ -43,13 +44,14 @@ def op_tier(records: Sequence[Record]) -> OpTier:
         return OpTier("bit-exact", mean, f"equal to the reference path to the bit in all {len(records)} cases")
     close = [record for record in records if record.tier == "close"]
     if mean > LOSSLESS_MEAN_RATIO[worst]:
-        reason = f"rms is {mean:.3f}x the reference path's over the {worst} cases, over {LOSSLESS_MEAN_RATIO[worst]}x"
+        limit = LOSSLESS_MEAN_RATIO[worst]
+        reason = f"rms is {mean:.3f}x the reference path's over the {worst} cases, over {limit}x"
         return OpTier("close", mean, reason)
     if close:
         example = max(close, key=lambda record: float(record.numbers.get("rms_ratio") or 0.0))
         reason = (
             f"{len(close)} of {len(records)} cases are further from the truth than float32 arithmetic explains, "
-            f"{example.dtype} {example.case.get('values')} by {example.numbers.get('rms_ratio'):.3g}x the reference path"
+            f"{example.dtype} {example.case.get('values')} {example.numbers.get('rms_ratio'):.3g}x the reference path"
         )
         return OpTier("close", mean, reason)
     return OpTier("lossless", mean, f"rms is {mean:.3f}x the reference path's over the {worst} cases")
@@ -75,7 +77,9 @@ def bias_over_cases(records: Sequence[Record]) -> str:
         for key in ("bias_ulp", "magnitude_bias_ulp"):
             values = [float(v) for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(key), float)]
             path = [
-                float(v) for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(f"baseline_{key}"), float)
+                float(v)
+                for r in records
+                if r.dtype == dtype and isinstance(v := r.numbers.get(f"baseline_{key}"), float)
             ]
             if len(values) < 20:
                 continue

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_right_op_set_passes_and_leaves_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = cli.main(["parity", "--op", OP, "--profile", "quick", "--out", "run", "--json", "out.json"])
+    arguments = ["parity", "--op", OP, "--profile", "quick", "--out", "run"]
+    status = cli.main([*arguments, "--json", "out.json", "--junit", "out.xml"])
     assert status == cli.PASSED
     environment, records = read_run(here / "run")
     assert environment.device == "interpreter"
@@ -41,6 +43,7 @@ def test_a_right_op_set_passes_and_leaves_a_report(here: Path, capsys: pytest.Ca
     data = json.loads((here / "out.json").read_text())
     assert len(data["records"]) == len(records)
     assert data["environment"]["seed"] == 0
+    assert ElementTree.parse(here / "out.xml").getroot().tag == "testsuites"
     assert "report.html" in capsys.readouterr().out
 
 
