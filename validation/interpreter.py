@@ -54,8 +54,9 @@ def bfloat16_to_float32(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
 def repair() -> None:
     """Install the conversions above in the interpreter; once per process.
 
-    Also stops the interpreter from patching ``triton.language`` again for each device function that a
-    kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time.
+    Also lets loop bounds of tensor type work under Triton 3.6 with NumPy 2.4, and stops the interpreter from
+    patching ``triton.language`` again for each device function that a kernel calls: the launch has patched it
+    already, and the repetition was 40 % of a launch's time.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -89,7 +90,19 @@ def repair() -> None:
     builder.create_fp_to_fp = create_fp_to_fp
 
     builder._bfloat16_repaired = True
+    _take_integers_from_arrays(interpreter)
     _patch_once_a_launch(interpreter)
+
+
+def _take_integers_from_arrays(interpreter: Any) -> None:
+    """Triton 3.6 takes ``int()`` of an array of one element, which NumPy 2.4 refuses."""
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch
 
 
 def _patch_once_a_launch(interpreter: Any) -> None:
