@@ -8,13 +8,20 @@ there is no eager fallback. On the CPU the kernels run under Triton's interprete
 Any file added to this folder whose name does not begin with ``_`` becomes an op of this package.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
 OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
 
 # Importing a submodule binds the module under its name; the function of that name takes its place.
 for _name in OP_NAMES:
     globals()[_name] = getattr(import_module(f"{__name__}.{_name}"), _name)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., Any]: ...
+
 
 __all__ = ["OP_NAMES", *OP_NAMES]

@@ -7,145 +7,299 @@ on the number of rows, so that a row is added up in the same order whatever batc
     1 .. 8192        next power of two   TILE // BLOCK_D, at least 1   one block
     beyond 8192      8192                1                             a loop over blocks
 
-TILE is 2048 elements: 16 elements a thread at 4 warps, two 16-byte loads of bfloat16. Under the
-interpreter, where a program costs the same 2 ms whatever its tile, it is 8192.
+TILE is 2048 elements: with 4 warps, two 16-byte loads of bfloat16 a thread (one where a warp is 64
+threads); blocks of 8192 have 8 warps. Twice that makes the kernels for unaligned memory spill on sm_90
+(measured: up to 136 bytes a thread). Under the interpreter, where a program costs the same 2 ms whatever
+its tile, TILE is 8192. The grid has one axis, which takes 2^31 - 1 programs.
 
-Addresses. Row offsets are 64-bit: one multiplication a row costs nothing, and B * L * D passes 2^31 in
-real use. Row numbers and column offsets are 32-bit unless the launcher finds that they do not fit
-(``ROWS64``, ``COLS64``). Widths, counts and strides are plain integer arguments, so that Triton
-specialises on 1 and on divisibility by 16 and can use 16-byte loads.
+Addresses. Tensors travel to the kernels as tuples with their strides: `Rows` for ``[..., D]``,
+`ModulationRows` for a modulation argument, `Vector` for a weight or bias. Strides are plain integers, so
+that Triton specialises on 1 and on divisibility by 16 and can use 16-byte loads. Row offsets are 64-bit:
+one multiplication a row costs nothing, and B * L * D passes 2^31 in real use. Row numbers and column
+offsets are 32-bit unless the launcher finds that they do not fit (``WIDE``).
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from reference_ops._contract import Modulation, ModulationStrides
+from reference_ops._contract import IndexedRows, Modulation, ModulationStrides
 
 # TRITON_INTERPRET is read by triton when a kernel is decorated: after that the answer is fixed.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+# Where the memory lies that a kernel can reach.
+DEVICE_TYPES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+
 TILE = 8192 if INTERPRETED else 2048
 MAX_BLOCK_D = 8192
 
-TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
 
 class Tile(NamedTuple):
-    """How a launch cuts ``rows`` x ``width`` into programs."""
+    """How a launch cuts rows of one width into programs.
+
+    one_block says that a row fits in one block.
+    """
 
     block_r: int
     block_d: int
+    one_block: bool
     num_warps: int
-    grid: tuple[int]
+
+    def programs(self, rows: int) -> int:
+        """How many programs ``rows`` rows take."""
+        return -(-rows // self.block_r)
 
 
-def tile_for(rows: int, width: int) -> Tile:
-    """The tile of the rule above, for a launch over ``rows`` rows of ``width`` columns."""
+def tile_for(width: int) -> Tile:
+    """The tile of the rule above."""
     block_d = min(triton.next_power_of_2(width), MAX_BLOCK_D)
     block_r = max(1, TILE // block_d)
-    elements = block_r * block_d
-    num_warps = 8 if elements > 4096 else 4
-    return Tile(block_r, block_d, num_warps, (triton.cdiv(rows, block_r),))
+    return Tile(block_r, block_d, width <= block_d, 8 if block_d > 4096 else 4)
 
 
-def require_device(op: str, x: Tensor) -> None:
-    """ValueError unless x lies where a kernel can reach it."""
-    if x.is_cuda or (INTERPRETED and x.device.type == "cpu"):
-        return
-    raise ValueError(
-        f"{op}: x is on {x.device}, expected a GPU tensor "
-        "(or, with TRITON_INTERPRET=1 set before fused_ops is imported, a CPU tensor)"
-    )
+class Vector(NamedTuple):
+    """A ``[D]`` tensor as kernels take it."""
+
+    data: Tensor
+    column: int
 
 
-def columns_need_int64(width: int, *column_strides: int) -> bool:
-    """True if ``column * stride`` passes 2^31 for one of the strides."""
-    return any((width - 1) * stride >= 2**31 for stride in column_strides)
+class Rows(NamedTuple):
+    """The rows of a ``[..., D]`` tensor as kernels take them.
 
-
-def promoted(*operands: Tensor | torch.dtype) -> torch.dtype:
-    """The dtype PyTorch gives an elementwise result of these operands, left to right.
-
-    A tensor of no dimensions counts as a scalar: a float32 0-d tensor leaves bfloat16 as it is.
+    sizes and strides are those of the row dimensions, innermost first; the outermost has no size, since
+    it is what remains of the row number.
     """
-    result: torch.dtype | None = None
-    for operand in operands:
-        if isinstance(operand, torch.dtype):
-            result = operand if result is None else torch.promote_types(result, operand)
-        elif result is None:
-            result = operand.dtype
-        elif operand.dim():
-            result = torch.promote_types(result, operand.dtype)
-    assert result is not None
-    return result
+
+    data: Tensor
+    column: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
-def same_device(x: Tensor) -> AbstractContextManager[object]:
-    """Make x's GPU the current one for a launch; Triton launches on the current device."""
+class ModulationRows(NamedTuple):
+    """A modulation argument as kernels take it.
+
+    data: the tensor (for `IndexedRows`, the table). row_index: the row of each token, or None.
+    batch, token, column, tokens_per_row: as in `ModulationStrides`. index_batch, index_token: strides of
+    row_index. PROMOTES: False for a tensor of no dimensions, which PyTorch's type promotion treats as a scalar.
+    """
+
+    data: Tensor
+    row_index: Tensor | None
+    batch: int
+    token: int
+    column: int
+    tokens_per_row: int
+    index_batch: int
+    index_token: int
+    PROMOTES: tl.constexpr
+
+
+_PROMOTES, _DOES_NOT_PROMOTE = tl.constexpr(True), tl.constexpr(False)
+
+
+def vector(t: Tensor | None) -> Vector | None:
+    """A weight or bias for a kernel; None stays None."""
+    return None if t is None else Vector(t, t.stride(0))
+
+
+def rows_of(t: Tensor) -> Rows:
+    """The rows of a tensor, in as few dimensions as its strides allow."""
+    sizes: list[int] = []
+    strides: list[int] = []
+    for size, stride in zip(t.shape[-2::-1], t.stride()[-2::-1], strict=True):
+        if size == 1:
+            continue
+        if sizes and stride == strides[-1] * sizes[-1]:
+            sizes[-1] *= size
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    return Rows(t, t.stride(-1), tuple(sizes[:-1]), tuple(strides) or (0,))
+
+
+def contiguous_rows(t: Tensor) -> Rows:
+    """The rows of a contiguous tensor."""
+    return Rows(t, 1, (), (t.shape[-1],))
+
+
+def token_rows(x: Tensor) -> Rows:
+    """The rows of ``x [B, L, D]``, uncollapsed: the kernels that modulate need b and l in any case."""
+    batch, token, column = x.stride()
+    return Rows(x, column, (x.shape[1],), (token, batch))
+
+
+def head_rows(t: Tensor) -> Rows:
+    """The rows of ``t [B, S, H, D]``, uncollapsed."""
+    batch, token, head, column = t.stride()
+    return Rows(t, column, (t.shape[2], t.shape[1]), (head, token, batch))
+
+
+def angle_rows(t: Tensor, x: Tensor) -> Rows:
+    """The row of ``cos`` or ``sin`` (``[S, Dr/2]`` or ``[B, S, Dr/2]``) for each row of `head_rows` of x."""
+    batch = t.stride(0) if t.dim() == 3 else 0
+    return Rows(t, t.stride(-1), (x.shape[2], x.shape[1]), (0, t.stride(-2), batch))
+
+
+def modulation_rows(m: Modulation | None, strides: ModulationStrides | None) -> ModulationRows | None:
+    """A checked modulation argument for a kernel; None stays None."""
+    if m is None or strides is None:
+        return None
+    batch, token, column, tokens_per_row = strides
+    if isinstance(m, Tensor):
+        promotes = _PROMOTES if m.dim() else _DOES_NOT_PROMOTE
+        return ModulationRows(m, None, batch, token, column, tokens_per_row, 0, 0, promotes)
+    index_batch, index_token = m.index.stride()
+    return ModulationRows(m.table, m.index, batch, token, column, tokens_per_row, index_batch, index_token, _PROMOTES)
+
+
+def table_and_index(m: Modulation | None) -> tuple[Tensor | None, Tensor | None]:
+    """A modulation argument as registered ops take it; `modulation` puts it together again."""
+    return (m, None) if m is None or isinstance(m, Tensor) else (m.table, m.index)
+
+
+def modulation(table: Tensor, index: Tensor | None) -> Modulation:
+    """Undo `table_and_index` for a shift or a scale."""
+    return table if index is None else IndexedRows(table, index)
+
+
+def gate_modulation(table: Tensor | None, index: Tensor | None) -> Modulation | None:
+    """Undo `table_and_index` for a gate."""
+    return None if table is None else modulation(table, index)
+
+
+def require_device(op: str, name: str, x: Tensor) -> None:
+    """ValueError unless x lies where a kernel can reach it."""
+    if x.device.type not in DEVICE_TYPES:
+        raise ValueError(
+            f"{op}: {name} is on {x.device}, expected a GPU tensor "
+            "(or, with TRITON_INTERPRET=1 set before fused_ops is imported, a CPU tensor)"
+        )
+
+
+def empty(x: Tensor) -> Tensor:
+    """A contiguous tensor for an output of x's shape, dtype and device."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def launch(
+    kernel: Any,
+    x: Tensor,
+    tile: Tile,
+    tensors: tuple[Rows | ModulationRows | Vector | None, ...],
+    rows: tuple[int, ...],
+    widths: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """Launch ``kernel`` on the GPU of x, one program for each tile of each of the row counts.
+
+    The kernel takes ``tensors``, then each row count, then each width, then by name BLOCK_R, BLOCK_D,
+    ONE_BLOCK, WIDE (32 bits do not hold the row numbers or the column offsets) and ``options``. Launches
+    nothing where there is no row.
+    """
+    programs = sum(tile.programs(n) for n in rows)
+    if programs == 0:
+        return
+    reach = (max(widths) + tile.block_d) * max(t.column for t in tensors if t is not None)
+    with _current_device(x):
+        kernel[(programs,)](
+            *tensors,
+            *rows,
+            *widths,
+            BLOCK_R=tile.block_r,
+            BLOCK_D=tile.block_d,
+            ONE_BLOCK=tile.one_block,
+            WIDE=max(rows) + tile.block_r >= 2**31 or reach >= 2**31,
+            num_warps=tile.num_warps,
+            # Fused, a product and a sum in 16 bits become one fma.rn.bf16x2, which skips the rounding of the
+            # product that casting_mode="input" declares.
+            enable_fp_fusion=not options.get("INPUT_CASTING", False),
+            **options,
+        )
+
+
+def _current_device(x: Tensor) -> AbstractContextManager[object]:
+    """Make x's GPU the current one: Triton launches on the current device."""
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         return torch.cuda.device(x.device)
     return nullcontext()
 
 
-class ModulationArguments(NamedTuple):
-    """A modulation argument as the kernels take it.
-
-    values: the tensor (for `IndexedRows`, the table). index: the row of each token, or None.
-    strides: batch, token, column, tokens_per_row of values. index_strides: batch, token of index.
-    """
-
-    values: Tensor
-    index: Tensor | None
-    strides: tuple[int, int, int, int]
-    index_strides: tuple[int, int]
-
-
-def modulation_arguments(m: Modulation, strides: ModulationStrides) -> ModulationArguments:
-    """Take apart a checked modulation argument."""
-    if isinstance(m, Tensor):
-        return ModulationArguments(m, None, tuple(strides), (0, 0))
-    return ModulationArguments(m.table, m.index, tuple(strides), (m.index.stride(0), m.index.stride(1)))
+@triton.constexpr_function
+def promoted(dtype, operand, counts=True):
+    """The dtype in which PyTorch multiplies or adds two of float32, float16 and bfloat16."""
+    return dtype if dtype == operand or not counts else tl.float32
 
 
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """A float32 value rounded once to DTYPE and widened again."""
-    if DTYPE == tl.float32:
-        return value
-    else:
-        return value.to(DTYPE).to(tl.float32)
+    return value if tl.float32 == DTYPE else value.to(DTYPE).to(tl.float32)
 
 
 @triton.jit
-def modulation_row(b, l, batch_stride, token_stride, tokens_per_row, index, index_b, index_l, row_mask):
-    """Offset of the modulation row of token l of batch item b (64-bit, one a row of the tile)."""
-    if index is None:
-        row = (l // tokens_per_row).to(tl.int64)
-    else:
-        at = index + b.to(tl.int64) * index_b + l.to(tl.int64) * index_l
-        row = tl.load(at, mask=row_mask, other=0).to(tl.int64)
-    return b.to(tl.int64) * batch_stride + row * token_stride
+def tile_rows(program, rows, BLOCK_R: tl.constexpr, WIDE: tl.constexpr):
+    """Row numbers of a program's tile, ``[BLOCK_R]``, and which of them exist, ``[BLOCK_R, 1]``."""
+    if WIDE:
+        program = program.to(tl.int64)
+    row = program * BLOCK_R + tl.arange(0, BLOCK_R)
+    return row, (row < rows)[:, None]
 
 
 @triton.jit
-def tile_rows(rows, BLOCK_R: tl.constexpr, ROWS64: tl.constexpr):
-    """Row numbers of this program's tile, ``[BLOCK_R, 1]``, and which of them exist."""
-    pid = tl.program_id(0)
-    if ROWS64:
-        pid = pid.to(tl.int64)
-    row = pid * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    return row, row < rows
-
-
-@triton.jit
-def tile_columns(start, BLOCK_D: tl.constexpr, COLS64: tl.constexpr):
+def block_columns(start, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
     """Column numbers of a block, ``[1, BLOCK_D]``."""
     column = start + tl.arange(0, BLOCK_D)[None, :]
-    if COLS64:
+    if WIDE:
         column = column.to(tl.int64)
     return column
+
+
+@triton.jit
+def row_pointers(t, row):
+    """The first element of each row of a `Rows`, ``[BLOCK_R, 1]``."""
+    offset = tl.zeros_like(row).to(tl.int64)
+    for i in tl.static_range(len(t.sizes)):
+        offset += (row % t.sizes[i]).to(tl.int64) * t.strides[i]
+        row = row // t.sizes[i]
+    return t.data + (offset + row.to(tl.int64) * t.strides[len(t.sizes)])[:, None]
+
+
+@triton.jit
+def modulation_pointers(m, row, rows, tokens):
+    """The first element of each row's row of a `ModulationRows`, ``[BLOCK_R, 1]``."""
+    b = (row // tokens).to(tl.int64)
+    l = row % tokens
+    if m.row_index is None:
+        at = (l // m.tokens_per_row).to(tl.int64)
+    else:
+        index = m.row_index + b * m.index_batch + l.to(tl.int64) * m.index_token
+        at = tl.load(index, mask=row < rows, other=0).to(tl.int64)
+    return m.data + (b * m.batch + at * m.token)[:, None]
+
+
+@triton.jit
+def vector_pointers(t, row):
+    """The first element of a `Vector`, once for each row: so that each thread loads what it needs itself.
+
+    A ``[1, BLOCK_D]`` load would be spread over all threads and then exchanged through shared memory.
+    """
+    return t.data + tl.zeros_like(row)[:, None]
+
+
+@triton.jit
+def load(pointers, t, column, mask):
+    """A block of a `Rows`, `ModulationRows` or `Vector` in float32, 0 where masked."""
+    return tl.load(pointers + column * t.column, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store(pointers, t, column, value, mask):
+    """Round a float32 block to t's dtype, to nearest even, and store it."""
+    tl.store(pointers + column * t.column, value.to(t.data.dtype.element_ty), mask=mask)

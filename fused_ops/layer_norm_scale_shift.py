@@ -6,20 +6,19 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_ops._launch import (
-    TL_DTYPE,
-    ModulationArguments,
-    columns_need_int64,
-    modulation_arguments,
-    modulation_row,
-    promoted,
+    contiguous_rows,
+    empty,
+    launch,
+    modulation,
+    modulation_rows,
     require_device,
-    rounded,
-    same_device,
-    tile_columns,
+    table_and_index,
     tile_for,
-    tile_rows,
+    token_rows,
+    vector,
 )
-from reference_ops._contract import Modulation, check_modulated_norm
+from fused_ops._norm import norm_rows
+from reference_ops._contract import Modulation, check_modulated_norm, check_no_grad
 
 
 @triton.jit
@@ -31,156 +30,34 @@ def _layer_norm_scale_shift_kernel(
     bias,
     y,
     rows,
-    tokens,
     width,
+    tokens,
     eps,
-    x_b,
-    x_l,
-    x_d,
-    shift_b,
-    shift_t,
-    shift_d,
-    shift_tokens,
-    shift_index,
-    shift_index_b,
-    shift_index_l,
-    scale_b,
-    scale_t,
-    scale_d,
-    scale_tokens,
-    scale_index,
-    scale_index_b,
-    scale_index_l,
-    weight_d,
-    bias_d,
-    NORM_DTYPE: tl.constexpr,
-    WEIGHT_DTYPE: tl.constexpr,
-    BIAS_DTYPE: tl.constexpr,
-    SCALE_DTYPE: tl.constexpr,
-    PRODUCT_DTYPE: tl.constexpr,
+    INPUT_CASTING: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
-    ROWS64: tl.constexpr,
-    COLS64: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    row, row_mask = tile_rows(rows, BLOCK_R, ROWS64)
-    b = row // tokens
-    l = row - b * tokens
-    x_row = x + b.to(tl.int64) * x_b + l.to(tl.int64) * x_l
-    y_row = y + row.to(tl.int64) * width
-    shift_row = shift + modulation_row(
-        b, l, shift_b, shift_t, shift_tokens, shift_index, shift_index_b, shift_index_l, row_mask
+    norm_rows(
+        tl.program_id(0),
+        x,
+        y,
+        rows,
+        width,
+        eps,
+        BLOCK_R,
+        BLOCK_D,
+        ONE_BLOCK,
+        WIDE,
+        True,
+        INPUT_CASTING,
+        weight=weight,
+        bias=bias,
+        tokens=tokens,
+        shift=shift,
+        scale=scale,
     )
-    scale_row = scale + modulation_row(
-        b, l, scale_b, scale_t, scale_tokens, scale_index, scale_index_b, scale_index_l, row_mask
-    )
-
-    # Two passes: the mean first, then the squares of the deviations. One pass (E[x^2] - mean^2) cancels
-    # at a mean offset of 30 sigma.
-    if ONE_BLOCK:
-        column = tile_columns(0, BLOCK_D, COLS64)
-        mask = row_mask & (column < width)
-        values = tl.load(x_row + column * x_d, mask=mask, other=0.0).to(tl.float32)
-        mean = tl.sum(values, axis=1, keep_dims=True) / width
-        deviation = tl.where(mask, values - mean, 0.0)
-        variance = tl.sum(deviation * deviation, axis=1, keep_dims=True) / width
-    else:
-        total = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
-        for start in range(0, width, BLOCK_D):
-            column = tile_columns(start, BLOCK_D, COLS64)
-            mask = row_mask & (column < width)
-            total += tl.load(x_row + column * x_d, mask=mask, other=0.0).to(tl.float32)
-        mean = tl.sum(total, axis=1, keep_dims=True) / width
-        squares = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
-        for start in range(0, width, BLOCK_D):
-            column = tile_columns(start, BLOCK_D, COLS64)
-            mask = row_mask & (column < width)
-            values = tl.load(x_row + column * x_d, mask=mask, other=0.0).to(tl.float32)
-            deviation = tl.where(mask, values - mean, 0.0)
-            squares += deviation * deviation
-        variance = tl.sum(squares, axis=1, keep_dims=True) / width
-    # Correctly rounded root and quotient, once a row: rsqrt.approx alone may be 2 ulp off.
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
-
-    for start in range(0, width, BLOCK_D):
-        if not ONE_BLOCK:
-            column = tile_columns(start, BLOCK_D, COLS64)
-            mask = row_mask & (column < width)
-            deviation = tl.load(x_row + column * x_d, mask=mask, other=0.0).to(tl.float32) - mean
-        value = rounded(deviation * rstd, NORM_DTYPE)
-        if weight is not None:
-            w = tl.load(weight + column * weight_d, mask=column < width, other=0.0).to(tl.float32)
-            value = rounded(value * w, WEIGHT_DTYPE)
-        if bias is not None:
-            c = tl.load(bias + column * bias_d, mask=column < width, other=0.0).to(tl.float32)
-            value = rounded(value + c, BIAS_DTYPE)
-        factor = 1.0 + tl.load(scale_row + column * scale_d, mask=mask, other=0.0).to(tl.float32)
-        value = rounded(value * rounded(factor, SCALE_DTYPE), PRODUCT_DTYPE)
-        value += tl.load(shift_row + column * shift_d, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_row + column, value.to(y.dtype.element_ty), mask=mask)
-
-
-def _launch(
-    x: Tensor,
-    shift: ModulationArguments,
-    scale: ModulationArguments,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    casting_mode: str,
-) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if y.numel() == 0:
-        return y
-    batch, tokens, width = x.shape
-    rows = batch * tokens
-    tile = tile_for(rows, width)
-
-    norm = weighted = biased = one_plus_scale = product = torch.float32
-    if casting_mode == "input":
-        norm = x.dtype
-        weighted = norm if weight is None else promoted(norm, weight)
-        biased = weighted if bias is None else promoted(weighted, bias)
-        one_plus_scale = scale.values.dtype
-        product = promoted(biased, scale.values)
-
-    weight_d = 0 if weight is None else weight.stride(0)
-    bias_d = 0 if bias is None else bias.stride(0)
-    with same_device(x):
-        _layer_norm_scale_shift_kernel[tile.grid](
-            x,
-            shift.values,
-            scale.values,
-            weight,
-            bias,
-            y,
-            rows,
-            tokens,
-            width,
-            float(eps),
-            *x.stride(),
-            *shift.strides,
-            shift.index,
-            *shift.index_strides,
-            *scale.strides,
-            scale.index,
-            *scale.index_strides,
-            weight_d,
-            bias_d,
-            NORM_DTYPE=TL_DTYPE[norm],
-            WEIGHT_DTYPE=TL_DTYPE[weighted],
-            BIAS_DTYPE=TL_DTYPE[biased],
-            SCALE_DTYPE=TL_DTYPE[one_plus_scale],
-            PRODUCT_DTYPE=TL_DTYPE[product],
-            BLOCK_R=tile.block_r,
-            BLOCK_D=tile.block_d,
-            ONE_BLOCK=width <= tile.block_d,
-            ROWS64=rows + tile.block_r >= 2**31,
-            COLS64=columns_need_int64(width, x.stride(2), shift.strides[2], scale.strides[2], weight_d, bias_d),
-            num_warps=tile.num_warps,
-        )
-    return y
 
 
 def layer_norm_scale_shift(
@@ -193,7 +70,7 @@ def layer_norm_scale_shift(
     *,
     casting_mode: str = "float32",
 ) -> Tensor:
-    """LayerNorm over the last dimension, then ``* (1 + scale) + shift``, in one launch.
+    """LayerNorm over the last dimension, then ``* (1 + scale) + shift``; one launch.
 
     Args:
         x: ``[B, L, D]``, float32, float16 or bfloat16, any strides.
@@ -210,8 +87,12 @@ def layer_norm_scale_shift(
         TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
+    op = "layer_norm_scale_shift"
+    if torch.compiler.is_compiling():
+        check_no_grad(op, x=x, shift=shift, scale=scale, weight=weight, bias=bias)
+        return _registered(x, *table_and_index(shift), *table_and_index(scale), weight, bias, eps, casting_mode)
     strides = check_modulated_norm(
-        "layer_norm_scale_shift",
+        op,
         x,
         {"shift": shift, "scale": scale},
         {"weight": weight, "bias": bias},
@@ -219,13 +100,47 @@ def layer_norm_scale_shift(
         casting_mode,
         float64=False,
     )
-    require_device("layer_norm_scale_shift", x)
-    return _launch(
-        x,
-        modulation_arguments(shift, strides["shift"]),
-        modulation_arguments(scale, strides["scale"]),
-        weight,
-        bias,
-        eps,
-        casting_mode,
+    require_device(op, "x", x)
+    y = empty(x)
+    batch, tokens, width = x.shape
+    tensors = (
+        token_rows(x),
+        modulation_rows(shift, strides["shift"]),
+        modulation_rows(scale, strides["scale"]),
+        vector(weight),
+        vector(bias),
+        contiguous_rows(y),
     )
+    launch(
+        _layer_norm_scale_shift_kernel,
+        x,
+        tile_for(width),
+        tensors,
+        (batch * tokens,),
+        (width,),
+        tokens=tokens,
+        eps=float(eps),
+        INPUT_CASTING=casting_mode == "input",
+    )
+    return y
+
+
+@torch.library.custom_op("fused_ops::layer_norm_scale_shift", mutates_args=())
+def _registered(
+    x: Tensor,
+    shift: Tensor,
+    shift_index: Tensor | None,
+    scale: Tensor,
+    scale_index: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    casting_mode: str,
+) -> Tensor:
+    shift_rows, scale_rows = modulation(shift, shift_index), modulation(scale, scale_index)
+    return layer_norm_scale_shift(x, shift_rows, scale_rows, weight, bias, eps, casting_mode=casting_mode)
+
+
+@_registered.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return empty(x)

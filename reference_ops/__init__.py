@@ -7,8 +7,10 @@ dtype it is the baseline, called on float64 tensors it is the truth. No Triton i
 Any file added to this folder whose name does not begin with ``_`` becomes an op of this package.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
 from reference_ops._contract import IndexedRows
 
@@ -17,5 +19,10 @@ OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.sta
 # Importing a submodule binds the module under its name; the function of that name takes its place.
 for _name in OP_NAMES:
     globals()[_name] = getattr(import_module(f"{__name__}.{_name}"), _name)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., Any]: ...
+
 
 __all__ = ["OP_NAMES", "IndexedRows", *OP_NAMES]

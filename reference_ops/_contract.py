@@ -1,11 +1,12 @@
 """What every op asks of its arguments, and how it says no.
 
 Both op packages check their arguments here, so that a bad call gets the same message from either.
-Shapes: ``x`` is ``[B, L, D]`` where an op modulates, ``[..., D]`` elsewhere. A modulation argument
-(``shift``, ``scale``, ``gate``) is one of the forms of `modulation_strides`.
+Shapes: ``x`` is ``[B, L, D]`` where an op modulates, ``[B, S, H, head_dim]`` where it rotates, ``[..., D]``
+elsewhere. A modulation argument (``shift``, ``scale``, ``gate``) is one of the forms of `modulation_strides`.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,7 +24,7 @@ class IndexedRows(NamedTuple):
     """
 
     table: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
 class SupportsIndexedRows(Protocol):
@@ -56,11 +57,15 @@ def shape_text(t: Tensor) -> str:
     return "[" + ", ".join(str(n) for n in t.shape) + "]"
 
 
-def require_tensors(op: str, **tensors: Tensor | None) -> None:
-    """Raise a TypeError naming the first argument that is not a tensor (None is let through)."""
-    for name, t in tensors.items():
-        if t is not None and not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {name} is a {type(t).__name__}, expected a torch.Tensor")
+def dtype_text(t: Tensor) -> str:
+    """A dtype as messages print it: ``bfloat16``."""
+    return str(t.dtype).removeprefix("torch.")
+
+
+def require_tensor(op: str, name: str, t: Tensor) -> None:
+    """Raise a TypeError unless t is a tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(t).__name__}, expected a torch.Tensor")
 
 
 def check_float(op: str, name: str, t: Tensor, float64: bool) -> None:
@@ -68,11 +73,12 @@ def check_float(op: str, name: str, t: Tensor, float64: bool) -> None:
     if t.dtype in ACTIVATION_DTYPES or (float64 and t.dtype is torch.float64):
         return
     allowed = "float32, float16, bfloat16" + (" or float64" if float64 else "")
-    raise TypeError(f"{op}: {name} has dtype {str(t.dtype)[6:]}, expected {allowed}")
+    raise TypeError(f"{op}: {name} has dtype {dtype_text(t)}, expected {allowed}")
 
 
 def check_activation(op: str, name: str, x: Tensor, *, rank: int | None, float64: bool) -> None:
-    """Check an activation: dtype, rank (``[B, L, D]`` for rank 3, any ``[..., D]`` for None), D > 0."""
+    """Check an activation: a tensor, its dtype, its rank (None: any ``[..., D]``), and that D > 0."""
+    require_tensor(op, name, x)
     check_float(op, name, x, float64)
     if rank is None:
         if x.dim() < 1:
@@ -86,10 +92,11 @@ def check_activation(op: str, name: str, x: Tensor, *, rank: int | None, float64
 
 def check_same(op: str, name: str, t: Tensor, x: Tensor, x_name: str = "x") -> None:
     """Check that t has the shape, the dtype and the device of x."""
+    require_tensor(op, name, t)
     if t.shape != x.shape:
         raise ValueError(f"{op}: {name} has shape {shape_text(t)}, expected {shape_text(x)}, that of {x_name}")
     if t.dtype != x.dtype:
-        raise TypeError(f"{op}: {name} has dtype {str(t.dtype)[6:]}, expected {str(x.dtype)[6:]}, that of {x_name}")
+        raise TypeError(f"{op}: {name} has dtype {dtype_text(t)}, expected {dtype_text(x)}, that of {x_name}")
     check_device(op, name, t, x, x_name)
 
 
@@ -103,6 +110,7 @@ def check_row(op: str, name: str, t: Tensor | None, x: Tensor, *, float64: bool,
     """Check a weight or bias: ``[D]`` on x's device, or None."""
     if t is None:
         return
+    require_tensor(op, name, t)
     check_float(op, name, t, float64)
     if t.dim() != 1 or t.shape[0] != x.shape[-1]:
         raise ValueError(
@@ -111,10 +119,15 @@ def check_row(op: str, name: str, t: Tensor | None, x: Tensor, *, float64: bool,
     check_device(op, name, t, x, x_name)
 
 
+def check_number(op: str, name: str, value: float) -> None:
+    """TypeError unless value is an int or a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a float")
+
+
 def check_eps(op: str, eps: float) -> None:
     """TypeError unless eps is a number, ValueError unless it is finite and not negative."""
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"{op}: eps is a {type(eps).__name__}, expected a float")
+    check_number(op, "eps", eps)
     if not 0.0 <= eps < float("inf"):
         raise ValueError(f"{op}: eps is {eps}, expected a finite number >= 0")
 
@@ -123,6 +136,12 @@ def check_casting_mode(op: str, casting_mode: str) -> None:
     """ValueError unless casting_mode is one of `CASTING_MODES`."""
     if casting_mode not in CASTING_MODES:
         raise ValueError(f"{op}: casting_mode is {casting_mode!r}, expected 'float32' or 'input'")
+
+
+def check_flag(op: str, name: str, value: bool) -> None:
+    """TypeError unless value is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a bool")
 
 
 def check_no_grad(op: str, **arguments: Modulation | None) -> None:
@@ -179,19 +198,18 @@ def modulation_strides(op: str, name: str, m: Modulation, x: Tensor, *, float64:
     )
 
 
-def _indexed_strides(
-    op: str, name: str, m: SupportsIndexedRows, x: Tensor, *, float64: bool
-) -> ModulationStrides:
+def _indexed_strides(op: str, name: str, m: SupportsIndexedRows, x: Tensor, *, float64: bool) -> ModulationStrides:
     B, L, D = x.shape
     if not (hasattr(m, "table") and hasattr(m, "index")):
         raise TypeError(f"{op}: {name} is a {type(m).__name__}, expected a torch.Tensor or an IndexedRows")
     table, index = m.table, m.index
-    require_tensors(op, **{f"{name}.table": table, f"{name}.index": index})
+    require_tensor(op, f"{name}.table", table)
+    require_tensor(op, f"{name}.index", index)
     check_float(op, f"{name}.table", table, float64)
     check_device(op, f"{name}.table", table, x)
     check_device(op, f"{name}.index", index, x)
     if index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{op}: {name}.index has dtype {str(index.dtype)[6:]}, expected int32 or int64")
+        raise TypeError(f"{op}: {name}.index has dtype {dtype_text(index)}, expected int32 or int64")
     if index.shape != (B, L):
         raise ValueError(f"{op}: {name}.index has shape {shape_text(index)}, expected [B={B}, L={L}]")
     batched = table.dim() == 3
@@ -232,6 +250,49 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
+def check_norm(
+    op: str,
+    x: Tensor,
+    rows: Mapping[str, Tensor | None],
+    eps: float,
+    *,
+    float64: bool,
+) -> None:
+    """Check the arguments of a norm without modulation: ``x [..., D]``; rows: weight, bias by name."""
+    check_activation(op, "x", x, rank=None, float64=float64)
+    for name, row in rows.items():
+        check_row(op, name, row, x, float64=float64)
+    check_eps(op, eps)
+    check_no_grad(op, x=x, **rows)
+
+
+def check_modulated(
+    op: str,
+    x: Tensor,
+    modulation: Mapping[str, Modulation | None],
+    casting_mode: str,
+    *,
+    float64: bool,
+    like_x: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, ModulationStrides | None]:
+    """Check the arguments of an op that modulates ``x [B, L, D]``.
+
+    modulation: shift, scale, gate by name; a gate may be None, which means 1. like_x: tensors that share
+    x's shape, dtype and device, by name. Returns the strides of each modulation argument, None for a None.
+    """
+    check_activation(op, "x", x, rank=3, float64=float64)
+    for name, t in like_x.items():
+        check_same(op, name, t, x)
+    strides: dict[str, ModulationStrides | None] = {}
+    for name, m in modulation.items():
+        if m is None and name != "gate":
+            raise TypeError(f"{op}: {name} is None, expected a torch.Tensor or an IndexedRows")
+        strides[name] = None if m is None else modulation_strides(op, name, m, x, float64=float64)
+    check_casting_mode(op, casting_mode)
+    check_no_grad(op, x=x, **like_x, **modulation)
+    return strides
+
+
 def check_modulated_norm(
     op: str,
     x: Tensor,
@@ -241,21 +302,195 @@ def check_modulated_norm(
     casting_mode: str,
     *,
     float64: bool,
+    like_x: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, ModulationStrides | None]:
-    """Check the arguments of a modulated norm at once.
-
-    modulation: shift, scale (and gate, where None means 1) by name; rows: weight, bias by name.
-    Returns the strides of each modulation argument, None for a None.
-    """
-    require_tensors(op, x=x, **rows)
-    check_activation(op, "x", x, rank=3, float64=float64)
-    strides = {
-        name: None if m is None and name == "gate" else modulation_strides(op, name, m, x, float64=float64)
-        for name, m in modulation.items()
-    }
+    """`check_modulated`, and the norm's own arguments; rows: weight, bias by name."""
+    strides = check_modulated(op, x, modulation, casting_mode, float64=float64, like_x=like_x)
     for name, row in rows.items():
         check_row(op, name, row, x, float64=float64)
     check_eps(op, eps)
-    check_casting_mode(op, casting_mode)
-    check_no_grad(op, x=x, **modulation, **rows)
+    check_no_grad(op, **rows)
     return strides
+
+
+def check_angles(op: str, x: Tensor, cos: Tensor, sin: Tensor, *, float64: bool, x_name: str = "x") -> None:
+    """Check the ``cos`` and ``sin`` of a rotation of ``x [B, S, H, head_dim]``.
+
+    Each is ``[S, Dr/2]`` or ``[B, S, Dr/2]``, independently, with the same 2 <= Dr <= head_dim.
+    """
+    B, S, _, head_dim = x.shape
+    for name, t in (("cos", cos), ("sin", sin)):
+        require_tensor(op, name, t)
+        check_float(op, name, t, float64)
+        if t.dim() not in (2, 3) or t.shape[-2] != S or (t.dim() == 3 and t.shape[0] != B):
+            raise ValueError(
+                f"{op}: {name} has shape {shape_text(t)}, expected [S={S}, Dr/2] or [B={B}, S={S}, Dr/2], "
+                f"of {x_name} [B, S, H, head_dim]"
+            )
+        if not 2 <= 2 * t.shape[-1] <= head_dim:
+            raise ValueError(
+                f"{op}: {name} has shape {shape_text(t)}, that is Dr = {2 * t.shape[-1]} rotated channels, "
+                f"expected 2 <= Dr <= head_dim = {head_dim}"
+            )
+        check_device(op, name, t, x, x_name)
+    if sin.shape[-1] != cos.shape[-1]:
+        raise ValueError(
+            f"{op}: sin has shape {shape_text(sin)}, expected Dr/2 = {cos.shape[-1]} in the last dimension, that of cos"
+        )
+
+
+def check_qk(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    casting_mode: str,
+    inplace: bool,
+    *,
+    rank: int | None,
+    float64: bool,
+) -> None:
+    """Check what `qk_norm` and `qk_norm_rope` share."""
+    check_activation(op, "q", q, rank=rank, float64=float64)
+    check_activation(op, "k", k, rank=rank, float64=float64)
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"{op}: k has shape {shape_text(k)}, expected head_dim = {q.shape[-1]} in the last dimension, that of q"
+        )
+    check_device(op, "k", k, q, "q")
+    check_row(op, "q_weight", q_weight, q, float64=float64, x_name="q")
+    check_row(op, "k_weight", k_weight, k, float64=float64, x_name="k")
+    check_eps(op, eps)
+    check_casting_mode(op, casting_mode)
+    check_flag(op, "inplace", inplace)
+    check_no_grad(op, q=q, k=k, q_weight=q_weight, k_weight=k_weight)
+
+
+def check_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inplace: bool, *, float64: bool) -> None:
+    """Check the arguments of `rotary_embedding`."""
+    op = "rotary_embedding"
+    check_activation(op, "x", x, rank=4, float64=float64)
+    check_angles(op, x, cos, sin, float64=float64)
+    check_flag(op, "interleaved", interleaved)
+    check_flag(op, "inplace", inplace)
+    check_no_grad(op, x=x, cos=cos, sin=sin)
+    if inplace:
+        check_inplace(op, {"x": x}, {"cos": cos, "sin": sin})
+
+
+def check_split_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, float64: bool) -> None:
+    """Check the arguments of `split_rotary_embedding`."""
+    op = "split_rotary_embedding"
+    for name, t in (("x", x), ("cos", cos), ("sin", sin)):
+        require_tensor(op, name, t)
+        check_float(op, name, t, float64)
+    if x.dim() != 3:
+        raise ValueError(f"{op}: x has shape {shape_text(x)}, expected [B, S, H*Dh]")
+    B, S, width = x.shape
+    for name, t in (("cos", cos), ("sin", sin)):
+        if t.dim() != 4 or t.shape[0] != B or t.shape[2] != S:
+            raise ValueError(f"{op}: {name} has shape {shape_text(t)}, expected [B={B}, H, S={S}, Dh/2]")
+        if t.shape[3] == 0:
+            raise ValueError(f"{op}: {name} has shape {shape_text(t)}, expected Dh/2 >= 1 in the last dimension")
+        check_device(op, name, t, x)
+    if width != 2 * cos.shape[1] * cos.shape[3]:
+        raise ValueError(
+            f"{op}: x has shape {shape_text(x)}, expected H*Dh = {2 * cos.shape[1] * cos.shape[3]} in the last "
+            f"dimension, of cos {shape_text(cos)}"
+        )
+    if sin.shape != cos.shape:
+        raise ValueError(f"{op}: sin has shape {shape_text(sin)}, expected {shape_text(cos)}, that of cos")
+    check_no_grad(op, x=x, cos=cos, sin=sin)
+
+
+def check_qk_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    interleaved: bool,
+    casting_mode: str,
+    inplace: bool,
+    *,
+    float64: bool,
+) -> None:
+    """Check the arguments of `qk_norm_rope`."""
+    op = "qk_norm_rope"
+    check_qk(op, q, k, q_weight, k_weight, eps, casting_mode, inplace, rank=4, float64=float64)
+    check_angles(op, q, cos, sin, float64=float64, x_name="q")
+    check_angles(op, k, cos, sin, float64=float64, x_name="k")
+    check_flag(op, "interleaved", interleaved)
+    check_no_grad(op, cos=cos, sin=sin)
+    if inplace:
+        inputs = {"q_weight": q_weight, "k_weight": k_weight, "cos": cos, "sin": sin}
+        check_inplace(op, {"q": q, "k": k}, inputs)
+
+
+def check_inplace(op: str, targets: Mapping[str, Tensor], inputs: Mapping[str, Tensor | None]) -> None:
+    """Check that the tensors of an in-place call may be written: no element twice, none that is read.
+
+    Refused with a ValueError are a target that holds an element twice (see `overlaps_itself`), and a
+    target that shares memory with another target or an input (see `may_overlap`).
+    """
+    seen: list[tuple[str, Tensor]] = [(name, t) for name, t in inputs.items() if t is not None]
+    for name, target in targets.items():
+        if overlaps_itself(target):
+            raise ValueError(
+                f"{op}: {name} has shape {shape_text(target)} and strides {list(target.stride())}, expected no two "
+                "elements in one place where inplace=True writes to it"
+            )
+        for other_name, other in seen:
+            if may_overlap(target, other):
+                raise ValueError(
+                    f"{op}: {name} and {other_name} overlap in memory, expected separate memory, or views of one "
+                    "buffer that interleave without sharing an element, where inplace=True writes to them"
+                )
+        seen.append((name, target))
+
+
+def overlaps_itself(t: Tensor) -> bool:
+    """False if each stride steps over everything that the smaller strides reach; else True.
+
+    Sufficient and, but for strides that no slicing of a dense tensor gives, necessary for t to hold each
+    element once.
+    """
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return t.numel() > 0
+        reach += stride * (size - 1)
+    return False
+
+
+def may_overlap(a: Tensor, b: Tensor) -> bool:
+    """False if a and b are shown to share no byte; else True.
+
+    Shown, where their address ranges are apart; or where there is a period (a stride of either) modulo
+    which each occupies one interval, and the two intervals are apart. The second is how q and k lie in a
+    packed QKV buffer, and how ``x[..., ::2]`` and ``x[..., 1::2]`` lie in x.
+    """
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    first, second = _byte_steps(a), _byte_steps(b)
+    gap = b.data_ptr() - a.data_ptr()
+    if gap >= _reach(first, a, 0) or -gap >= _reach(second, b, 0):
+        return False
+    return not any(
+        _reach(first, a, period) <= gap % period and gap % period + _reach(second, b, period) <= period
+        for period in {step for step, _ in first + second if step}
+    )
+
+
+def _byte_steps(t: Tensor) -> list[tuple[int, int]]:
+    """Stride in bytes and number of steps of each dimension with more than one element."""
+    return [(s * t.element_size(), n - 1) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1]
+
+
+def _reach(steps: list[tuple[int, int]], t: Tensor, period: int) -> int:
+    """Bytes from t's first to its last address, not counting steps that are whole periods (0: count all)."""
+    return t.element_size() + sum(step * n for step, n in steps if not period or step % period)

@@ -1,9 +1,11 @@
 """LayerNorm and its modulation: ``layer_norm(x) * (1 + scale) + shift``."""
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
-from reference_ops._contract import Modulation, check_modulated_norm, compute_dtype, expand_modulation
+from reference_ops._contract import Modulation, check_modulated_norm
+from reference_ops.layer_norm import float32_layer_norm
+from reference_ops.scale_shift import modulate
 
 
 def layer_norm_scale_shift(
@@ -46,20 +48,24 @@ def layer_norm_scale_shift(
         casting_mode,
         float64=True,
     )
-    shift, scale = expand_modulation(shift, x), expand_modulation(scale, x)
+    return modulated_layer_norm(x, shift, scale, weight, bias, eps, casting_mode)
+
+
+def modulated_layer_norm(
+    x: Tensor,
+    shift: Modulation,
+    scale: Modulation,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    casting_mode: str,
+) -> Tensor:
+    """The chain itself, for arguments that were checked."""
     if casting_mode == "float32":
-        wide = compute_dtype(x)
-        normalised = F.layer_norm(
-            x.to(wide),
-            x.shape[-1:],
-            None if weight is None else weight.to(wide),
-            None if bias is None else bias.to(wide),
-            eps,
-        )
-        return (normalised * (1 + scale.to(wide)) + shift.to(wide)).to(x.dtype)
-    normalised = F.layer_norm(x, x.shape[-1:], eps=eps)
+        return modulate(float32_layer_norm(x, weight, bias, eps), shift, scale, casting_mode).to(x.dtype)
+    normalised = functional.layer_norm(x, x.shape[-1:], eps=eps)
     if weight is not None:
         normalised = normalised * weight
     if bias is not None:
         normalised = normalised + bias
-    return (normalised * (1 + scale) + shift).to(x.dtype)
+    return modulate(normalised, shift, scale, casting_mode).to(x.dtype)
