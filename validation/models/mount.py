@@ -120,23 +120,35 @@ class Mount:
             SiteError: the op raised, or returned something else than a tensor of the shape, dtype and
                 device of ``x``.
         """
+        y = self.run(site, x, *arguments, **options)
+        if not isinstance(y, Tensor):
+            raise self.wrong(Status.INCORRECT_STRUCTURE, site, type(y).__name__, "a tensor")
+        self.require_like(site, y, x)
+        return y
+
+    def run(self, site: str, *arguments: Any, **options: Any) -> Any:
+        """Count a call of a site's op and make it; SiteError if it raises."""
         self.calls[site] += 1
         name = self.sites[site].op
         try:
-            y = self.ops[name](x, *arguments, **options)
+            return self.ops[name](*arguments, **options)
         except Exception as error:
             raise SiteError(
                 Status.RUNTIME_ERROR, f"{name} raised at site {site}: {type(error).__name__}: {error}"
             ) from error
-        if not isinstance(y, Tensor):
-            raise self._wrong(Status.INCORRECT_STRUCTURE, site, type(y).__name__, "a tensor")
+
+    def require_like(self, site: str, y: Tensor, x: Tensor) -> None:
+        """SiteError unless ``y`` has the dtype, the shape and the device of ``x``."""
         if y.dtype != x.dtype:
-            raise self._wrong(Status.INCORRECT_DTYPE, site, str(y.dtype)[6:], str(x.dtype)[6:])
+            raise self.wrong(Status.INCORRECT_DTYPE, site, str(y.dtype)[6:], str(x.dtype)[6:])
         if y.shape != x.shape:
-            raise self._wrong(Status.INCORRECT_SHAPE, site, str(list(y.shape)), str(list(x.shape)))
+            raise self.wrong(Status.INCORRECT_SHAPE, site, str(list(y.shape)), str(list(x.shape)))
         if y.device != x.device:
-            raise self._wrong(Status.INCORRECT_DEVICE, site, str(y.device), str(x.device))
-        return y
+            raise self.wrong(Status.INCORRECT_DEVICE, site, str(y.device), str(x.device))
+
+    def wrong(self, status: Status, site: str, came: str, expected: str) -> SiteError:
+        """The error for something else than expected that a site's op returned."""
+        return SiteError(status, f"{self.sites[site].op} returned {came} at site {site}, expected {expected}")
 
     def require_forwards(self, expected: int) -> None:
         """SiteError unless the model has finished ``expected`` forwards since the mount."""
@@ -158,9 +170,6 @@ class Mount:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.unmount()
-
-    def _wrong(self, status: Status, site: str, came: str, expected: str) -> SiteError:
-        return SiteError(status, f"{self.sites[site].op} returned {came} at site {site}, expected {expected}")
 
     def _begin(self, _model: nn.Module, _arguments: Any) -> None:
         self._before = dict(self.calls)
