@@ -20,6 +20,7 @@ offsets are 32-bit unless the launcher finds that they do not fit (``WIDE``).
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ class Tile(NamedTuple):
         return -(-rows // self.block_r)
 
 
+@cache
 def tile_for(width: int) -> Tile:
     """The tile of the rule above."""
     block_d = min(triton.next_power_of_2(width), MAX_BLOCK_D)
@@ -85,23 +87,25 @@ class Rows(NamedTuple):
 class ModulationRows(NamedTuple):
     """A modulation argument as kernels take it.
 
-    data: the tensor (for `IndexedRows`, the table). row_index: the row of each token, or None.
-    batch, token, column, tokens_per_row: as in `ModulationStrides`. index_batch, index_token: strides of
-    row_index. PROMOTES: False for a tensor of no dimensions, which PyTorch's type promotion treats as a scalar.
+    data: the tensor (for `IndexedRows`, the table). row_index: the row of each token where INDEXED; else
+    data again, unread (Triton 3.6 cannot pass a tuple with a None on to a device function). batch, token,
+    column, tokens_per_row: as in `ModulationStrides`. index_batch, index_token: strides of row_index.
+    PROMOTES: False for a tensor of no dimensions, which PyTorch's type promotion treats as a scalar.
     """
 
     data: Tensor
-    row_index: Tensor | None
+    row_index: Tensor
     batch: int
     token: int
     column: int
     tokens_per_row: int
     index_batch: int
     index_token: int
+    INDEXED: tl.constexpr
     PROMOTES: tl.constexpr
 
 
-_PROMOTES, _DOES_NOT_PROMOTE = tl.constexpr(True), tl.constexpr(False)
+_YES, _NO = tl.constexpr(True), tl.constexpr(False)
 
 
 def vector(t: Tensor | None) -> Vector | None:
@@ -151,12 +155,10 @@ def modulation_rows(m: Modulation | None, strides: ModulationStrides | None) -> 
     """A checked modulation argument for a kernel; None stays None."""
     if m is None or strides is None:
         return None
-    batch, token, column, tokens_per_row = strides
     if isinstance(m, Tensor):
-        promotes = _PROMOTES if m.dim() else _DOES_NOT_PROMOTE
-        return ModulationRows(m, None, batch, token, column, tokens_per_row, 0, 0, promotes)
+        return ModulationRows(m, m, *strides, 0, 0, _NO, _YES if m.dim() else _NO)
     index_batch, index_token = m.index.stride()
-    return ModulationRows(m.table, m.index, batch, token, column, tokens_per_row, index_batch, index_token, _PROMOTES)
+    return ModulationRows(m.table, m.index, *strides, index_batch, index_token, _YES, _YES)
 
 
 def table_and_index(m: Modulation | None) -> tuple[Tensor | None, Tensor | None]:
@@ -276,11 +278,11 @@ def modulation_pointers(m, row, rows, tokens):
     """The first element of each row's row of a `ModulationRows`, ``[BLOCK_R, 1]``."""
     b = (row // tokens).to(tl.int64)
     l = row % tokens
-    if m.row_index is None:
-        at = (l // m.tokens_per_row).to(tl.int64)
-    else:
+    if m.INDEXED:
         index = m.row_index + b * m.index_batch + l.to(tl.int64) * m.index_token
         at = tl.load(index, mask=row < rows, other=0).to(tl.int64)
+    else:
+        at = (l // m.tokens_per_row).to(tl.int64)
     return m.data + (b * m.batch + at * m.token)[:, None]
 
 
