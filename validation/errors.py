@@ -6,3 +6,10 @@ class UsageError(Exception):
 
     The command line prints it and exits with 2; pytest turns it into its own usage error (exit 4).
     """
+
+
+class CannotExpress(Exception):  # noqa: N818  # no error: an answer
+    """An adapter's library has no call for these arguments; the message says which of them.
+
+    The judge gives such a case the status ``NOT_EXPRESSED``.
+    """

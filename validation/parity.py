@@ -6,31 +6,45 @@
 import contextlib
 import dataclasses
 import json
+import math
+import re
 import shlex
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis.strategies import SearchStrategy
 
-from validation.cases.case import Case
+from validation.cases.case import Case, materialise
 from validation.cases.corners import Corner, corners_of, declared_corners
+from validation.cases.errors import BadCall, bad_calls
 from validation.cases.strategies import Signature, cases
 from validation.cases.workloads import workloads
 from validation.device import Device
-from validation.errors import UsageError
-from validation.judge import tiers
+from validation.errors import CannotExpress, UsageError
+from validation.isolation import IsolatedOpSet
+from validation.judge import fingerprint, same_bits, structure, tiers
 from validation.judge.verdict import TIERS, Judgement, judge_call
 from validation.ops import OpSet, reference_op
 from validation.record import Level, Record, Status
+from validation.xfail import XFail
 
 REGRESSIONS = Path(__file__).parent.parent / "fixtures" / "regressions"
 
 SHORT_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+# How a candidate in a process of its own may end it, and how often before the rest of an op is left.
+DEATHS = frozenset({Status.TIMEOUT, Status.CRASHED})
+MAX_DEATHS = 5
+
+# Names of the corners in which one check of `same_bits` is due begin so.
+SAME_BITS = "same bits: "
 
 # The most that shrinking one failure may take, in seconds.
 SHRINK_SECONDS = 20.0
@@ -86,7 +100,8 @@ def run(case: Case, ops: OpSet, device: Device, corners: tuple[Corner, ...] = ()
     if case.op not in ops:
         raise UsageError(f"{ops.name} does not provide {case.op}, expected one of: {', '.join(ops.functions)}")
     start = time.perf_counter()
-    judgement = judge_call(case, ops[case.op], device.torch)
+    function = ops[case.op]
+    judgement = ops.judge(case) if isinstance(ops, IsolatedOpSet) else judge_call(case, function, device.torch)
     return _record(case, ops, judgement, time.perf_counter() - start, corners_of(case, corners))
 
 
@@ -111,7 +126,7 @@ def _record(case: Case, ops: OpSet, judgement: Judgement, seconds: float, corner
         dtype=case.dtype,
         tier=judgement.tier,
         numbers=dict(judgement.numbers),
-        seconds={"total": round(seconds, 6)},
+        seconds={**judgement.seconds, "total": round(seconds, 6)},
         message="\n".join(lines) if failed else "",
         repro=repro,
         corners=corners,
@@ -135,12 +150,14 @@ def sweep(
     seed: int,
     require: str | None = None,
     shrink: bool = True,
+    xfail: XFail | None = None,
 ) -> Iterator[Record]:
     """Judge an op over its whole case space.
 
     Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
-    every declared corner, then free draws; then, for each kind of failure, the
-    same failure shrunk; last, one record for the op: its tier, bias over all cases, corners not reached.
+    every declared corner, then free draws; then, for each kind of failure, the same failure shrunk; then one
+    record on the calls that the op must refuse; last, one record for the op: its tier, bias over all cases,
+    corners not reached. After `MAX_DEATHS` cases that hung or crashed the rest is left.
 
     Args:
         op: its name.
@@ -150,54 +167,111 @@ def sweep(
         seed: all cases follow from it.
         require: the tier that the op must reach.
         shrink: whether to shrink failures.
+        xfail: failures to expect; those that do not come are failures themselves.
     """
+    xfail = xfail or XFail()
     if require is not None and require not in TIERS:
         raise UsageError(f"unknown tier {require!r}, expected one of: {', '.join(TIERS)}")
     signature = signature_of(op)
     bfloat16 = not device.bfloat16_problems
-    corners = declared_corners(signature, bfloat16=bfloat16)
+    corners = declared_corners(signature, bfloat16=bfloat16, gpu=not device.interpreted)
     real = [(w, w.make(not device.interpreted)) for w in workloads(op)]
     real = [(w, case) for w, case in real if bfloat16 or case.dtype != "bfloat16"]
     corners += tuple(Corner(w.name, {}, lambda case, whole=whole: case == whole) for w, whole in real)  # type: ignore[misc]
+    corners += _same_bits_corners(signature, device)
     done: list[Record] = []
     failed: dict[Status, tuple[Mapping[str, Any], int]] = {}
 
-    def judged(case: Case, forced: Mapping[str, Any], draw_seed: int) -> Record:
-        record = run(case, ops, device, corners)
-        done.append(record)
-        if record.status.failed:
-            failed.setdefault(record.status, (forced, draw_seed))
-        return record
+    def planned() -> Iterator[tuple[Case, Mapping[str, Any], int]]:
+        for case in regressions(op):
+            if bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
+                yield case, {}, seed
+        # With few tokens the stages of a pyramid are one case.
+        for case in {case.to_json(): case for _, case in real}.values():
+            yield case, {}, seed
+        for corner in (*(c for c in corners if c.forced), None):
+            forced = corner.forced if corner else {}
+            draw_seed = zlib.crc32(f"{seed}/{op}/{corner.name if corner else 'free'}".encode())
+            count = profile.per_corner if corner else profile.free
+            strategy = cases(signature, forced, bfloat16=bfloat16)
+            # The first example of a strategy is its simplest; a corner's cases are the ones after it.
+            for case in draw_cases(strategy, seed=draw_seed, count=count, skip=1 if corner else 0):
+                yield _made_due(case, corner), forced, draw_seed
 
-    for case in regressions(op):
-        if bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
-            yield judged(case, {}, seed)
-    # With few tokens the stages of a pyramid are one case.
-    for case in {case.to_json(): case for _, case in real}.values():
-        yield judged(case, {}, seed)
-    for corner in (*(c for c in corners if c.forced), None):
-        forced = corner.forced if corner else {}
-        draw_seed = zlib.crc32(f"{seed}/{op}/{corner.name if corner else 'free'}".encode())
-        count = profile.per_corner if corner else profile.free
-        strategy = cases(signature, forced, bfloat16=bfloat16)
-        # The first example of a strategy is its simplest; a corner's cases are the ones after it.
-        for case in draw_cases(strategy, seed=draw_seed, count=count, skip=1 if corner else 0):
-            yield judged(case, forced, draw_seed)
+    deaths = 0
+    for case, forced, draw_seed in planned():
+        record = run(case, ops, device, corners)
+        deaths += record.status in DEATHS
+        done.append(xfail.apply(record))
+        if done[-1].status.failed:
+            failed.setdefault(record.status, (forced, draw_seed))
+        yield done[-1]
+        if deaths == MAX_DEATHS:
+            yield _stopped(op, ops, done, seed)
+            return
     if shrink:
         for status, (forced, draw_seed) in failed.items():
+            if status in DEATHS:  # each attempt costs a new process, or the time limit
+                continue
             strategy = cases(signature, forced, bfloat16=bfloat16)
             small = _shrunk(strategy, draw_seed, max(profile.per_corner + 1, profile.free), status, ops, device)
             if small is not None:
                 yield run(small, ops, device, corners)
-    yield _summary(op, ops, done, corners, require, seed)
+    if any(record.status is not Status.NOT_EXPRESSED for record in done):
+        yield xfail.apply(bad_input_record(op, ops, device))
+    yield xfail.apply(_summary(op, ops, done, corners, require, seed))
+    yield from xfail.unused(op, ops.name)
 
 
 def regressions(op: str) -> Iterator[Case]:
-    """The confirmed failures of the past, kept in ``fixtures/regressions/``, for one op."""
+    """The confirmed failures of the past, kept in ``fixtures/regressions/``, for one op.
+
+    A run writes what failed into its folder (`save_failure`). Once a failure is understood and its cause is
+    mended, its file is copied to ``fixtures/regressions/`` under a name that says what was wrong: from then on
+    it is judged first in every run, whatever the seed.
+
+    Raises:
+        UsageError: a file there is no such file; it names the file and the entry.
+    """
     for path in sorted(REGRESSIONS.glob("*.json")):
+        case = read_case(path)
+        if case.op == op:
+            yield case
+
+
+def read_case(path: Path) -> Case:
+    """A case from a file: a failure or a regression, as `save_failure` writes them, or a case alone.
+
+    Raises:
+        UsageError: naming the file, and what is wrong with it.
+    """
+    try:
         data = json.loads(path.read_text())
-        if data["case"]["op"] == op:
-            yield Case.from_dict(data["case"])
+        return Case.from_dict(data["case"] if isinstance(data, dict) and "case" in data else data)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}, expected a file that holds a case") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON ({error}), expected a case, or an object with a case") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def save_failure(folder: Path, record: Record) -> Path:
+    """Write a failed case to ``failures/<op>-<status>.json`` below a run's folder; `read_case` reads it.
+
+    One file for each op and status, with the smallest of those cases: the shrunk one, where there is one.
+    """
+    path = folder / "failures" / f"{record.subject}-{record.status.lower()}.json"
+    data = {"op_set": record.op_set, "status": record.status, "reason": record.reason, "case": record.case}
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    if not path.exists() or _elements(record.case) <= _elements(json.loads(path.read_text())["case"]):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return path
+
+
+def _elements(case: Mapping[str, Any]) -> int:
+    return sum(math.prod(spec["shape"]) for spec in case["tensors"].values())
 
 
 def _settings(count: int, *, shrink: bool) -> settings:
@@ -263,21 +337,40 @@ def _summary(
 ) -> Record:
     reached = {name for record in done for name in record.corners}
     missed = [corner.name for corner in corners if corner.name not in reached]
-    passed = [record for record in done if not record.status.failed]
+    passed = [record for record in done if record.status is Status.PASSED]
+    unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
     tier = tiers.op_tier(passed)
     bias = tiers.bias_over_cases(passed)
     numbers: dict[str, float | int | str | None] = {
         "cases": len(done),
-        "failed": len(done) - len(passed),
+        "failed": sum(record.status.failed for record in done),
+        "xfailed": sum(record.status is Status.XFAILED for record in done),
+        "not_expressed": unexpressed.total(),
         "corners": len(corners),
         "corners_missed": len(missed),
         "mean_rms_ratio": tier.mean_ratio,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
     }
+    fingerprints = [r.numbers for r in passed if r.case["flags"].get("casting_mode", "float32") == "float32"]
+    rounds = fingerprint.summary(
+        (str(n["fingerprint"]), float(n["fingerprint_share"] or 0.0), int(n["elements"] or 0))
+        for n in fingerprints
+        if "fingerprint" in n
+    )
+    if rounds is not None:
+        numbers["fingerprint"], numbers["fingerprint_share"] = rounds
     status, check, reason = Status.PASSED, "tier", tier.reason
-    if missed:
+    if unexpressed:
+        most_common = unexpressed.most_common(1)[0][0]
+        most = f"{unexpressed.total()} of {len(done)} cases cannot be expressed, most often: {most_common}"
+        reason = f"{reason}; {most}"
+    if unexpressed.total() == len(done) > 0:
+        status, check, reason = Status.NOT_EXPRESSED, "runs", most
+    elif missed:
         status, check = Status.CORNER_NOT_REACHED, "corners"
         reason = f"{len(missed)} of {len(corners)} declared corners were never reached: {', '.join(missed)}"
+    elif fallback := _fallback(done, ops):
+        status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
     elif bias:
         status, check, reason = Status.BIASED, "bias over all cases", bias
     elif require is not None and (tier.tier is None or TIERS.index(tier.tier) > TIERS.index(require)):
@@ -296,6 +389,122 @@ def _summary(
         message=f"{op}  {ops.name}  {status}\n{reason}\nrepeat: {command}" if status.failed else "",
         repro=command,
     )
+
+
+# What shows in the last bit of a sum alone: float32, rows long enough for two orders of adding them up to
+# differ, and several of them.
+LAST_BIT: Mapping[str, Any] = {
+    "dtype": "float32",
+    "values": "normal",
+    "literals": False,
+    "size": "frames",
+    "width": "model",
+    "rank": 3,
+    "heads": 2,
+    "k.shape": "same",
+}
+
+
+def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ...]:
+    """One for each check that compares two calls: the lot that `same_bits.due` draws gives it to few cases."""
+
+    def corner(check: str) -> Corner:
+        def reached(case: Case) -> bool:
+            return case.dtype == "float32" and check in same_bits.due(case, device.torch)
+
+        return Corner(f"{SAME_BITS}{check}", LAST_BIT, reached)
+
+    (example,) = draw_cases(cases(signature, LAST_BIT), seed=0, count=1)
+    return tuple(corner(check) for check in same_bits.CHECKS if same_bits.applies(check, example, device.torch))
+
+
+def _made_due(case: Case, corner: Corner | None) -> Case:
+    """A case of one of those corners with the next seed for which the corner's check is due; others as they are."""
+    if corner is None or not corner.name.startswith(SAME_BITS):
+        return case
+    seeds = (dataclasses.replace(case, seed=case.seed + n) for n in range(10_000))
+    return next(c for c in seeds if corner.reached(c))
+
+
+def _fallback(done: list[Record], ops: OpSet) -> str:
+    """In words: cases with elements that launched no kernel, where others did or ours must; "" if there are none."""
+    judged = [record for record in done if record.numbers.get("elements")]
+    without = [record for record in judged if not record.numbers["launches"]]
+    if not without or (len(without) == len(judged) and ops.origin != "fused_ops"):
+        return ""
+    return (
+        f"{len(without)} of {len(judged)} cases with elements launched no kernel (expected one in each: an op set "
+        f"that launches kernels may not fall back silently): the first is {Case.from_dict(without[0].case).describe()}"
+    )
+
+
+def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
+    """One record on all the calls that an op must refuse (`validation.cases.errors`).
+
+    Refused is a call that raises a TypeError, a ValueError or a NotImplementedError whose message names the
+    argument, with nothing written before.
+    """
+    calls = list(bad_calls(signature_of(op)))
+    wrong = [f"{bad.name}: {words}" for bad in calls if (words := not_refused(bad, ops, device))]
+    status = Status.BAD_INPUT_ACCEPTED if wrong else Status.PASSED
+    reason = f"{len(wrong)} of {len(calls)} bad calls were not refused as they should be"
+    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin])
+    lines = [f"{op}  {ops.name}  {status}", reason, *wrong, f"repeat: {command}"]
+    return Record(
+        level=Level.RUN,
+        subject=op,
+        op_set=ops.name,
+        status=status,
+        check="bad input",
+        reason=reason if wrong else f"all {len(calls)} bad calls were refused, each naming the argument",
+        numbers={"bad_calls": len(calls), "not_refused": len(wrong)},
+        message="\n".join(lines) if wrong else "",
+        repro=command,
+    )
+
+
+def bad_call(op: str, name: str) -> BadCall:
+    """The bad call of that name; UsageError if the op has none."""
+    calls = {bad.name: bad for bad in bad_calls(signature_of(op))}
+    if name not in calls:
+        raise UsageError(f"{op} has no bad call {name!r}, expected one of: {', '.join(calls)}")
+    return calls[name]
+
+
+def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str:
+    """What a candidate did with a bad call, in words; "" if it refused it."""
+    if isinstance(ops, IsolatedOpSet):
+        return ops.not_refused(bad.case.op, bad.name)
+    arguments = materialise(bad.case, device.torch)
+    if bad.change:
+        bad.change(arguments.kwargs)
+    words = "accepted"
+    try:
+        with torch.set_grad_enabled(bad.grad), structure.GuardedAllocations():
+            ops[bad.case.op](**arguments.kwargs)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        named = any(re.search(rf"\b{name}\b", str(error)) for name in bad.arguments)
+        expected = " or ".join(bad.arguments)
+        words = "" if named else f"{type(error).__name__} without the name of {expected}: {_one_line(error)}"
+    except CannotExpress:
+        words = ""
+    except Exception as error:  # whatever a candidate raises
+        words = f"{type(error).__name__}, expected a TypeError, ValueError or NotImplementedError: {_one_line(error)}"
+    written = next(filter(None, structure.inputs_changed(arguments)), "")
+    return words or (f"refused, but only after writing to memory: {written}" if written else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _stopped(op: str, ops: OpSet, done: list[Record], seed: int) -> Record:
+    """The record that says why an op was judged no further."""
+    last = done[-1]
+    reason = f"stopped after {len(done)} cases, {MAX_DEATHS} of which hung or crashed; the last {last.reason}"
+    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin, "--seed", str(seed)])
+    message = f"{op}  {ops.name}  {last.status}\n{reason}\nrepeat: {command}"
+    return Record(Level.RUN, op, ops.name, last.status, "runs", reason, message=message, repro=command)
 
 
 def bfloat16_record(device: Device, ops: OpSet) -> Record | None:
@@ -322,6 +531,7 @@ def parity(
     profile: Profile,
     seed: int,
     require: str | None,
+    xfail: XFail | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Record]:
     """Sweep several ops of an op set; progress gets a line an op."""
@@ -331,7 +541,7 @@ def parity(
     for n, op in enumerate(names, 1):
         start, count, failed = time.perf_counter(), 0, 0
         progress(f"[{n}/{len(names)}] {op} ...")
-        for record in sweep(op, ops, device, profile=profile, seed=seed, require=require):
+        for record in sweep(op, ops, device, profile=profile, seed=seed, require=require, xfail=xfail):
             count += record.level is Level.OP
             failed += record.status.failed
             yield record

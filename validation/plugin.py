@@ -3,6 +3,7 @@
 Loaded by the ``conftest.py`` at the top; elsewhere with ``-p validation.plugin``.
 """
 
+import argparse
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--profile", default="default", metavar="NAME", help="quick, default or nightly")
     group.addoption("--seed", type=int, default=DEFAULT_SEED, metavar="N", help="everything is drawn from it")
     group.addoption("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
+    group.addoption(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="run candidates in a process of their own (default: all but fused_ops and reference_ops)",
+    )
     group.addoption("--require", metavar="TIER", help="hold every op to bit-exact, lossless or close")
+    group.addoption(
+        "--xfail", type=Path, metavar="FILE", help="known failures: op[:status or corner][:dtype]  # reason"
+    )
     group.addoption("--model", metavar="NAME", help="model to sample (default: all)")
     group.addoption("--checkpoint", type=Path, metavar="DIR", help="a checkpoint in diffusers' folder format")
     group.addoption("--sites", metavar="SITE[,SITE]", help="mount only these sites")
@@ -52,7 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
         profile=config.getoption("--profile"),
         seed=config.getoption("--seed"),
         gpu=config.getoption("--gpu"),
+        isolate=config.getoption("--isolate"),
         require=config.getoption("--require"),
+        xfail=config.getoption("--xfail"),
         json=config.getoption("--json"),
         out=config.getoption("--out"),
         model=config.getoption("--model"),

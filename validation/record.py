@@ -24,10 +24,12 @@ SCHEMA = 1
 
 
 class Status(StrEnum):
-    """What a record says. Everything but PASSED and INCONCLUSIVE is a failure."""
+    """What a record says. Everything but the first four is a failure."""
 
     PASSED = "PASSED"
     INCONCLUSIVE = "INCONCLUSIVE"
+    NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
+    XFAILED = "XFAILED"  # failed as an entry of the xfail file says
     # Stages in the order in which the judge goes through them; the first that fails names the record.
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
@@ -46,6 +48,8 @@ class Status(StrEnum):
     BIASED = "BIASED"
     NOT_REPRODUCIBLE = "NOT_REPRODUCIBLE"
     BELOW_REQUIRED_TIER = "BELOW_REQUIRED_TIER"
+    BAD_INPUT_ACCEPTED = "BAD_INPUT_ACCEPTED"  # or refused without naming the argument, or after writing
+    SILENT_FALLBACK = "SILENT_FALLBACK"  # launches its kernel for some inputs only
     # Sampled output.
     SITE_NOT_REACHED = "SITE_NOT_REACHED"
     INCORRECT_FRAMES = "INCORRECT_FRAMES"  # count, size or rate differ
@@ -54,19 +58,23 @@ class Status(StrEnum):
     # The run itself.
     CORNER_NOT_REACHED = "CORNER_NOT_REACHED"
     BFLOAT16_NOT_JUDGED = "BFLOAT16_NOT_JUDGED"
+    FAULT_SURVIVED = "FAULT_SURVIVED"  # a planted fault that no check caught
+    FAULT_MISNAMED = "FAULT_MISNAMED"  # a planted fault that no check caught which names it
+    XFAIL_UNUSED = "XFAIL_UNUSED"  # an entry of the xfail file that no failure matched
 
     @property
     def failed(self) -> bool:
         """True for every status that must turn a run red."""
-        return self not in (Status.PASSED, Status.INCONCLUSIVE)
+        return self not in (Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED)
 
 
 class Level(StrEnum):
-    """Which of the three questions a record answers."""
+    """Which of the three questions a record answers, or what it says about the suite itself."""
 
     OP = "op"
     MODEL = "model"
     SAMPLE = "sample"
+    FAULT = "fault"  # a planted fault: was it caught?
     RUN = "run"  # about the run itself: a corner not reached, bfloat16 not judged
 
 
@@ -75,7 +83,7 @@ class Record:
     """One judged result.
 
     Attributes:
-        level: op, model, sample or run.
+        level: op, model, sample, fault or run.
         subject: the op's name, or the model's.
         op_set: the candidate op set's name.
         status: the verdict.

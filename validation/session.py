@@ -9,9 +9,11 @@ from pathlib import Path
 from validation import device as devices
 from validation import parity
 from validation.errors import UsageError
+from validation.isolation import isolated, isolated_by_default
 from validation.judge.verdict import TIERS
 from validation.ops import OpSet, check_op_name, load_op_set
-from validation.record import Environment, Record, Run
+from validation.record import Environment, Level, Record, Run
+from validation.xfail import XFail
 
 DEFAULT_OPS = "fused_ops"
 DEFAULT_SEED = 0
@@ -27,7 +29,9 @@ class Options:
         profile: Hypothesis profile: quick, default, nightly.
         seed: all cases and samples follow from it.
         gpu: whether to run on the GPU.
+        isolate: whether candidates run in a process of their own; None leaves it to the op set.
         require: tier to hold the ops to, or None for the op set's default.
+        xfail: file of known failures, or None.
         json: file to write the environment and records to, or None.
         junit: file to write JUnit XML to, or None.
         out: run folder, or None for a new one under ``runs/``.
@@ -41,7 +45,9 @@ class Options:
     profile: str = "default"
     seed: int = DEFAULT_SEED
     gpu: bool = False
+    isolate: bool | None = None
     require: str | None = None
+    xfail: Path | None = None
     json: Path | None = None
     junit: Path | None = None
     out: Path | None = None
@@ -60,6 +66,7 @@ class Session:
         names: the ops to judge.
         profile: resolved.
         require: the tier asked for, the op set's default where none was.
+        xfail: the known failures, none where no file was given.
     """
 
     def __init__(self, options: Options) -> None:
@@ -81,11 +88,19 @@ class Session:
                 check_writable(path, option)
         self.device = devices.select(options.gpu)
         self.ops: OpSet = load_op_set(options.ops)
+        if isolated_by_default(self.ops) if options.isolate is None else options.isolate:
+            self.ops = isolated(self.ops, gpu=options.gpu)
         for name in options.names:
             if name not in self.ops:
                 raise UsageError(f"--op: {options.ops} does not provide {name}, expected one of: {self._provided()}")
         self.names = options.names or tuple(self.ops.functions)
         self.require = options.require or parity.default_tier(self.ops)
+        self.xfail = XFail.read(options.xfail) if options.xfail is not None else XFail()
+        for entry in self.xfail.entries:
+            if entry.op not in self.ops:
+                raise UsageError(
+                    f"--xfail: {entry.where}: {options.ops} does not provide {entry.op}, expected: {self._provided()}"
+                )
         self._run: Run | None = None
 
     def _provided(self) -> str:
@@ -107,9 +122,11 @@ class Session:
         return self._run is not None
 
     def keep(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Pass records on, each added to the run."""
+        """Pass records on, each added to the run; the smallest failures are kept as files of their own."""
         for record in records:
             self.run.add(record)
+            if record.level is Level.OP and record.status.failed:
+                parity.save_failure(self.run.folder, record)
             yield record
 
     def finish(self) -> Path:

@@ -7,6 +7,7 @@ Hypothesis can shrink them.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -85,14 +86,28 @@ class TensorSpec:
             expected *= size
         return True
 
-    def describe(self) -> str:
-        """As failure messages print it: ``[3, 769, 5120] bfloat16 strides (3937280, 5120, 1) offset 1``."""
-        text = f"[{', '.join(map(str, self.shape))}] {self.dtype}"
-        if not self.contiguous:
-            text += f" strides {self.strides}"
-        if self.offset:
-            text += f" offset {self.offset}"
-        return text
+    @property
+    def layout(self) -> str:
+        """How it lies in memory, in words; "" where it is contiguous from the start of its storage.
+
+        ``row stride 5128``, ``last stride 2``, ``stride 0 over dimension 1``; the strides where no word fits.
+        """
+        words = [] if self.contiguous or not self.numel else [self._stride_words()]
+        return " ".join(words + ([f"offset {self.offset}"] if self.offset else []))
+
+    def _stride_words(self) -> str:
+        expanded = [d for d, (n, s) in enumerate(zip(self.shape, self.strides, strict=True)) if s == 0 and n > 1]
+        wide = [(n, s) for n, s in zip(self.shape[:-1], self.strides[:-1], strict=True) if n > 1 and s > 0]
+        rows_even = all(s == n * inner for (_, s), (n, inner) in itertools.pairwise(wide))
+        last = self.strides[-1] if self.shape[-1] > 1 else 1
+        if not rows_even or last == 0:
+            return f"strides {self.strides}"
+        words = [f"stride 0 over dimension {d}" for d in expanded]
+        if last != 1:
+            words.append(f"last stride {last}")
+        if wide and wide[-1][1] != self.shape[-1] * last:
+            words.append(f"row stride {wide[-1][1]}")
+        return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +214,53 @@ class Case:
         return cls.from_dict(data)
 
     def describe(self) -> str:
-        """One line as failure messages print it."""
-        tensors = ", ".join(f"{name}{spec.describe()}" for name, spec in self.tensors.items())
+        """One line as failure messages print it.
+
+        ``x[3, 769, 5120] bfloat16 row stride 5128, scale [B,F=3,1,D] float32, eps=1e-06 values=normal seed=41``:
+        modulation by the name of its form, a dtype where it is not the one before.
+        """
+        owners: dict[str, list[str]] = {}
+        for name, spec in self.tensors.items():
+            owners.setdefault(spec.storage, []).append(name)
+        parts = []
+        for name, spec in self.tensors.items():
+            if name.endswith(".index"):
+                continue
+            words = [self._form(name, spec)]
+            if name in ("x", "q") or spec.dtype != self.dtype:
+                words.append(spec.dtype)
+            if name.endswith(".table"):
+                words.append(f"{self.tensors[name.replace('.table', '.index')].dtype} index")
+            words += [spec.layout] if spec.layout else []
+            first, *others = owners[spec.storage]
+            words += [f"in one buffer with {' and '.join(others)}"] if others and name == first else []
+            parts.append(" ".join(words))
         flags = " ".join(f"{name}={value}" for name, value in self.flags.items())
-        return f"{tensors} {flags} values={self.values} seed={self.seed}"
+        return f"{', '.join(parts)}, {flags} values={self.values} seed={self.seed}".replace(",  ", ", ")
+
+    def _form(self, name: str, spec: TensorSpec) -> str:
+        """The name and shape of a tensor; of modulation, the form that the shape is."""
+        argument, _, part = name.partition(".")
+        x = self.tensors.get("x")
+        if argument not in ("shift", "scale", "gate") or x is None or len(x.shape) != 3:
+            return f"{name}[{', '.join(map(str, spec.shape))}]"
+        batch, length, _ = x.shape
+        if part == "table":
+            form = f"[{'B,' if len(spec.shape) == 3 else ''}n={spec.shape[-2]},D]"
+            return f"{argument} IndexedRows {form}"
+        match len(spec.shape):
+            case 0:
+                form = "scalar"
+            case 1:
+                form = "[D]" if spec.shape == x.shape[-1:] else "[1]"
+            case 2:
+                form = "[B,D]"
+            case 3:
+                outer = zip(spec.shape, (batch, length), "BL", strict=False)
+                form = f"[{','.join(letter if n == full > 1 else '1' for n, full, letter in outer)},D]"
+            case _:
+                form = f"[B,F={spec.shape[1]},1,D]"
+        return f"{argument} {form}"
 
 
 def _expect(holds: bool, entry: str, came: object, expected: str) -> None:

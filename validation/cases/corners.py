@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
-from validation.cases.strategies import EPS, FORMS, WIDTHS, Signature
-from validation.cases.values import REGIMES
+from validation.cases.strategies import EPS, FAR, FORMS, WIDTHS, Signature
+from validation.cases.values import MODULATIONS
+
+# Modulation with as many distinct float16 values as there are.
+HALF = {"dtype": "float16", "form": "[B,L,D]"}
 
 # Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64).
 MODEL_WIDTHS = frozenset({5120, 1024, 128, 64})
@@ -31,8 +34,8 @@ class Corner:
     reached: Callable[[Case], bool]
 
 
-def declared_corners(signature: Signature, *, bfloat16: bool = True) -> tuple[Corner, ...]:
-    """All corners of an op."""
+def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool = False) -> tuple[Corner, ...]:
+    """All corners of an op; with gpu, also those that take more memory than the interpreter's machine has to spare."""
     corners = [*_type_corners(signature, bfloat16), *_size_corners(signature), *_width_corners(signature)]
     for name in signature.modulations:
         corners += _modulation_corners(name, bfloat16)
@@ -43,7 +46,18 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True) -> tuple[Co
         corners += _qk_corners(signature)
     if "cos" in signature:
         corners += _rotary_corners(signature)
+    if gpu:
+        corners.append(_far_corner(signature))
     return tuple(corners)
+
+
+def _far_corner(signature: Signature) -> Corner:
+    """Rows beyond 2^31 elements from the first: 9 GB of float16, of which 9 rows are used."""
+    name = "q" if "q" in signature else "x"
+    forced = {"dtype": "float16", f"{name}.layout": "far", "size": "far", "width": "pow2", "rank": 3, "heads": 2}
+    if signature.family == "qk":
+        forced |= {"qk.layout": "own", "k.shape": "same"}
+    return Corner(f"{name}: offsets past 2^31", forced, lambda case: case.tensors[name].extent > 2 * FAR)
 
 
 def corners_of(case: Case, corners: tuple[Corner, ...]) -> list[str]:
@@ -55,6 +69,12 @@ def _main(case: Case) -> TensorSpec:
     return case.tensors["x" if "x" in case.tensors else "q"]
 
 
+def _dtypes(case: Case) -> set[str]:
+    """Of x (or q) and what modulates it."""
+    modulation = {spec.dtype for name, spec in case.tensors.items() if name.partition(".")[0] in MODULATIONS}
+    return {case.dtype, *(modulation & set(FLOAT_DTYPES))}
+
+
 def _equals(flag: str, value: Any) -> Callable[[Case], bool]:
     return lambda case: bool(case.flags[flag] == value)
 
@@ -62,16 +82,28 @@ def _equals(flag: str, value: Any) -> Callable[[Case], bool]:
 def _type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
     dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
     corners = [Corner(f"dtype={d}", {"dtype": d}, lambda case, d=d: case.dtype == d) for d in dtypes]  # type: ignore[misc]
-    corners += [Corner(f"values={r}", {"values": r}, lambda case, r=r: case.values == r) for r in REGIMES]  # type: ignore[misc]
-    # An overflow that float16 makes or hides shows in float16 alone.
-    corners.append(
-        Corner(
-            "values=near_max float16",
-            {"values": "near_max", "dtype": "float16"},
-            lambda case: case.values == "near_max" and case.dtype == "float16",
+    corners += [Corner(f"values={r}", {"values": r}, lambda case, r=r: case.values == r) for r in signature.regimes]  # type: ignore[misc]
+    # An overflow that float16 makes or hides shows in float16 alone, where the casting mode differs, with all
+    # arguments in float16 and elements enough: of a gated sum, one in 70 overflows on the way and comes back.
+    half = {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
+    for mode in ("float32", "input") if "casting_mode" in signature else ("float32",):
+        corners.append(
+            Corner(
+                f"values=near_max float16, {mode}",
+                {
+                    "values": "near_max",
+                    "dtype": "float16",
+                    "casting_mode": mode,
+                    "size": "frames",
+                    "width": "model",
+                    **half,
+                },
+                lambda case, mode=mode: (  # type: ignore[misc]
+                    case.values == "near_max" and _dtypes(case) == {"float16"} and case.casting_mode == mode
+                ),
+            )
         )
-    )
-    small = {"size": "one_token", "width": "pow2", "width.value": 4}
+    small = {"size": "one_token", "width": "pow2", "width.value": 4, "heads": 2}
     corners.append(
         Corner("values written out", {"literals": True, "values": "normal", **small}, lambda case: bool(case.literals))
     )
@@ -149,7 +181,9 @@ def _width_corners(signature: Signature) -> list[Corner]:
             "D=2^k-1": lambda n: n > 3 and power_of_two(n + 1),
             "D=2^k+1": lambda n: n > 5 and power_of_two(n - 1),
             "D=16k": lambda n: n % 16 == 0 and not power_of_two(n),
-            "D>8192": lambda n: n > 8192,
+            "D>8192": lambda n: n > 8192 + 512,
+            # One column beyond a block: a lost tail. Far beyond: a lost block, which one column may hide.
+            "D=8193": lambda n: n == 8193,
         }
         forced |= {
             "D=1": "one",
@@ -158,9 +192,15 @@ def _width_corners(signature: Signature) -> list[Corner]:
             "D=2^k+1": "pow2+1",
             "D=16k": "16k",
             "D>8192": "beyond",
+            "D=8193": "beyond",
         }
+    values = {"D>8192": {"width.value": 9000}, "D=8193": {"width.value": 8193}}
     return [
-        Corner(name, {"width": forced[name], "size": "frames"}, lambda case, test=test: test(width(case)))  # type: ignore[misc]
+        Corner(
+            name,
+            {"width": forced[name], "size": "frames", **values.get(name, {})},
+            lambda case, test=test: test(width(case)),  # type: ignore[misc]
+        )
         for name, test in kinds.items()
     ]
 
@@ -335,6 +375,11 @@ def _qk_corners(signature: Signature) -> list[Corner]:
         return q.storage == k.storage and q.numel > 0
 
     corners = [
+        Corner(
+            "q and k the same tensor",
+            {"qk.layout": "same", "k.shape": "same", "heads": 2, "size": "frames"},
+            lambda case: case.tensors["q"] == case.tensors["k"] and case.tensors["q"].numel > 0,
+        ),
         Corner("q and k packed", {**packed, "size": "frames"}, is_packed),
         Corner(
             "q and k packed, in place",

@@ -16,12 +16,11 @@ from typing import Any, Literal, TypeVar
 import hypothesis.strategies as st
 
 from validation.cases.case import FLOAT_DTYPES, MAX_LITERALS, Case, TensorSpec
-from validation.cases.values import REGIMES
+from validation.cases.values import MODULATIONS, REGIMES
 from validation.errors import UsageError
 
 T = TypeVar("T")
 
-MODULATIONS = ("shift", "scale", "gate")
 KNOWN_ARGUMENTS = frozenset(
     {"x", "residual", *MODULATIONS, "weight", "bias", "q", "k", "q_weight", "k_weight", "cos", "sin"}
     | {"eps", "casting_mode", "inplace", "interleaved", "scale_constant"}
@@ -63,8 +62,9 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "no_batch": ((0, 0), (1, 2), (1, 4)),
     "no_tokens": ((1, 2), (1, 2), (0, 0)),
     "many_rows": ((1, 2), (1, 1), (35_000, 36_000)),  # more than 65535 rows, for B = 2
+    "far": ((1, 1), (1, 1), (9, 9)),
 }
-RARE_SIZES = ("many_rows",)
+RARE_SIZES = ("many_rows", "far")
 RARE_WIDTHS = ("beyond",)
 
 FORMS = (
@@ -83,6 +83,10 @@ FORMS = (
 ACTIVATION_LAYOUTS = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "packed")
 MODULATION_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "chunked", "expanded")
 ROW_LAYOUTS = ("contiguous", "offset1", "strided_last")
+# Layout "far": nine rows that begin in the middle of 2 FAR elements, FAR / 8 apart and a bit more. The ninth is
+# past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
+RARE_LAYOUTS = ("far",)
+FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
 
 
@@ -162,6 +166,11 @@ class Signature:
         """Those of shift, scale and gate that it takes."""
         return tuple(name for name in MODULATIONS if name in self)
 
+    @property
+    def regimes(self) -> tuple[str, ...]:
+        """The value regimes in which the op is judged."""
+        return tuple(name for name in REGIMES if name != "zero_modulation" or self.modulations)
+
 
 def cases(
     signature: Signature, forced: Mapping[str, Any] | None = None, *, bfloat16: bool = True
@@ -182,6 +191,9 @@ def cases(
 
 
 def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
+    # The seed comes first: Hypothesis makes each example new in its first choice where it can, and with the dtype
+    # in that place the one case of a corner was float32 in 1 of 53 corners.
+    seed = choose.integer(0, 2**31 - 1)
     dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
     dtype = choose.pick("dtype", dtypes)
     flags: dict[str, Any] = {}
@@ -196,12 +208,14 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
         flags["scale_constant"] = choose.pick("scale_constant", (1.0, 0.0, 0.5))
     family = {"modulated": _modulated, "norm": _norm, "qk": _qk, "rotary": _rotary, "split_rotary": _split_rotary}
     tensors = family[signature.family](signature, choose, dtype, dtypes)
-    regime = choose.pick("values", tuple(REGIMES))
+    if "k" in tensors and tensors["k"] == tensors["q"]:
+        flags["inplace"] = False  # one tensor as q and k: what both are written to is refused
+    regime = choose.pick("values", signature.regimes)
     literals = {}
     if regime == "normal" and choose.pick("literals", (False, False, False, True)):
         small = {n: s for n, s in tensors.items() if 0 < s.numel <= MAX_LITERALS and not n.endswith(".index")}
         literals = {name: choose.literals(spec) for name, spec in small.items() if name in ("x", "q", "scale")}
-    return Case(signature.op, tensors, flags, regime, choose.integer(0, 2**31 - 1), literals)
+    return Case(signature.op, tensors, flags, regime, seed, literals)
 
 
 def _sizes(choose: Chooser, width: int) -> tuple[int, int, int]:
@@ -215,7 +229,7 @@ def _sizes(choose: Chooser, width: int) -> tuple[int, int, int]:
         return batch, 1, batch
     count = choose.integer(*frames)
     low, high = tokens
-    if size != "sixteens":
+    if size not in ("sixteens", "far"):
         high = max(low, min(high, MAX_ELEMENTS // max(batch * count * width, 1)))
     return batch, count, choose.integer(low, high)
 
@@ -231,7 +245,7 @@ def _mixed(choose: Chooser, name: str, dtype: str, dtypes: Sequence[str]) -> str
 
 def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layouts: Sequence[str]) -> TensorSpec:
     """Lay a tensor out; its strides may overlap only where the layout says ``expanded``."""
-    layout = choose.pick(f"{name}.layout", layouts)
+    layout = choose.pick(f"{name}.layout", layouts, RARE_LAYOUTS)
     sizes, gap, offset, step = list(shape), 0, 0, 1
     order = list(range(len(shape)))
     match layout:
@@ -252,6 +266,8 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
             width = sizes[-1] if sizes else 1
             part = choose.integer(0, parts - 1)
             gap, offset = (parts - 1) * width, part * width
+        case "far":
+            offset = FAR
     strides = [0] * len(shape)
     run = step
     for axis in reversed(order):
@@ -259,6 +275,8 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         run *= max(sizes[axis], 1)
         if axis == order[-1]:
             run += gap
+    if layout == "far":
+        strides[:2] = FAR, FAR // 8 + 16
     if layout == "expanded":
         wide = [axis for axis in range(len(shape) - 1) if sizes[axis] > 1]
         for axis in wide[: choose.integer(1, max(len(wide), 1))]:
@@ -348,9 +366,11 @@ def _norm(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[st
 
 
 def _qk_layouts(choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: str) -> dict[str, TensorSpec]:
-    """Lay q and k out: each on its own, or both in one packed ``[B, S, 3, H, head_dim]`` buffer."""
-    layout = choose.pick("qk.layout", ("own", "packed"))
-    if layout == "own" or q != k or len(q) != 4:
+    """Lay q and k out: each on its own, both in one packed ``[B, S, 3, H, head_dim]`` buffer, one as both."""
+    layout = choose.pick("qk.layout", ("own", "packed", "same"))
+    if layout == "same" and q == k:
+        return dict.fromkeys(("q", "k"), _layout(choose, "q", q, dtype, ACTIVATION_LAYOUTS))
+    if layout != "packed" or q != k or len(q) != 4:
         return {
             "q": _layout(choose, "q", q, dtype, ACTIVATION_LAYOUTS),
             "k": _layout(choose, "k", k, dtype, ACTIVATION_LAYOUTS),

@@ -19,11 +19,13 @@ REGIMES = {
     "near_max": "about float16's largest number, 65504, so that sums and products overflow float16",
     "zeros": "all zero",
     "nonfinite": "normal, with NaN, inf and -inf sprinkled over some rows",
+    "zero_modulation": "normal; shift, scale and gate zero, as an adaLN-Zero block starts",
     "dit": "as in a diffusion transformer: heavy tails, outlier channels, a mean, modulation up to 10",
 }
 
 # Arguments that are activations; all others are parameters or modulation.
 ACTIVATIONS = frozenset({"x", "residual", "q", "k"})
+MODULATIONS = ("shift", "scale", "gate")
 
 
 def draw(
@@ -44,6 +46,8 @@ def draw(
         # Independent, not of one angle: a rotation by (cos, sin) of any length is linear all the same,
         # and a swap of the two shows.
         made = torch.cos(math.pi * normal)
+    elif regime == "zero_modulation" and argument in MODULATIONS:
+        made = torch.zeros(shape)
     elif regime == "dit":
         made = normal * torch.exp(torch.randn(shape[-1:], generator=generator)).clamp(max=10.0)
     else:
@@ -62,7 +66,7 @@ def _activation(
 
     row = (*shape[:-1], 1)
     match regime:
-        case "normal":
+        case "normal" | "zero_modulation":
             return normal()
         case "mean_offset":
             return normal() + 30.0 * torch.where(uniform(row) < 0.5, -1.0, 1.0)

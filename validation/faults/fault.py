@@ -1,13 +1,14 @@
-"""A planted fault: an op implementation with one known bug, and the checks that may catch it."""
+"""A planted fault: an op implementation with one known bug, and the verdicts that rightly name it."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
+from validation.faults.right import RightOps
 from validation.ops import OpSet
 from validation.record import Status
 
-Op = Callable[..., Any]
+Implementation = TypeVar("Implementation", bound=type[RightOps])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Fault:
         op: the op it pretends to be.
         bug: what is wrong, in one sentence.
         caught_by: the verdicts that name this bug; any other failure is a surprise.
-        function: the wrong op.
+        ops: the implementation, wrong in that op.
         gpu: only a GPU can show it.
     """
 
@@ -27,24 +28,32 @@ class Fault:
     op: str
     bug: str
     caught_by: frozenset[Status]
-    function: Op
+    ops: type[RightOps]
     gpu: bool = False
 
     def op_set(self) -> OpSet:
-        """The fault as an op set of one op."""
-        return OpSet(f"fault:{self.name}", {self.op: self.function}, f"validation.faults:{self.name}")
+        """The fault as an op set of one op, with nothing kept from earlier calls."""
+        return OpSet(f"fault:{self.name}", {self.op: getattr(self.ops(), self.op)}, f"validation.faults:{self.name}")
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, op: str, bug: str, *caught_by: Status, gpu: bool = False) -> Callable[[Op], Op]:
-    """Register the decorated function as a fault."""
+def fault(
+    name: str, op: str, bug: str, *caught_by: Status, gpu: bool = False
+) -> Callable[[Implementation], Implementation]:
+    """Register the decorated class as a fault of one op.
 
-    def register(function: Op) -> Op:
+    Raises:
+        ValueError: the name is taken, or no verdict is given.
+    """
+
+    def register(ops: Implementation) -> Implementation:
         if name in FAULTS:
             raise ValueError(f"two faults are called {name!r}")
-        FAULTS[name] = Fault(name, op, bug, frozenset(caught_by), function, gpu)
-        return function
+        if not caught_by:
+            raise ValueError(f"fault {name!r} says no verdict that may catch it")
+        FAULTS[name] = Fault(name, op, bug, frozenset(caught_by), ops, gpu)
+        return ops
 
     return register

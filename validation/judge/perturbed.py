@@ -1,25 +1,24 @@
 """The error bound of an op that has no hand-made one: its reference, replayed with every step perturbed.
 
 The reference runs once in its working dtypes while a tape records each ATen operation; ops that hide several
-roundings (layer norm, softmax, attention, ...) are recorded as the steps inside them. The tape is then
-replayed in float64, where a step that would have been rounded is moved by one rounding, up or down at
-random, element by element. What that does to the outputs, against the unperturbed truth, is the bound:
+roundings (layer norm, softmax, attention) are recorded as the steps inside them. From the tape, in float64:
 
-* ``noise``, of float32 arithmetic: all steps moved at once, by u = 2^-24 of their result; a sum of n terms by
-  u (log2(n) + 2) of the sum of its terms' sizes, as in `running_error`. The largest deviation of `REPLAYS`
-  replays: of n equal contributions it finds the sum n u for n <= 4, about 2 u sqrt(n) for many.
-* ``declared``, of 16-bit steps: one step at a time, and the contributions added, for a budget takes declared
-  roundings as a hard bound. A rounding that reaches an element by one path moves it by the same amount
-  whatever its sign; one that reaches it through a reduction moves it at random. Mean plus four standard
-  deviations of |deviation| over `DRAWS` replays is the bound of either. The rounding that makes an output's
-  own elements is left out: the budget adds it as half an ulp.
+* First-order bounds on what roundings may do to each element, carried from step to step as in `running_error`
+  (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, section 3.3), with the derivative of
+  each step by forward differentiation. A step in float32 adds u = 2^-24 of its result; a sum of n terms
+  u (log2(n) + 2) of the sum of its terms' sizes. A step in 16 bits also adds half an ulp, apart: that is
+  `Running.declared`. The rounding that makes an output's own elements is left out: the budget has it. Where a
+  sum has many terms, their roundings add up as random signs do: three times the root of the sum of squares,
+  which is five standard deviations, for a rounding error is uniform and not at the end of its interval.
+* How much of the float32 bound is real. Errors that are one and the same (of a mean, of an rstd) can cancel
+  later on, which a bound of absolute values does not see: at a mean of 30 sigma it is ten times too wide. So
+  the tape is replayed `REPLAYS` times with every float32 step moved up or down by one rounding, each element
+  at random (perturbed replay: Vignes, Mathematics and Computers in Simulation 35, 1993; Parker, Monte Carlo
+  arithmetic, UCLA CSD-970002, 1997). `Running.noise` is the first-order bound times the largest share of it
+  that the replays reached in the row (the last dimension), and at least what they reached in the element.
 
-This is stochastic rounding-error analysis by perturbed replay (CESTAC: Vignes, Mathematics and Computers in
-Simulation 35, 1993; Monte Carlo arithmetic: Parker, UCLA CSD-970002, 1997) with the perturbations of the
-standard model (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, section 2.2).
-
-It sees what PyTorch dispatches. What a reference computes outside of PyTorch (``.item()``, NumPy, a kernel of
-its own) enters the replay as a constant in its working precision.
+Neither sees what a reference computes outside of PyTorch (``.item()``, NumPy, a kernel of its own): that
+enters as a constant in its working precision.
 """
 
 import dataclasses
@@ -28,16 +27,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward
 from torch import Tensor
-from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from validation.judge.running_error import TINY, Running, U
 from validation.judge.ulp import SMALLEST, UNIT_ROUNDOFF
 
 REPLAYS = 16
-DRAWS = 4
+
+# Sums of more terms than this are bounded by three times the root of the sum of squares; up to it, by the sum.
+MANY = 9
 
 aten = torch.ops.aten
 _HALVES = (torch.float16, torch.bfloat16)
@@ -52,7 +53,7 @@ _EXACT = frozenset(
     {aten.neg, aten.abs, aten.sign, aten.relu, aten.maximum, aten.minimum, aten.amax, aten.amin, aten.clamp}
     | {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.zeros, aten.zeros_like, aten.new_zeros}
     | {aten.ones, aten.ones_like, aten.full, aten.full_like, aten.fill_, aten.zero_, aten.masked_fill, aten.max}
-    | {aten.min, aten.lift_fresh, aten.tril, aten.triu}
+    | {aten.min, aten.lift_fresh, aten.tril, aten.triu, aten.set_, aten._local_scalar_dense}
 )
 # Sums of terms: of the error, the sum of the terms' sizes decides, not the size of their sum.
 _SUMS = frozenset(
@@ -103,7 +104,7 @@ def _var(
 def _var_mean(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
-    return _var(x, dim, correction=correction, keepdim=keepdim), x.mean(dim, keepdim=keepdim)
+    return _var(x, dim, correction=correction, keepdim=keepdim), x.mean(list(dim or range(x.dim())), keepdim=keepdim)
 
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
@@ -113,16 +114,21 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return y if half_to_float else y.to(x.dtype)
 
 
-# What is recorded as the steps inside it. torch's own decompositions where they give ATen operations.
+def _attention(*args: Any, **kwargs: Any) -> Any:
+    # Here, for its import takes a second and few references attend.
+    from torch._decomp import decomposition_table
+
+    return decomposition_table[aten._scaled_dot_product_flash_attention_for_cpu.default](*args, **kwargs)
+
+
+# What is recorded as the steps inside it.
 _DECOMPOSED: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten._fused_rms_norm.default: _rms_norm,
     aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
     aten._softmax.default: _softmax,
-    aten._scaled_dot_product_flash_attention_for_cpu.default: decomposition_table[
-        aten._scaled_dot_product_flash_attention_for_cpu.default
-    ],
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
 }
 
 
@@ -147,7 +153,7 @@ class _Step:
         terms: how many each element is the sum of, 0 where it is no sum.
     """
 
-    call: Callable[..., Any]
+    call: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[_Slot, ...]
@@ -164,6 +170,7 @@ class _Tape(TorchDispatchMode):
         super().__init__()
         self.steps: list[_Step] = []
         self.inputs: dict[_Slot, Tensor] = {}  # as they were: tensors that no step made, arguments and constants
+        self.dtypes: dict[_Slot, torch.dtype] = {}
         self._slots: dict[int, _Slot] = {}
         self._kept: list[Tensor] = []  # an id is a name only as long as its tensor lives
 
@@ -195,12 +202,13 @@ class _Tape(TorchDispatchMode):
     def slot(self, t: Tensor) -> _Slot:
         """The slot of a tensor; a new input where no step made it."""
         if id(t) not in self._slots:
-            self.inputs[self._slot(t)] = t.detach().clone()
+            self.inputs[self._slot(t)] = _copy(t, t.dtype)
         return self._slots[id(t)]
 
     def _slot(self, t: Tensor) -> _Slot:
         if id(t) not in self._slots:
             self._slots[id(t)] = _Slot(len(self._slots))
+            self.dtypes[self._slots[id(t)]] = t.dtype
             self._kept.append(t)
         return self._slots[id(t)]
 
@@ -222,6 +230,11 @@ class _Tape(TorchDispatchMode):
         call, kwargs = aten._to_copy.default, {"dtype": torch.float64}
         self.steps.append(_Step(call, (slot,), kwargs, (rounded,), dtype, rounds=True, moves=True))
         return rounded
+
+
+def is_exact(func: Any) -> bool:
+    """Whether an ATen operation makes no rounding but that of a change of dtype."""
+    return _is_view(func) or func.overloadpacket in _MOVES or func.overloadpacket in _EXACT
 
 
 def _is_view(func: Any) -> bool:
@@ -248,114 +261,177 @@ def _terms(func: Any, args: tuple[Any, ...], result: Tensor) -> int:
     return max(tensors[-2].shape[-1], 1)  # products of matrices and vectors
 
 
+Values = dict[_Slot, Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-After = Callable[[int, _Step, Call, list[Tensor]], None]
+After = Callable[[_Step, Call, list[Tensor]], None]
 
 
-def _replay(tape: _Tape, outputs: Sequence[_Slot], after: After, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Run a tape on other numbers; returns the outputs.
+def _copy(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in memory of its own, with the strides of t: what can be viewed of t can be viewed of it."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    memory = torch.empty(extent, dtype=dtype, device=t.device)
+    # An expanded dimension cannot be copied into: write its one distinct element.
+    distinct = tuple(slice(0, 1 if stride == 0 else None) for stride in t.stride())
+    memory.as_strided(t[distinct].shape, t.stride()).copy_(t[distinct])
+    return memory.as_strided(t.shape, t.stride())
+
+
+def _inputs(tape: _Tape) -> Values:
+    """The tape's inputs in float64, integers as they are."""
+    return {slot: _copy(t, torch.float64 if t.is_floating_point() else t.dtype) for slot, t in tape.inputs.items()}
+
+
+def _filled(step: _Step, values: Values) -> Call:
+    call: Call = tree_map(lambda leaf: values[leaf] if isinstance(leaf, _Slot) else leaf, (step.args, step.kwargs))
+    return call
+
+
+def _run(step: _Step, call: Call) -> list[Tensor]:
+    return [t for t in tree_leaves(step.call(*call[0], **call[1])) if isinstance(t, Tensor)]
+
+
+def _replay(tape: _Tape, outputs: Sequence[_Slot], after: After) -> list[Tensor]:
+    """Run the tape in float64; returns the outputs.
 
     Args:
         tape: the recorded run.
         outputs: their slots.
-        after: called after each step with its number, the step, its arguments and its floating results,
-            which it may change in place.
-        start: float64 numbers of its own in place of a floating input.
+        after: called after each step with its arguments and floating results, which it may change in place.
     """
-    values = {slot: start(t) if t.is_floating_point() else t.clone() for slot, t in tape.inputs.items()}
-    for number, step in enumerate(tape.steps):
-        call = tree_map(lambda leaf: values[leaf] if isinstance(leaf, _Slot) else leaf, (step.args, step.kwargs))
-        results = [t for t in tree_leaves(step.call(*call[0], **call[1])) if isinstance(t, Tensor)]
+    values = _inputs(tape)
+    for step in tape.steps:
+        call = _filled(step, values)
+        results = _run(step, call)
         values.update(zip(step.outputs, results, strict=True))
-        after(number, step, call, [t for t in results if t.is_floating_point()])
+        after(step, call, [t for t in results if t.is_floating_point()])
     return [values[slot] for slot in outputs]
 
 
-def _double(t: Tensor) -> Tensor:
-    return t.to(torch.float64, copy=True)
-
-
-def _move(t: Tensor, by: Tensor, generator: torch.Generator) -> None:
-    """Add ``by`` to t in place, with a random sign for each element."""
-    signs = torch.randint(0, 2, t.shape, generator=generator, dtype=t.dtype, device=t.device)
-    t.add_(signs.mul_(2.0).sub_(1.0).mul_(by))
-
-
-def _size(step: _Step, call: Call, result: Tensor) -> Tensor:
-    """What the float32 error of a step is u times of."""
+def _float32_error(step: _Step, call: Call, result: Tensor) -> Tensor | None:
+    """One rounding, of float32 arithmetic, of a step's result; None where it makes none."""
+    if not step.rounds or step.dtype is torch.float64 or (step.moves and step.dtype in _HALVES):
+        return None
     if not step.terms:
-        return result.abs()
-    args, kwargs = tree_map(lambda leaf: leaf.abs() if isinstance(leaf, Tensor) else leaf, call)
-    factors = {name: abs(kwargs[name]) for name in ("alpha", "beta", "value") if name in kwargs}
-    sizes: Tensor = step.call(*args, **{**kwargs, **factors})
-    return sizes.mul_(math.log2(step.terms) + 2.0)
+        return result.abs().mul_(U).add_(TINY)
+    sizes = _run(step, _of_sizes(call))[0]
+    return sizes.mul_(U * (math.log2(step.terms) + 2.0)).add_(TINY)
 
 
-def _float32_noise(generator: torch.Generator) -> After:
-    def after(_: int, step: _Step, call: Call, results: list[Tensor]) -> None:
-        if step.dtype is torch.float64 or not step.rounds or (step.moves and step.dtype in _HALVES):
-            return
+def _of_sizes(call: Call) -> Call:
+    """The call with absolute values for all tensors and factors."""
+    args, kwargs = tree_map(lambda leaf: leaf.abs() if _floating(leaf) else leaf, call)
+    return args, kwargs | {name: abs(kwargs[name]) for name in ("alpha", "beta", "value") if name in kwargs}
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _moved_at_random(generator: torch.Generator) -> After:
+    """Moves each float32 step's result by one rounding, with a random sign for each element."""
+
+    def after(step: _Step, call: Call, results: list[Tensor]) -> None:
         for t in results:
-            _move(t, _size(step, call, t).mul_(U).add_(TINY), generator)
+            error = _float32_error(step, call, t)
+            if error is not None:
+                signs = torch.randint(0, 2, t.shape, generator=generator, dtype=t.dtype, device=t.device)
+                t.add_(signs.mul_(2.0).sub_(1.0).mul_(error))
 
     return after
 
 
-def _one_rounding(at: int, generator: torch.Generator) -> After:
-    def after(number: int, step: _Step, _: Call, results: list[Tensor]) -> None:
-        if number == at and step.dtype is not None:
-            for t in results:
-                _move(t, t.abs().mul_(UNIT_ROUNDOFF[step.dtype]).add_(SMALLEST[step.dtype] / 2), generator)
+def _overflows(tape: _Tape, outputs: Sequence[_Slot]) -> list[Tensor]:
+    """Where an output follows from a number that its rounding may have made infinite, the output itself aside.
 
-    return after
+    Such a number becomes NaN where it is read: by arithmetic, or on its way to another dtype. What follows from
+    it is then NaN.
+    """
+    values = _inputs(tape)
 
+    def read(leaf: Any, step: _Step) -> Any:
+        if not isinstance(leaf, _Slot):
+            return leaf
+        t, dtype = values[leaf], tape.dtypes[leaf]
+        if not _floating(t) or (step.moves and dtype is step.dtype):
+            return t
+        largest = torch.finfo(dtype).max / (1.0 + 2.0 * UNIT_ROUNDOFF[dtype])
+        # What dtype holds exactly, as it does each element of an input, was not rounded.
+        rounded = t.isfinite() & (t != t.to(dtype).double())
+        return t.masked_fill(rounded & (t.abs() > largest), math.nan)
 
-def _mark_rounding(number: int, step: _Step, _: Call, results: list[Tensor]) -> None:
-    """Write into each 16-bit element the number of the step that rounded it, counted from 1, else 0."""
-    if step.dtype in _HALVES and step.moves and not step.rounds:
-        return
-    for t in results:
-        t.fill_(number + 1 if step.rounds and step.dtype in _HALVES else 0)
-
-
-def _mark_overflow(_: int, step: _Step, __: Call, results: list[Tensor]) -> None:
-    """Make NaN of each number that a rounding may make infinite, so that what follows from it is NaN."""
-    if step.rounds and step.dtype is not None:
-        largest = torch.finfo(step.dtype).max / (1.0 + 2.0 * UNIT_ROUNDOFF[step.dtype])
-        for t in results:
-            t.masked_fill_(t.isfinite() & (t.abs() > largest), math.nan)
-
-
-def _undisturbed(_: int, __: _Step, ___: Call, ____: list[Tensor]) -> None:
-    """Leave a step as it is."""
+    for step in tape.steps:
+        args, kwargs = tree_map(lambda leaf, step=step: read(leaf, step), (step.args, step.kwargs))
+        if step.call._schema.is_mutable:
+            args = (values[step.args[0]], *args[1:])
+        values.update(zip(step.outputs, _run(step, (args, kwargs)), strict=True))
+    return [values[slot].isnan() for slot in outputs]
 
 
-def _declared(tape: _Tape, outputs: Sequence[_Slot], device: torch.device) -> list[Tensor]:
-    """What the 16-bit roundings may add to each output, but for those of its own elements."""
-    truths = _replay(tape, outputs, _undisturbed, _double)
-    total = [torch.zeros_like(truth) for truth in truths]
-    steps = [number for number, step in enumerate(tape.steps) if step.rounds and step.dtype in _HALVES]
-    if not steps:
-        return total
-    own = _replay(tape, outputs, _mark_rounding, lambda t: torch.zeros_like(t, dtype=torch.float64))
-    for at in steps:
-        draws = [
-            _deviations(tape, outputs, truths, _one_rounding(at, _generator(device, draw))) for draw in range(DRAWS)
-        ]
-        for i, added in enumerate(total):
-            spread, mean = torch.std_mean(torch.stack([draw[i] for draw in draws]), 0)
-            added += torch.where(own[i] == at + 1, 0.0, mean + 4.0 * spread)
+def _first_order(tape: _Tape, outputs: Sequence[_Slot]) -> tuple[list[Tensor], list[Tensor]]:
+    """For each output: the bound on float32 errors, and that on 16-bit roundings but for its own elements'."""
+    values = _inputs(tape)
+    noise, declared, own = ({s: t.zero_() if _floating(t) else t for s, t in _inputs(tape).items()} for _ in range(3))
+    for step in tape.steps:
+        call = _filled(step, values)
+        if step.moves:
+            results = _run(step, call)
+            for errors in (noise, declared, own):
+                errors.update(zip(step.outputs, _run(step, _filled(step, errors)), strict=True))
+        else:
+            passed = [_passed_on(step, call, _filled(step, errors)) for errors in (noise, declared)]
+            results = _run(step, call)
+            none = [torch.zeros_like(t) for t in results]
+            for errors, made in zip((noise, declared, own), (*passed, none), strict=True):
+                for slot, result, error in zip(step.outputs, results, made, strict=True):
+                    if slot in errors and _floating(result):
+                        errors[slot].copy_(error)  # in place
+                    else:
+                        errors[slot] = error if _floating(result) else result
+        values.update(zip(step.outputs, results, strict=True))
+        for slot, t in zip(step.outputs, results, strict=True):
+            if not _floating(t):
+                continue
+            rounding = _float32_error(step, call, t)
+            if rounding is not None:
+                noise[slot].add_(rounding)
+            if step.dtype not in _HALVES:
+                own[slot].zero_()
+            elif step.rounds:
+                own[slot].copy_(t.abs() * UNIT_ROUNDOFF[step.dtype] + SMALLEST[step.dtype] / 2)
+                declared[slot].add_(own[slot])
+    return [noise[slot] for slot in outputs], [declared[slot] - own[slot] for slot in outputs]
+
+
+def _passed_on(step: _Step, call: Call, errors: Call) -> list[Tensor]:
+    """What a step makes, to first order, of errors of these sizes in its arguments."""
+    total = [torch.zeros_like(t) for t in _run(step, tree_map(_cloned, call))]
+    point = _of_sizes(call) if step.terms else call
+    leaves, spec = tree_flatten(point)
+    for at, error in enumerate(tree_leaves(errors)):
+        if not _floating(leaves[at]) or not bool(error.any()):
+            continue
+        tangents = _tangents(step, leaves, spec, at, error)
+        if step.terms > MANY:
+            squares = [leaf.square() if _floating(leaf) else leaf for leaf in leaves]
+            per_term = step.terms if step.call.overloadpacket is aten.mean else 1
+            roots = [t.div(per_term).sqrt() for t in _tangents(step, squares, spec, at, error.square())]
+            tangents = [torch.minimum(t, 3.0 * root) for t, root in zip(tangents, roots, strict=True)]
+        for t, tangent in zip(total, tangents, strict=True):
+            t.add_(tangent.abs())
     return total
 
 
-def _deviations(tape: _Tape, outputs: Sequence[_Slot], truths: Sequence[Tensor], after: After) -> list[Tensor]:
-    replayed = _replay(tape, outputs, after, _double)
-    pairs = zip(replayed, truths, strict=True)
-    return [torch.where(truth.isfinite(), (t - truth).abs().nan_to_num(nan=math.inf), 0.0) for t, truth in pairs]
+def _tangents(step: _Step, leaves: list[Any], spec: Any, at: int, tangent: Tensor) -> list[Tensor]:
+    """The derivative of each result along the tangent of one argument."""
+    with forward.dual_level():
+        copies = [_cloned(leaf) for leaf in leaves]
+        copies[at] = forward.make_dual(copies[at], _cloned(tangent))
+        results = [forward.unpack_dual(t) for t in _run(step, tree_unflatten(copies, spec))]
+    return [torch.zeros_like(t.primal) if t.tangent is None else t.tangent for t in results]
 
 
-def _generator(device: torch.device, seed: int) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def bound(reference: Callable[..., Any], arguments: Mapping[str, Any], truths: Sequence[Tensor]) -> tuple[Running, ...]:
@@ -371,13 +447,29 @@ def bound(reference: Callable[..., Any], arguments: Mapping[str, Any], truths: S
         with tape:
             result = reference(**arguments)
         tensors = tuple(result) if isinstance(result, tuple) else (result,)
-        outputs, device = [tape.slot(t) for t in tensors], truths[0].device
-        noise = [torch.zeros_like(truth) for truth in truths]
+        outputs = [tape.slot(t) for t in tensors]
+        reached = [torch.zeros_like(truth) for truth in truths]
         for seed in range(REPLAYS):
-            deviations = _deviations(tape, outputs, truths, _float32_noise(_generator(device, seed)))
-            noise = [torch.maximum(n, d) for n, d in zip(noise, deviations, strict=True)]
-        declared = _declared(tape, outputs, device)
-        marked = _replay(tape, outputs, _mark_overflow, _double)
-    overflow = [t.isnan() & ~truth.isnan() for t, truth in zip(marked, truths, strict=True)]
-    parts = zip(truths, noise, declared, overflow, tensors, strict=True)
-    return tuple(Running(truth, n, d, o, t.dtype) for truth, n, d, o, t in parts)
+            generator = torch.Generator(truths[0].device).manual_seed(seed)
+            for worst, t, truth in zip(
+                reached, _replay(tape, outputs, _moved_at_random(generator)), truths, strict=True
+            ):
+                torch.maximum(worst, (t - truth).abs().nan_to_num(nan=0.0), out=worst)
+        first_order, declared = _first_order(tape, outputs)
+        marked = _overflows(tape, outputs)
+    parts = zip(truths, first_order, reached, declared, marked, tensors, strict=True)
+    made = []
+    for truth, hard, worst, hard_declared, nan, t in parts:
+        overflow = nan & ~truth.isnan()
+        # What follows from an infinity that float64 does not have may be any number: 0 after a division by it.
+        noise = _real(hard, worst).masked_fill(overflow, math.inf)
+        made.append(Running(truth, noise, hard_declared.nan_to_num(nan=0.0), overflow, t.dtype))
+    return tuple(made)
+
+
+def _real(first_order: Tensor, reached: Tensor) -> Tensor:
+    """The part of a bound that replays reached: the largest share of it in each row."""
+    if not reached.numel() or not reached.dim():
+        return torch.maximum(reached, first_order)
+    share = (reached / first_order).nan_to_num(nan=0.0, posinf=0.0).amax(-1, keepdim=True)
+    return torch.maximum(reached, first_order.nan_to_num(nan=0.0, posinf=0.0) * share)

@@ -52,7 +52,7 @@ class Errors:
     """Errors of one tensor against the truth, over the elements that are finite in both.
 
     Attributes:
-        max_abs, rms_abs: in value.
+        max_abs, rms_abs, bias_abs: in value: the largest, the root mean square, the mean signed error.
         max_ulp, rms_ulp: in `Budget.unit`.
         bias_ulp: mean signed error; positive is too large.
         magnitude_bias_ulp: mean of the error times the truth's sign; truncation gives -0.5.
@@ -61,6 +61,7 @@ class Errors:
 
     max_abs: float
     rms_abs: float
+    bias_abs: float
     max_ulp: float
     rms_ulp: float
     bias_ulp: float
@@ -72,19 +73,26 @@ class Errors:
         """From the signed error, float64."""
         count = int(finite.sum())
         if count == 0:
-            return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+            return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
         zero = torch.zeros((), dtype=torch.float64, device=error.device)
         e = torch.where(finite, error, zero)
         ulps = torch.where(finite, error / unit, zero)
         return cls(
             float(e.abs().max()),
             math.sqrt(float((e * e).sum()) / count),
+            float(e.sum()) / count,
             float(ulps.abs().max()),
             math.sqrt(float((ulps * ulps).sum()) / count),
             float(ulps.sum()) / count,
             float((ulps * torch.where(finite, truth, zero).sign()).sum()) / count,
             count,
         )
+
+    def numbers(self, prefix: str) -> dict[str, float]:
+        """All but the count, by name, as records keep them."""
+        named = {f"{prefix}{name}": value for name, value in dataclasses.asdict(self).items()}
+        del named[f"{prefix}count"]
+        return named
 
 
 def bias_threshold(errors: Errors, samples: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from validation.cases.case import Arguments, as_bits, guard_elements, poison
+from validation.judge import perturbed
 
 _ALLOCATIONS: frozenset[Any] = frozenset(
     {
@@ -34,11 +35,16 @@ class GuardedAllocations(TorchDispatchMode):
 
     A kernel that stores past the end of its output then writes into a guard, where it shows, instead of
     into somebody else's memory; an element that it leaves out still holds the poison.
+
+    Attributes:
+        allocations: what was allocated.
+        computed: whether PyTorch did arithmetic, beside what kernels did.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.allocations: list[_Allocation] = []
+        self.computed: bool = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -48,6 +54,7 @@ class GuardedAllocations(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func in _ALLOCATIONS and isinstance(out, Tensor) and out.device.type in ("cpu", "cuda"):
             return self._guarded(out)
+        self.computed = self.computed or not perturbed.is_exact(func)
         return out
 
     def _guarded(self, out: Tensor) -> Tensor:

@@ -1,35 +1,39 @@
 """The judge: the order of the checks, and the verdict.
 
 runs -> structure -> dtype -> shape -> device -> inputs untouched -> no alias -> nothing written outside ->
-everything written -> NaN and inf where the truth has them -> error -> bias. The first that fails names the
-verdict.
+everything written -> NaN and inf where the truth has them -> error -> bias -> same bits again. The first that
+fails names the verdict.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from validation import launches
 from validation.cases.case import Arguments, Case, as_bits, materialise
-from validation.judge import bounds, structure, where
+from validation.errors import CannotExpress
+from validation.judge import bounds, fingerprint, perturbed, same_bits, structure, where
 from validation.judge.running_error import Running
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
-from validation.ops import reference_op
+from validation.ops import reference_op, reference_op_names
 from validation.record import Status
 
 # In order of goodness.
 TIERS = ("bit-exact", "lossless", "close")
 
-# A case is lossless if its RMS error exceeds by no more than this factor the larger of the baseline's and of
-# what correct float32 arithmetic makes (the ideal's error and the noise A, added in squares). 2 % is a few
-# flipped ties in a case of some hundred elements. The op's own tier is decided over all its cases: `tiers`.
+# A case is lossless if its RMS error exceeds the larger of the baseline's and of what correct float32 arithmetic
+# makes (the ideal's error and the noise A, added in squares) by no more than this factor and three standard
+# errors of an RMS over so many elements, 1 / sqrt(2 n) each: a case of 16 elements that rounds where the baseline
+# does not may be at 1.1 by luck (measured). The op's own tier is decided over all its cases: `tiers`.
 LOSSLESS_FACTOR = 1.02
-
 
 # Ops whose y is another op of the residual_out that they return: `scale_residual_X` is judged as X there.
 CHAINED = "scale_residual_"
@@ -48,6 +52,7 @@ class Target:
         operands: what the op computes it from; first what is normalised, modulated or rotated.
         running: the error bound.
         budget: the error allowed, made from it.
+        frames: how many frames the tokens of an output [B, L, D] are, 0 where nothing says so.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Target:
     operands: tuple[Tensor, ...]
     running: Running
     budget: Budget
+    frames: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Judgement:
     tier: str | None = None
     numbers: Mapping[str, float | int | str | None] = dataclasses.field(default_factory=dict)
     lines: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def outputs_of(result: Any) -> tuple[Any, ...]:
@@ -120,16 +127,25 @@ def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
     reference = reference_op(case.op)
     with torch.no_grad():
         baseline = outputs_of(reference(**kwargs))
-    if case.op.startswith(CHAINED):
+    if case.op.startswith(CHAINED) and case.op.removeprefix(CHAINED) in reference_op_names():
         return Expected(baseline, lambda outputs: _chained_targets(case.op, kwargs, baseline, outputs, device))
     truths = _in_float64(reference, kwargs)
-    running = bounds.bound(case.op, kwargs)
-    names = ("q", "k") if "q" in case.tensors else ("y",)
+    running = _bound(case.op, kwargs, truths)
+    names: tuple[str, ...] = ("y",)
+    if len(truths) > 1:
+        names = ("q", "k") if "q" in case.tensors else tuple(f"output {i}" for i in range(len(truths)))
     targets = tuple(
-        _target(name, truth, base, truth, _operands(kwargs, "x" if name == "y" else name), bound, device)
+        _target(name, truth, base, truth, _operands(kwargs, name if name in ("q", "k") else "x"), bound, device)
         for name, truth, base, bound in zip(names, truths, baseline, running, strict=True)
     )
     return Expected(baseline, lambda outputs: tuple(zip(outputs, targets, strict=True)))
+
+
+def _bound(op: str, kwargs: Mapping[str, Any], truths: tuple[Tensor, ...]) -> tuple[Running, ...]:
+    """The op's hand-made error bound; where there is none, that of its reference replayed."""
+    if op in bounds.BOUNDS:
+        return bounds.bound(op, kwargs)
+    return perturbed.bound(reference_op(op), kwargs, truths)
 
 
 def _target(
@@ -142,7 +158,15 @@ def _target(
     device: str,
 ) -> Target:
     budget = Budget.of(running, baseline.shape, baseline.dtype, flush=device == "cuda")
-    return Target(name, truth, baseline, baseline_truth, operands, running.expanded(baseline.shape), budget)
+    bound = running.expanded(baseline.shape)
+    return Target(name, truth, baseline, baseline_truth, operands, bound, budget, _frames(operands))
+
+
+def _frames(operands: tuple[Tensor, ...]) -> int:
+    """F of a modulation [B, F, 1, D] among the operands."""
+    x, *others = operands
+    per_frame = (t for t in others if x.dim() == 3 and t.dim() == 4 and t.shape[2:] == (1, x.shape[-1]))
+    return next((t.shape[1] for t in per_frame), 0)
 
 
 def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
@@ -172,7 +196,7 @@ def _chained_targets(
         base_residual,
         sums,
         _operands(gated, "x"),
-        bounds.bound("residual_gate_add", gated)[0],
+        _bound("residual_gate_add", gated, (sums,))[0],
         device,
     )
     norm_arguments = {**rest, "x": residual_out}
@@ -180,7 +204,13 @@ def _chained_targets(
     same = torch.equal(as_bits(residual_out.contiguous()), as_bits(base_residual.contiguous()))
     base_truth = truth if same else _in_float64(reference_op(tail), {**rest, "x": base_residual})[0]
     norm_target = _target(
-        "y", truth, base_y, base_truth, _operands(norm_arguments, "x"), bounds.bound(tail, norm_arguments)[0], device
+        "y",
+        truth,
+        base_y,
+        base_truth,
+        _operands(norm_arguments, "x"),
+        _bound(tail, norm_arguments, (truth,))[0],
+        device,
     )
     return (residual_out, sum_target), (y, norm_target)
 
@@ -265,8 +295,8 @@ def _first(hit: Tensor) -> str:
     return where.index_text(hit.nonzero()[0].tolist())
 
 
-def _pattern(wrong: Tensor) -> tuple[str, ...]:
-    words = where.describe(wrong)
+def _pattern(wrong: Tensor, frames: int = 0) -> tuple[str, ...]:
+    words = where.describe(wrong, frames)
     return (words,) if words else ()
 
 
@@ -303,7 +333,7 @@ def _values(output: Tensor, target: Target) -> Judgement:
             f"or are not where they should be: the first at {where.index_text(at)} "
             f"(got {output[at].item()}, truth {truth[at].item():.6g}, reference {baseline[at].item():.6g})"
         )
-        return Judgement(Status.INCORRECT_NONFINITE, "nonfinite", reason, lines=_pattern(misplaced))
+        return Judgement(Status.INCORRECT_NONFINITE, "nonfinite", reason, lines=_pattern(misplaced, target.frames))
 
     finite = truth.isfinite() & output.isfinite() & budget.allowed.isfinite()
     error = output.double() - truth
@@ -311,23 +341,15 @@ def _values(output: Tensor, target: Target) -> Judgement:
     path_finite = finite & baseline.isfinite()
     path = Errors.of(baseline.double() - target.baseline_truth, truth, budget.unit, path_finite)
     ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, finite)
-    equal = _same_bits(output, baseline)
+    equal = same_bits.equal_bits(output, baseline)
     used = torch.where(finite, error.abs() / budget.allowed, torch.zeros_like(error))
     worst = float(used.max()) if used.numel() else 0.0
     ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else (1.0 if errors.rms_ulp == 0.0 else math.inf)
     numbers: dict[str, float | int | str | None] = {
         "budget_percent": 100.0 * worst,
-        "max_abs": errors.max_abs,
-        "rms_abs": errors.rms_abs,
-        "max_ulp": errors.max_ulp,
-        "rms_ulp": errors.rms_ulp,
-        "bias_ulp": errors.bias_ulp,
-        "magnitude_bias_ulp": errors.magnitude_bias_ulp,
-        "baseline_max_ulp": path.max_ulp,
-        "baseline_bias_ulp": path.bias_ulp,
-        "baseline_magnitude_bias_ulp": path.magnitude_bias_ulp,
-        "baseline_rms_ulp": path.rms_ulp,
-        "ideal_rms_ulp": ideal.rms_ulp,
+        **errors.numbers(""),
+        **path.numbers("baseline_"),
+        **ideal.numbers("ideal_"),
         "rms_ratio": ratio,
         "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
         "elements": output.numel(),
@@ -340,7 +362,9 @@ def _values(output: Tensor, target: Target) -> Judgement:
         )
         wrong = used > 1.0
         share = f"{int(wrong.sum())} of {output.numel()} elements exceed their budget"
-        return Judgement(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=(share, *_pattern(wrong)))
+        place = f"the worst is in {where.place(at, output.shape, target.frames)}"
+        lines = (share, place, *_pattern(wrong, target.frames), *where.displaced(output, truth, budget.allowed, wrong))
+        return Judgement(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
     rounds_on_the_way = bool(target.running.declared.any())
     samples = independent_samples(truth, finite, output.dtype, target.operands if rounds_on_the_way else ())
@@ -360,17 +384,14 @@ def _values(output: Tensor, target: Target) -> Judgement:
     arithmetic = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
     if bool(equal.all()):
         tier = "bit-exact"
-    elif errors.rms_ulp <= LOSSLESS_FACTOR * max(path.rms_ulp, arithmetic):
+    elif errors.rms_ulp <= (LOSSLESS_FACTOR + 3.0 / math.sqrt(2 * max(errors.count, 1))) * max(
+        path.rms_ulp, arithmetic
+    ):
         tier = "lossless"
     else:
         tier = "close"
     reason = f"{100.0 * worst:.0f} % of the error budget used, rms {ratio:.3g}x the reference path's"
     return Judgement(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
-
-
-def _same_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise: equal, or both NaN. 0 and -0 differ."""
-    return ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
 
 
 @functools.cache
@@ -379,17 +400,113 @@ def _required(op: str) -> frozenset[str]:
     return frozenset(name for name, p in parameters.items() if p.default is inspect.Parameter.empty)
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: for tensors this small its threads wait for each other.
+
+    A sweep of 158 cases took 33 s of processor time on two cores with two threads, 5 s with one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Clock:
+    """Wall-clock seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap for that stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._since, 6)
+        self._since = now
+
+
 def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Judgement:
     """Make a case's tensors, call the candidate under guards, judge; exceptions become verdicts."""
-    arguments = materialise(case, device)
-    # A gate or weight that a case leaves out is None; some signatures have no default for it.
-    for name in _required(case.op) - set(arguments.kwargs):
-        arguments.kwargs[name] = None
+    clock = _Clock()
+    with _one_thread():
+        judgement = _judge_call(case, candidate, device, clock)
+    return dataclasses.replace(judgement, seconds=clock.seconds)
+
+
+def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _Clock) -> Judgement:
+    def make() -> Arguments:
+        arguments = materialise(case, device)
+        # A gate or weight that a case leaves out is None; some signatures have no default for it.
+        for name in _required(case.op) - set(arguments.kwargs):
+            arguments.kwargs[name] = None
+        return arguments
+
+    arguments = make()
+    clock.lap("inputs")
     expected = expect(case, arguments, device)
+    clock.lap("truth")
     try:
-        result, guards = structure.call_guarded(candidate, arguments)
-    except Exception as error:  # whatever a candidate raises is its verdict
+        with launches.counted() as launched:
+            result, guards = structure.call_guarded(candidate, arguments)
+    except CannotExpress as error:
+        return Judgement(Status.NOT_EXPRESSED, "runs", str(error))
+    except (Exception, SystemExit) as error:  # whatever a candidate raises is its verdict
         status = Status.COMPILE_ERROR if "Compilation" in type(error).__name__ else Status.RUNTIME_ERROR
         text = " ".join(str(error).split())
         return Judgement(status, "runs", f"raised {type(error).__name__}: {text[:300]}")
-    return judge(case, result, arguments, guards, expected)
+    clock.lap("candidate")
+    judgement = judge(case, result, arguments, guards, expected)
+    judgement = dataclasses.replace(judgement, numbers={**judgement.numbers, "launches": launched.count})
+    if _wants_fingerprint(case, judgement):
+        judgement = _with_fingerprint(judgement, case.op, make().kwargs, outputs_of(result))
+    clock.lap("judge")
+    if judgement.status is not Status.PASSED:
+        return judgement
+    first = same_bits.FirstCall(
+        case=case,
+        candidate=candidate,
+        make=make,
+        arguments=arguments,
+        outputs=tuple(output.clone() for output in outputs_of(result)),
+        kernels=device == "cpu" and launched.count > 0 and not guards.computed,
+        judged=lambda outputs: _failure(outputs, expected),
+        device=device,
+    )
+    failure = same_bits.failure(first)
+    clock.lap("same bits")
+    if failure is None:
+        return judgement
+    check, words = failure
+    return dataclasses.replace(judgement, status=Status.NOT_REPRODUCIBLE, check=check, reason=words, tier=None)
+
+
+def _wants_fingerprint(case: Case, judgement: Judgement) -> bool:
+    """Whether to ask where the candidate rounds: where that may be what is wrong, and of one case in eight."""
+    if judgement.status in (Status.INCORRECT_NUMERICAL, Status.BIASED) or judgement.tier == "close":
+        return True
+    sampled = case.dtype == "bfloat16" and case.casting_mode == "float32" and case.seed % 8 == 0
+    return sampled and judgement.status is Status.PASSED
+
+
+def _with_fingerprint(
+    judgement: Judgement, op: str, kwargs: Mapping[str, Any], outputs: tuple[Tensor, ...]
+) -> Judgement:
+    found = fingerprint.shares(op, kwargs, outputs)
+    if not found:
+        return judgement
+    best = next(iter(found))
+    numbers = {**judgement.numbers, "fingerprint": best, "fingerprint_share": found[best]}
+    # Below one half it is none of these placements.
+    lines = (*judgement.lines, *([fingerprint.sentence(kwargs, found)] if found[best] > 0.5 else []))
+    return dataclasses.replace(judgement, numbers=numbers, lines=lines)
+
+
+def _failure(outputs: tuple[Any, ...], expected: Expected) -> str:
+    """What is wrong with the values of another call of the same case, "" if nothing is."""
+    judged = [_structure(outputs, expected.baseline)]
+    if judged == [None]:
+        judged = [_values(output, target) for output, target in expected.target(outputs)]
+    return next((j.reason for j in judged if j is not None and j.status.failed), "")

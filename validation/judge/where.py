@@ -5,25 +5,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# The smallest tile whose ragged end is worth naming: below it any tail is one.
+SMALLEST_BLOCK = 8
 
-def describe(wrong: Tensor) -> str:
-    """The pattern of wrong elements: rows, columns, batch items, tails; "" if nothing stands out.
+RAGGED = "the last, ragged block"
+
+# The share of the wrong elements that a displacement must explain.
+EXPLAINED = 0.9
+
+
+def describe(wrong: Tensor, frames: int = 0) -> str:
+    """The pattern of wrong elements: batch items, frames, tokens, rows, columns; "" if nothing stands out.
 
     Args:
         wrong: bool, the output's shape; the last dimension is called columns, all before it rows.
+        frames: how many frames the tokens (dimension 1 of 3) are, 0 where they are none.
     """
     if wrong.dim() == 0 or not bool(wrong.any()):
         return ""
     if bool(wrong.all()):
         return "every element is wrong"
     table = wrong.reshape(-1, wrong.shape[-1])
-    patterns = [
-        _dimension(wrong, 0, "batch item") if wrong.dim() > 2 else "",
-        _dimension(wrong, 1, "token") if wrong.dim() > 2 else "",
-        _indices(table.any(1), "row"),
-        _indices(table.any(0), "column"),
-    ]
-    return "; ".join(p for p in patterns if p)
+    rows, columns = _indices(table.any(1), "row"), _indices(table.any(0), "column")
+    outer = []
+    if wrong.dim() > 2 and RAGGED not in rows:  # else the tiles go over rows, and that says it all
+        outer = [_dimension(wrong, 0, "batch item"), _dimension(wrong, 1, "token")]
+        if frames > 1:
+            per_frame = wrong.reshape(wrong.shape[0], frames, -1, wrong.shape[-1])
+            outer[1:] = [_dimension(per_frame, 1, "frame"), _dimension(per_frame, 2, "token of a frame")]
+    patterns = outer if any(outer) else [rows]
+    return "; ".join(p for p in (*patterns, columns) if p)
 
 
 def _dimension(wrong: Tensor, axis: int, name: str) -> str:
@@ -31,27 +42,40 @@ def _dimension(wrong: Tensor, axis: int, name: str) -> str:
     return _indices(wrong.any(dim=tuple(others)) if others else wrong, name)
 
 
+def _plural(name: str) -> str:
+    noun, space, rest = name.partition(" of ")
+    return f"{noun}s{space}{rest}"
+
+
 def _indices(hit: Tensor, name: str) -> str:
     """Which of the indices along one dimension are hit, if that is fewer than all of them."""
     count, wrong = hit.numel(), hit.nonzero().flatten()
     if len(wrong) == count or count < 2:
         return ""
-    low, high = int(wrong[0]), int(wrong[-1])
+    low, high, names = int(wrong[0]), int(wrong[-1]), _plural(name)
+    if len(wrong) == high - low + 1 and high == count - 1:
+        if low == 1:
+            return f"only {names} > 0 of {count} are wrong"
+        ragged = _ends_ragged(low, count)
+        if len(wrong) == 1:
+            return f"only {name} {low} of {count} is wrong: {RAGGED if ragged else 'the last'}"
+        return f"only {names} >= {low} of {count} are wrong: {RAGGED if ragged else f'a tail of {count - low}'}"
     if len(wrong) == 1:
-        tail = ", the last" if low == count - 1 else ""
-        return f"only {name} {low} of {count} is wrong{tail}"
+        return f"only {name} {low} of {count} is wrong"
     if len(wrong) == high - low + 1:
-        if high == count - 1:
-            return f"only {name}s >= {low} of {count} are wrong: a tail of {count - low}"
-        if low == 0:
-            return f"only {name}s <= {high} of {count} are wrong"
-        return f"only {name}s {low} to {high} of {count} are wrong"
+        return f"only {names} {f'<= {high}' if low == 0 else f'{low} to {high}'} of {count} are wrong"
     steps = torch.diff(wrong)
     if len(wrong) > 2 and bool((steps == steps[0]).all()):
         return f"every {_ordinal(int(steps[0]))} {name} is wrong, from {low}"
     if len(wrong) * 4 <= count:
-        return f"{len(wrong)} of {count} {name}s are wrong"
+        return f"{len(wrong)} of {count} {names} are wrong"
     return ""
+
+
+def _ends_ragged(low: int, count: int) -> bool:
+    """Whether [low, count) may be what whole blocks of a power of two leave over."""
+    block = low & -low  # the largest that divides low
+    return block >= SMALLEST_BLOCK and count - low < block
 
 
 def _ordinal(n: int) -> str:
@@ -62,3 +86,44 @@ def _ordinal(n: int) -> str:
 def index_text(index: Sequence[int]) -> str:
     """``[2, 511, 77]``."""
     return "[" + ", ".join(map(str, index)) + "]"
+
+
+def place(index: Sequence[int], shape: Sequence[int], frames: int = 0) -> str:
+    """An index in words: ``batch item 2 of 3, token 511 of 769, column 77 of 5120``.
+
+    Args:
+        index: of one element.
+        shape: of its tensor; of more than three dimensions, those between tokens and columns are heads.
+        frames: as in `describe`.
+    """
+    rank = len(shape)
+    names = {1: [], 2: ["row"], 3: ["batch item", "token"], 4: ["batch item", "token", "head"]}.get(rank)
+    if names is None:
+        names = [f"dimension {d}" for d in range(rank - 1)]
+    words = [f"{name} {i} of {n}" for name, i, n in zip([*names, "column"], index, shape, strict=True)]
+    if frames > 1 and rank == 3:
+        words.insert(1, f"frame {index[1] // (shape[1] // frames)} of {frames}")
+    return ", ".join(words)
+
+
+def displaced(output: Tensor, truth: Tensor, allowed: Tensor, wrong: Tensor) -> tuple[str, ...]:
+    """Whether the wrong elements hold what belongs to a neighbour, in words; empty if they do not.
+
+    Args:
+        output: of the candidate.
+        truth: float64, its shape.
+        allowed: float64, its shape: how far from the truth counts as equal.
+        wrong: bool, its shape.
+    """
+    names = ["row", "column"] if output.dim() < 3 else ["batch item", "token", *["head"] * (output.dim() - 3), "column"]
+    for axis, name in enumerate(names[-output.dim() :]):
+        for step in (1, -1):
+            if output.shape[axis] < 3:
+                continue
+            # Where a whole tensor repeats itself along the axis, every element equals its neighbour.
+            there = truth.roll(-step, axis)
+            same = (output.double() - there).abs() <= allowed.roll(-step, axis)
+            new = (truth - there).abs() > allowed
+            if float((same & new & wrong).sum()) >= EXPLAINED * float(wrong.sum()):
+                return (f"they hold what belongs one {name} {'further' if step > 0 else 'before'}",)
+    return ()

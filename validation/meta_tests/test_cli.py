@@ -4,8 +4,8 @@ import json
 import shlex
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_a_right_op_set_passes_and_leaves_a_report(here: Path, capsys: pytest.Ca
     data = json.loads((here / "out.json").read_text())
     assert len(data["records"]) == len(records)
     assert data["environment"]["seed"] == 0
-    assert ElementTree.parse(here / "out.xml").getroot().tag == "testsuites"
+    assert ET.parse(here / "out.xml").getroot().tag == "testsuites"
     assert "report.html" in capsys.readouterr().out
 
 

@@ -1,7 +1,10 @@
 """The judge's parts: memory, NaN and inf, the budget, bias, and the words for what is wrong."""
 
 import math
+import re
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -11,12 +14,16 @@ import torch
 from torch import Tensor
 
 import reference_ops
+from validation import cli, parity
 from validation.cases.case import Case, TensorSpec, materialise
+from validation.device import select
+from validation.errors import UsageError
 from validation.judge import structure, where
 from validation.judge.bounds import bound
 from validation.judge.stats import Budget, Errors, bias_threshold
 from validation.judge.ulp import ulp
 from validation.judge.verdict import judge_call
+from validation.ops import op_set_from
 from validation.record import Status
 
 OP = "layer_norm_scale_shift"
@@ -218,7 +225,7 @@ def test_truncation_has_a_bias_and_rounding_has_none() -> None:
     ("index", "words"),
     [
         (np.s_[..., 12:], "only columns >= 12 of 16 are wrong: a tail of 4"),
-        (np.s_[1:], "only batch item 1 of 2 is wrong, the last"),
+        (np.s_[1:], "only batch items > 0 of 2 are wrong"),
         (np.s_[..., ::4], "every 4th column is wrong, from 0"),
         (np.s_[:, 2], "only token 2 of 5 is wrong"),
         (np.s_[...], "every element is wrong"),
@@ -228,6 +235,169 @@ def test_patterns_in_words(index: Any, words: str) -> None:
     wrong = torch.zeros(2, 5, 16, dtype=torch.bool)
     wrong[index] = True
     assert words in where.describe(wrong)
+
+
+@pytest.mark.parametrize(
+    ("index", "frames", "words"),
+    [
+        (np.s_[1:], 0, "only batch items > 0 of 2 are wrong"),
+        (np.s_[:, 8:16], 0, "only tokens 8 to 15 of 24 are wrong"),
+        (np.s_[:, 8:16], 3, "only frame 1 of 3 is wrong"),
+        (np.s_[:, 7::8], 3, "only token of a frame 7 of 8 is wrong: the last"),
+        (np.s_[:, ::2], 0, "every 2nd token is wrong, from 0"),
+        (np.s_[..., 3::8], 0, "every 8th column is wrong, from 3"),
+        # Tiles go over the rows of all batch items: 48 rows are one tile of 32 and a ragged one.
+        (np.s_[1, 8:], 0, "only rows >= 32 of 48 are wrong: the last, ragged block"),
+        (np.s_[:, 23], 0, "only token 23 of 24 is wrong: the last"),
+        (
+            np.s_[1, 2, 5],
+            0,
+            "only batch items > 0 of 2 are wrong; only token 2 of 24 is wrong; only column 5 of 32 is wrong",
+        ),
+    ],
+)
+def test_patterns_of_batch_items_frames_and_tiles(index: Any, frames: int, words: str) -> None:
+    wrong = torch.zeros(2, 24, 32, dtype=torch.bool)
+    wrong[index] = True
+    assert where.describe(wrong, frames) == words
+
+
+def test_a_place_in_words() -> None:
+    assert where.place((2, 511, 77), (3, 769, 5120)) == "batch item 2 of 3, token 511 of 769, column 77 of 5120"
+    assert where.place((1, 5, 2), (2, 6, 4), 3) == "batch item 1 of 2, frame 2 of 3, token 5 of 6, column 2 of 4"
+    assert where.place((0, 1, 2, 3), (1, 2, 3, 4)) == "batch item 0 of 1, token 1 of 2, head 2 of 3, column 3 of 4"
+    assert where.place((3,), (9,)) == "column 3 of 9"
+    assert where.place((0, 0, 0, 0, 1), (1, 1, 1, 1, 2)).endswith("dimension 3 0 of 1, column 1 of 2")
+
+
+@pytest.mark.parametrize(
+    ("axis", "step", "words"),
+    [
+        (2, -1, "they hold what belongs one column further"),
+        (2, 1, "they hold what belongs one column before"),
+        (1, 1, "they hold what belongs one token before"),
+        (0, -1, "they hold what belongs one batch item further"),
+    ],
+)
+def test_what_stands_one_place_off_is_said_to(axis: int, step: int, words: str) -> None:
+    truth = torch.randn(4, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    moved = truth.roll(step, axis).float()
+    allowed = torch.full_like(truth, 1e-6)
+    wrong = (moved.double() - truth).abs() > allowed
+    assert where.displaced(moved, truth, allowed, wrong) == (words,)
+    noise = truth.float() + 0.1
+    assert where.displaced(noise, truth, allowed, torch.ones_like(wrong)) == ()
+
+
+def per_frame_case(**changes: Any) -> Case:
+    x = TensorSpec((3, 8, 64), "bfloat16", (8 * 72, 72, 1), 0, "x")
+    scale = TensorSpec((3, 2, 1, 64), "float32", (128, 64, 64, 1), 0, "scale")
+    tensors = {"x": x, "shift": TensorSpec((), "bfloat16", (), 0, "shift"), "scale": scale, **changes}
+    return Case(OP, tensors, {"eps": 1e-6, "casting_mode": "float32"}, "outlier_channels", 41)
+
+
+def test_a_failure_reads_as_an_engineer_wants_it() -> None:
+    def frame_0_for_all(x: Tensor, shift: Tensor, scale: Tensor, **kwargs: Any) -> Tensor:
+        y: Tensor = reference_ops.layer_norm_scale_shift(x, shift, scale[:, :1], **kwargs)
+        return y
+
+    ops = op_set_from({OP: frame_0_for_all}, "mine", "mine.py")
+    record = parity.run(per_frame_case(), ops, select(gpu=False))
+    lines = record.message.splitlines()
+    assert lines[0] == f"{OP}  mine  bf16  INCORRECT_NUMERICAL"
+    assert lines[1] == (
+        "x[3, 8, 64] bfloat16 row stride 72, shift scalar, scale [B,F=2,1,D] float32, "
+        "eps=1e-06 casting_mode=float32 values=outlier_channels seed=41"
+    )
+    assert re.fullmatch(
+        r"worst \|error\| \S+ is \S+x its budget at y\[\d, \d, \d+\] "
+        r"\(got \S+, truth \S+\); rms \S+x the reference path's",
+        lines[2],
+    )
+    assert re.fullmatch(r"the worst is in batch item \d of 3, frame 1 of 2, token \d of 8, column \d+ of 64", lines[4])
+    assert lines[5] == "only frames > 0 of 2 are wrong"
+    repeat = shlex.split(lines[-1].removeprefix("repeat: "))
+    assert repeat[:2] == ["validate", "repro"]
+    assert Case.from_json(repeat[2]) == per_frame_case()
+    assert repeat[3:] == ["--ops", "mine.py"]
+
+
+def test_statistics_of_candidate_baseline_and_ideal() -> None:
+    def up(**k: Any) -> Tensor:
+        y = right(**k)
+        return y + torch.finfo(torch.float32).eps * y.abs()
+
+    numbers = judge_call(a_case(shape=(4, 16, 32)), up, "cpu").numbers
+    for prefix in ("", "baseline_", "ideal_"):
+        for name in ("max_abs", "rms_abs", "bias_abs", "max_ulp", "rms_ulp", "bias_ulp", "magnitude_bias_ulp"):
+            assert isinstance(numbers[f"{prefix}{name}"], float), prefix + name
+    assert float(numbers["bias_abs"] or 0.0) > 1e-8
+    assert 0.9 < float(numbers["bias_ulp"] or 0.0) < 2.0
+    assert abs(float(numbers["baseline_bias_ulp"] or 0.0)) < 0.2
+    assert float(numbers["ideal_max_ulp"] or 0.0) <= 0.5
+
+
+def described(**changes: Any) -> str:
+    return per_frame_case(**changes).describe()
+
+
+def test_tensors_are_described_by_form_and_layout() -> None:
+    def row(
+        shape: tuple[int, ...], strides: tuple[int, ...], dtype: str = "bfloat16", storage: str = "s"
+    ) -> TensorSpec:
+        return TensorSpec(shape, dtype, strides, 0, storage)
+
+    assert ", scale [D] last stride 2, " in described(scale=row((64,), (2,)))
+    assert ", scale [1], " in described(scale=row((1,), (1,)))
+    assert ", scale [B,D], " in described(scale=row((3, 64), (64, 1)))
+    assert ", scale [1,1,D], " in described(scale=row((1, 1, 64), (64, 64, 1)))
+    assert ", scale [B,1,D] row stride 384, " in described(scale=row((3, 1, 64), (384, 384, 1)))
+    assert ", scale [1,L,D], " in described(scale=row((1, 8, 64), (512, 64, 1)))
+    assert ", scale [B,L,D] stride 0 over dimension 1 row stride 128, " in described(scale=row((3, 8, 64), (128, 0, 1)))
+    assert ", scale [B,L,D] strides (64, 192, 1), " in described(scale=row((3, 8, 64), (64, 192, 1)))
+    indexed = {"scale.table": row((4, 64), (65, 1), "float32", "t"), "scale.index": row((3, 8), (8, 1), "int64", "i")}
+    assert ", scale IndexedRows [n=4,D] float32 int64 index row stride 65, " in described(**indexed)
+    packed = {
+        name: TensorSpec((2, 3, 2, 8), "float16", (144, 48, 8, 1), at, "qkv") for name, at in (("q", 0), ("k", 16))
+    }
+    text = Case("qk_norm", packed, {"eps": 1e-6}, "normal", 0).describe()
+    assert text.startswith("q[2, 3, 2, 8] float16 strides (144, 48, 8, 1) in one buffer with k, k[2, 3, 2, 8] ")
+
+
+def test_failures_are_kept_as_files_and_regressions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = op_set_from({OP: lambda **_: None}, "mine", "mine.py")
+    device = select(gpu=False)
+    small, large = a_case(shape=(1, 2, 8)), a_case(shape=(3, 2, 8))
+    for case in (large, small, large):
+        path = parity.save_failure(tmp_path, parity.run(case, ops, device))
+    assert path == tmp_path / "failures" / f"{OP}-incorrect_structure.json"
+    assert parity.read_case(path) == small
+    assert cli.main(["repro", str(path)]) == cli.PASSED  # fused_ops get it right
+    monkeypatch.setattr(parity, "REGRESSIONS", path.parent)
+    assert list(parity.regressions(OP)) == [small]
+    assert list(parity.regressions("layer_norm")) == []
+    records = parity.sweep(OP, ops, device, profile=parity.PROFILES["quick"], seed=0)
+    assert Case.from_dict(next(records).case) == small
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "case is 'list', expected an object"),
+        ('{"case": {"op": "layer_norm"}}', "expected an entry 'tensors'"),
+    ],
+)
+def test_a_malformed_regression_names_its_file(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    monkeypatch.setattr(parity, "REGRESSIONS", tmp_path)
+    with pytest.raises(UsageError, match=r"bad\.json") as raised:
+        list(parity.regressions(OP))
+    assert words in str(raised.value)
+    with pytest.raises(UsageError, match=r"none\.json: No such file"):
+        parity.read_case(tmp_path / "none.json")
 
 
 def test_guards_survive_views_and_other_allocations() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from validation.record import Level, Record, Status, read_run
-from validation.report import op_section, page, sample_section, summary
+from validation.report import fault_section, op_section, page, sample_section, summary
 
 # A further section is a file with one such function, and its entry here.
 SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
     op_section.section,
     sample_section.section,
+    fault_section.section,
 )
 MAX_OTHERS = 8  # further cases listed with each kind of failure; all of them are in records.jsonl
 
@@ -57,7 +58,7 @@ def write_report(folder: Path) -> Path:
 
 def _judged(records: Sequence[Record]) -> str:
     """The op sets, and what they were judged in."""
-    here = [record for record in records if record.level is not Level.RUN]
+    here = [record for record in records if record.level not in (Level.RUN, Level.FAULT)]
     sets = ", ".join(sorted({record.op_set for record in here}))
     ops = {record.subject for record in here if record.level is Level.OP}
     models = sorted({record.subject for record in here if record.level is not Level.OP})

@@ -16,12 +16,19 @@ from validation.record import Level, Record, Status
 
 TIERS = ("bit-exact", "lossless", "close")  # from the strictest to the loosest
 NOT_JUDGED = "Nothing was judged: the run holds no op, model or sample record."
-NOUNS = {Level.OP: "op case", Level.MODEL: "model check", Level.SAMPLE: "sample", Level.RUN: "check of the whole run"}
+NOUNS = {
+    Level.OP: "op case",
+    Level.MODEL: "model check",
+    Level.SAMPLE: "sample",
+    Level.FAULT: "check of planted faults",
+    Level.RUN: "check of the whole run",
+}
 
 
 def verdict_of(records: Sequence[Record]) -> str:
-    """PASSED, FAILED or INCONCLUSIVE; a failure outweighs the rest, and no records at all is a failure."""
-    if not records or any(record.status.failed for record in records):
+    """PASSED, FAILED or INCONCLUSIVE; a failure outweighs the rest, and nothing judged is a failure."""
+    judged = [record for record in records if record.status is not Status.NOT_EXPRESSED]
+    if not judged or any(record.status.failed for record in judged):
         return "FAILED"
     return "INCONCLUSIVE" if any(record.status is Status.INCONCLUSIVE for record in records) else "PASSED"
 
@@ -53,7 +60,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """PASSED, FAILED or INCONCLUSIVE, the checks included."""
+        """PASSED, FAILED or INCONCLUSIVE, the checks included; NOT_EXPRESSED where no case was judged."""
+        if not any(record.status.failed for record in self.checks) and all(
+            record.status is Status.NOT_EXPRESSED for record in self.records
+        ):
+            return str(Status.NOT_EXPRESSED)
         return verdict_of([*self.records, *self.checks])
 
     @property
@@ -130,7 +141,7 @@ def not_passed(records: Iterable[Record]) -> list[Group]:
     found: dict[tuple[bool, int, str, str, int], list[Record]] = {}
     levels, statuses = list(Level), list(Status)
     for record in records:
-        if record.status is not Status.PASSED:
+        if record.status.failed or record.status is Status.INCONCLUSIVE:
             where = (levels.index(record.level), record.subject, record.op_set, statuses.index(record.status))
             found.setdefault((not record.status.failed, *where), []).append(record)
     return [
@@ -154,9 +165,11 @@ def headline(records: Sequence[Record]) -> tuple[str, str]:
     for level, noun in NOUNS.items():
         here = [record.status for record in records if record.level is level]
         failed, unsure = sum(status.failed for status in here), here.count(Status.INCONCLUSIVE)
+        expected, unexpressed = here.count(Status.XFAILED), here.count(Status.NOT_EXPRESSED)
+        others = ((failed, "failed"), (unsure, "inconclusive"), (expected, "xfailed"), (unexpressed, "not expressed"))
         of = f" of {counted(len(here), noun)}"
-        parts += [f"{n:,}{of} {word}" for n, word in ((failed, "failed"), (unsure, "inconclusive")) if n]
-        if here and not failed and not unsure:
+        parts += [f"{n:,}{of} {word}" for n, word in others if n]
+        if here and not any(n for n, _ in others):
             parts.append(f"{counted(len(here), noun)} passed")
     return verdict_of(records), "; ".join(parts) + "."
 

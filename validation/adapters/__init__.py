@@ -1,0 +1,50 @@
+"""Op sets made of other people's kernels, each imported only when it is asked for.
+
+``--ops validation.adapters.liger`` and so on. An adapter maps an op's arguments to the library's own call and
+raises `CannotExpress` where the library has no such call: such a case is counted, not judged.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from validation.errors import CannotExpress, UsageError
+
+__all__ = ["CannotExpress", "interpreted", "one_program_each", "required"]
+
+# A program costs 2 ms under Triton's interpreter, and a sweep has cases of 70,000 rows.
+MAX_INTERPRETED_PROGRAMS = 16_384
+
+
+def interpreted() -> bool:
+    """Whether kernels run under Triton's interpreter."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def one_program_each(rows: int) -> None:
+    """To be called before a kernel that takes one row a program.
+
+    Raises:
+        CannotExpress: the interpreter would run for minutes.
+    """
+    if interpreted() and rows > MAX_INTERPRETED_PROGRAMS:
+        raise CannotExpress("one program a row: too many rows for the interpreter")
+
+
+def required(module: str, package: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: its full name.
+        package: what to install for it, as PyPI calls it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise UsageError(f"--ops: needs {package}: pip install {package}") from error

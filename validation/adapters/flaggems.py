@@ -1,0 +1,121 @@
+"""FlagGems' forward kernels (``pip install flag_gems``; written against 5.0.2).
+
+Expresses ``layer_norm``, ``rms_norm``, ``qk_norm`` and ``rotary_embedding``. A missing RMSNorm weight is passed
+as ones. FlagGems rounds once: less often than ``casting_mode="input"`` declares, which is allowed. Angles of
+``[B, S, Dr/2]`` are given as B*S positions of their own.
+
+Cannot express: a norm in place, a rotation of part of a head. Its fused norms add the residual without a gate
+and modulate nothing.
+
+FlagGems imports on a GPU machine only, and its launcher takes compiled kernels alone. Under Triton's interpreter
+the adapter loads the kernels' own files with that launcher, the tuned block sizes and the device guard left out:
+the kernels are FlagGems', what starts them is not. More than 16,384 rows are left out there, of the kernels that
+take one row a program.
+"""
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from validation.adapters import CannotExpress, interpreted, one_program_each, required
+from validation.errors import UsageError
+
+INTERPRETED = interpreted()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _program_id(axis: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.program_id(axis).to(tl.int64)
+
+
+def _tuned(name: str) -> list[triton.Config]:
+    """One configuration for each kernel: FlagGems' smallest block of columns where it tunes that."""
+    return [triton.Config({"TILE_N": 1024} if name.endswith("_loop") else {})]
+
+
+def _without_launcher() -> None:
+    """Stand-ins for the modules of FlagGems that need a GPU, so that the kernels' files import."""
+    spec = importlib.util.find_spec("flag_gems")
+    if spec is None or spec.origin is None:
+        raise UsageError("--ops: needs flag_gems: pip install flag_gems")
+    folder = Path(spec.origin).parent
+    shells = {name: ModuleType(name) for name in ("flag_gems", "flag_gems.ops", "flag_gems.fused", "flag_gems.utils")}
+    for name, shell in shells.items():
+        shell.__path__ = [str(folder.joinpath(*name.split(".")[1:]))]
+    runtime, extension = ModuleType("flag_gems.runtime"), ModuleType("flag_gems.utils.triton_lang_extension")
+    guard = SimpleNamespace(device=lambda _: contextlib.nullcontext())
+    vars(runtime).update(torch_device_fn=guard, get_tuned_config=_tuned)
+    vars(extension).update(program_id=_program_id)
+    vars(shells["flag_gems"]).update(runtime=runtime)
+    vars(shells["flag_gems.utils"]).update(libentry=lambda: lambda kernel: kernel, triton_lang_extension=extension)
+    sys.modules.update(shells | {runtime.__name__: runtime, extension.__name__: extension})
+
+
+if INTERPRETED:
+    _without_launcher()
+else:
+    required("flag_gems", "flag_gems")
+_layernorm = required("flag_gems.ops.layernorm", "flag_gems")
+_rms_norm = required("flag_gems.ops.rms_norm", "flag_gems")
+_rotary = required("flag_gems.fused.rotary_embedding", "flag_gems")
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """flag_gems.layer_norm."""
+    y: Tensor = _layernorm.layer_norm(x, x.shape[-1:], weight, bias, eps)[0]
+    return y
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32") -> Tensor:
+    """flag_gems.rms_norm, in either casting mode."""
+    del casting_mode
+    one_program_each(x.numel() // x.shape[-1])
+    y: Tensor = _rms_norm.rms_norm(x, x.shape[-1:], x.new_ones(x.shape[-1]) if weight is None else weight, eps)
+    return y
+
+
+def qk_norm(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    casting_mode: str = "float32",
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """flag_gems.rms_norm, twice."""
+    if inplace:
+        raise CannotExpress("inplace=True: flag_gems.rms_norm writes to new memory")
+    return (
+        rms_norm(q, q_weight, eps, casting_mode=casting_mode),
+        rms_norm(k, k_weight, eps, casting_mode=casting_mode),
+    )
+
+
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:
+    """flag_gems.apply_rotary_pos_emb, x as its q, beside a k of one head."""
+    B, S, _, Dh = x.shape
+    if 2 * cos.shape[-1] != Dh:
+        raise CannotExpress("Dr < head_dim: flag_gems.apply_rotary_pos_emb rotates whole heads")
+    one_program_each(B * S)
+    if inplace and not x.is_contiguous():
+        raise CannotExpress("inplace=True: flag_gems.apply_rotary_pos_emb takes tensors that can be viewed as rows")
+    positions: Any = None
+    if 3 in (cos.dim(), sin.dim()):
+        cos, sin = (t.expand(B, S, -1).reshape(B * S, -1) for t in (cos, sin))
+        positions = torch.arange(B * S, device=x.device).view(B, S)
+    q = x if inplace else x.contiguous()
+    k = x.new_zeros(B, S, 1, Dh)
+    y: Tensor = _rotary.apply_rotary_pos_emb(q, k, cos.contiguous(), sin.contiguous(), positions, interleaved, inplace)[
+        0
+    ]
+    return x if inplace else y

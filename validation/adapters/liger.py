@@ -1,0 +1,140 @@
+"""Liger-Kernel's forward kernels (``pip install liger-kernel``; written against 0.8.5).
+
+Expresses ``layer_norm``, ``rms_norm``, ``rms_norm_scale_shift``, ``qk_norm`` and ``rotary_embedding``. A
+missing weight or bias of a LayerNorm is passed as ones or zeros; ``casting_mode="float32"`` is Liger's
+``gemma``, ``"input"`` its ``llama``; modulation is spread over more rows where Liger knows no such form.
+
+Cannot express: neighbouring pairs (``interleaved=True``), a norm in place, a rotation in place of a tensor
+that is not contiguous. Under Triton's interpreter, whose bfloat16 arithmetic is wrong, also what Liger
+computes in bfloat16 itself: ``1 + scale`` of a bfloat16 scale, and a rotation by bfloat16 angles; and there,
+more than 16,384 rows of a kernel that takes one row a program.
+"""
+
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from reference_ops._contract import expand_modulation
+from validation.adapters import CannotExpress, interpreted, one_program_each, required
+
+liger_ops = required("liger_kernel.ops", "liger-kernel")
+
+INTERPRETED = interpreted()
+CASTING_MODES = {"float32": "gemma", "input": "llama"}
+
+
+class _Scalar(float):
+    """A float argument that the interpreter can cast as a compiled kernel does: to a 0-d tensor."""
+
+    def to(self, dtype: Any) -> Any:
+        """As ``tl.tensor.to``."""
+        from triton.runtime.interpreter import interpreter_semantic
+
+        return interpreter_semantic.scalar_constant(float(self), dtype)
+
+
+def _rsqrt(x: Any) -> Any:
+    # Looked up at each call: the interpreter puts its own in place while a kernel runs.
+    return tl.math.rsqrt(x)
+
+
+if INTERPRETED:
+    # The kernels take rsqrt from libdevice, a library of GPU code.
+    for _module in ("rms_norm", "layer_norm", "modulated_rms_norm"):
+        vars(required(f"liger_kernel.ops.{_module}", "liger-kernel"))["rsqrt"] = _rsqrt
+
+
+def _scalar(value: float) -> float:
+    return _Scalar(value) if INTERPRETED else value
+
+
+def _no_bfloat16_arithmetic(what: str, t: Tensor) -> None:
+    if INTERPRETED and t.dtype is torch.bfloat16:
+        raise CannotExpress(f"{what} is computed in bfloat16, which the interpreter does wrongly")
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """LigerLayerNormFunction."""
+    one_program_each(x.numel() // x.shape[-1])
+    weight = x.new_ones(x.shape[-1]) if weight is None else weight
+    bias = x.new_zeros(x.shape[-1]) if bias is None else bias
+    y: Tensor = liger_ops.LigerLayerNormFunction.apply(x, weight, bias, _scalar(eps))
+    return y
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32") -> Tensor:
+    """LigerRMSNormFunction."""
+    mode = CASTING_MODES[casting_mode]
+    y: Tensor = liger_ops.LigerRMSNormFunction.apply(x, weight, _scalar(eps), _scalar(0.0), mode, False, None)
+    return y
+
+
+def _rows(m: Any, x: Tensor) -> Tensor:
+    """A modulation as ``[R, D]``, each row for the next N / R of x's N tokens; R as small as its form allows."""
+    B, _, D = x.shape
+    if isinstance(m, Tensor):
+        if m.dim() < 2:
+            return m.expand(1, D)
+        if m.dim() in (2, 4) or (m.dim() == 3 and m.shape[1] == 1):
+            return m.reshape(-1, D)
+        if m.dim() == 3 and m.shape[0] == B:
+            return m.reshape(-1, D)
+    return expand_modulation(m, x).expand(x.shape).reshape(-1, D)
+
+
+def rms_norm_scale_shift(
+    x: Tensor,
+    shift: Any,
+    scale: Any,
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    casting_mode: str = "float32",
+) -> Tensor:
+    """LigerModulatedRMSNormFunction."""
+    one_program_each(x.numel() // x.shape[-1])
+    rows = {"scale": _rows(scale, x), "shift": _rows(shift, x)}
+    _no_bfloat16_arithmetic("1 + scale", rows["scale"])
+    count = max(len(row) for row in rows.values())
+    if x.numel() and len(rows["scale"]) != len(rows["shift"]):
+        rows = {name: row.repeat_interleave(count // len(row), 0) for name, row in rows.items()}
+    y: Tensor = liger_ops.LigerModulatedRMSNormFunction.apply(
+        x, weight, rows["scale"], rows["shift"], _scalar(eps), _scalar(0.0), CASTING_MODES[casting_mode], False
+    )
+    return y
+
+
+def qk_norm(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    casting_mode: str = "float32",
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """LigerRMSNormFunction, twice."""
+    if inplace:
+        raise CannotExpress("inplace=True: LigerRMSNormFunction writes its forward result to new memory")
+    return (
+        rms_norm(q, q_weight, eps, casting_mode=casting_mode),
+        rms_norm(k, k_weight, eps, casting_mode=casting_mode),
+    )
+
+
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:
+    """LigerRopeFunction, x as its q, beside a k of one head."""
+    if interleaved:
+        raise CannotExpress("interleaved=True: LigerRopeFunction rotates the two halves of a head")
+    if inplace and not x.is_contiguous():
+        raise CannotExpress("inplace=True: LigerRopeFunction writes to a copy of a q that is not contiguous")
+    _no_bfloat16_arithmetic("the rotation", cos)
+    B, S, _, Dh = x.shape
+    one_program_each(B * S)
+    q = x if inplace else x.clone(memory_format=torch.contiguous_format)
+    k = x.new_zeros(B, 1, S, Dh)
+    y = liger_ops.LigerRopeFunction.apply(q.transpose(1, 2), k, cos, sin, None, 1, 2 * cos.shape[-1])[0]
+    return x if inplace else y.transpose(1, 2)

@@ -1,0 +1,169 @@
+"""Calls that an op must refuse: bad input, made from the op's signature alone.
+
+Each is a right call with one thing spoiled. What is too large is larger than it should be and never smaller:
+an op that takes it reads on in memory that is there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from validation.cases.case import Case, TensorSpec
+from validation.cases.strategies import Signature
+
+B, L, H, D = 2, 6, 2, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class BadCall:
+    """One call to refuse.
+
+    Attributes:
+        name: what is wrong, as reports print it.
+        arguments: the error must name one of them.
+        case: the call, spoiled as far as shapes, dtypes and memory go.
+        change: spoils the keyword arguments further, once they are tensors.
+        grad: call with grad mode on.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    case: Case
+    change: Callable[[dict[str, Any]], None] | None = None
+    grad: bool = False
+
+
+def good_case(signature: Signature) -> Case:
+    """The call that all bad calls are made from, with every tensor argument given; float32, normal."""
+    heads = signature.family in ("qk", "rotary")
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("x", "residual"), (B, L, H, D) if heads else (B, L, D)),
+        **dict.fromkeys(("q", "k"), (B, L, H, D)),
+        **dict.fromkeys(("shift", "scale", "gate"), (B, L, D)),
+        **dict.fromkeys(("weight", "bias", "q_weight", "k_weight"), (D,)),
+        **dict.fromkeys(("cos", "sin"), (L, D // 2)),
+    }
+    if signature.family == "split_rotary":
+        shapes |= {"x": (B, L, H * D), **dict.fromkeys(("cos", "sin"), (B, H, L, D // 2))}
+    tensors = {name: _contiguous(name, shapes[name]) for name in signature.names if name in shapes}
+    return Case(signature.op, tensors, {}, "normal", 0)
+
+
+def bad_calls(signature: Signature) -> Iterator[BadCall]:
+    """All bad calls of an op."""
+    good = good_case(signature)
+    yield from _wrong_shapes(signature, good)
+    yield from _wrong_types(signature, good)
+    for name in good.tensors:
+        yield BadCall(f"{name} requires grad", (name,), good, _replaced(name, _with_grad), grad=True)
+    if "inplace" in signature:
+        yield from _overlapping(good)
+
+
+def _contiguous(name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(shape, dtype, torch.empty(shape, device="meta").stride(), 0, name)
+
+
+def _with(good: Case, **tensors: TensorSpec | None) -> Case:
+    """A case with some tensors replaced, or left out where None."""
+    changed = {**good.tensors, **tensors}
+    return dataclasses.replace(good, tensors={name: spec for name, spec in changed.items() if spec is not None})
+
+
+def _in_place(case: Case) -> Case:
+    return dataclasses.replace(case, flags={"inplace": True})
+
+
+def _reshaped(good: Case, **shapes: tuple[int, ...]) -> Case:
+    return _with(good, **{name: _contiguous(name, shape) for name, shape in shapes.items()})
+
+
+def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
+    main = "q" if "q" in signature else "x"
+    for name, spec in good.tensors.items():
+        shape = spec.shape
+        # Any op may take x and k apart from each other, so a rank of its own is wrong only where it is 0.
+        free = signature.family == "norm" or (signature.family == "qk" and "cos" not in signature)
+        if name in ("x", "q", "k", "residual"):
+            rank: tuple[int, ...] = () if free else (*shape, 1)
+        else:
+            rank = (1, 1, *shape, 1)
+        yield BadCall(f"{name} of rank {len(rank)}", _blamed(name, main, good), _reshaped(good, **{name: rank}))
+        if name != main:
+            wider = (*shape[:-1], shape[-1] + 1)
+            yield BadCall(f"{name} one channel too wide", _blamed(name, main, good), _reshaped(good, **{name: wider}))
+    for name in signature.modulations:
+        for label, shape in (
+            ("[B+1, D]", (B + 1, D)),
+            ("[B, L+1, D]", (B, L + 1, D)),
+            ("[B, F, 1, D], F does not divide L", (B, 4, 1, D)),
+            ("[B, F, 2, D]", (B, 2, 2, D)),
+        ):
+            yield BadCall(f"{name} {label}", (name,), _reshaped(good, **{name: shape}))
+        yield from _wrong_index(name, good)
+    if "residual" in signature:
+        yield BadCall("residual of another length", ("residual", "x"), _reshaped(good, residual=(B, L + 1, D)))
+    if "cos" in signature:
+        longer = {n: (*s.shape[:-2], L + 1, s.shape[-1]) for n, s in good.tensors.items() if n in ("cos", "sin")}
+        yield BadCall("cos and sin of another length", ("cos", "sin"), _reshaped(good, **longer))
+        beyond = {n: (*s.shape[:-1], s.shape[-1] + 1) for n, s in good.tensors.items() if n in ("cos", "sin")}
+        yield BadCall("cos and sin of more than head_dim", ("cos", "sin", "x"), _reshaped(good, **beyond))
+    empty = {n: (*s.shape[:-1], 0) for n, s in good.tensors.items()}
+    yield BadCall("D = 0", tuple(good.tensors), _reshaped(good, **empty))
+
+
+def _blamed(name: str, main: str, good: Case) -> tuple[str, ...]:
+    """Who may be named where a tensor does not fit: an activation's misfit may show in all that go with it."""
+    return (*good.tensors,) if name in (main, "k") else (name, main, "sin" if name == "cos" else name)
+
+
+def _wrong_index(name: str, good: Case) -> Iterator[BadCall]:
+    table = _contiguous(f"{name}.table", (3, D))
+
+    def indexed(index: TensorSpec) -> Case:
+        return _with(good, **{name: None, f"{name}.table": table, f"{name}.index": index})
+
+    index_name = f"{name}.index"
+    yield BadCall(f"{name}.index of floats", (name,), indexed(_contiguous(index_name, (B, L))))
+    yield BadCall(f"{name}.index [B, L+1]", (name,), indexed(_contiguous(index_name, (B, L + 1), "int64")))
+
+
+def _wrong_types(signature: Signature, good: Case) -> Iterator[BadCall]:
+    main = "q" if "q" in signature else "x"
+    for name, spec in good.tensors.items():
+        integers = dataclasses.replace(spec, dtype="int32")
+        yield BadCall(f"{name} of int32", (name,), _with(good, **{name: integers}))
+        yield BadCall(f"{name} is a list", (name,), good, _replaced(name, lambda t: t.tolist()))
+        if name != main:
+            yield BadCall(f"{name} on another device", (name, main), good, _replaced(name, lambda t: t.to("meta")))
+    if "residual" in signature:
+        other = dataclasses.replace(good.tensors["residual"], dtype="float16")
+        yield BadCall("residual of another dtype than x", ("residual", "x"), _with(good, residual=other))
+    for flag, value in (("casting_mode", "float8"), ("eps", -1.0), ("eps", "small"), ("scale_constant", "one")):
+        if flag in signature:
+            yield BadCall(f"{flag} is {value!r}", (flag,), good, _replaced(flag, lambda _, value=value: value))  # type: ignore[misc]
+
+
+def _overlapping(good: Case) -> Iterator[BadCall]:
+    """Memory that an in-place call may not write to."""
+    first = "q" if "q" in good.tensors else "x"
+    spec = good.tensors[first]
+    if first == "q":
+        for label, offset in (("the same tensor", 0), ("overlap by all but one element", 1)):
+            shared = dataclasses.replace(spec, offset=offset)
+            yield BadCall(f"q and k in place: {label}", ("q", "k"), _in_place(_with(good, k=shared)))
+    expanded = dataclasses.replace(spec, strides=(0, *spec.strides[1:]))
+    yield BadCall(f"{first} in place: expanded", (first,), _in_place(_with(good, **{first: expanded})))
+
+
+def _replaced(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def apply(kwargs: dict[str, Any]) -> None:
+        kwargs[name] = change(kwargs.get(name))
+
+    return apply
+
+
+def _with_grad(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().requires_grad_()

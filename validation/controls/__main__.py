@@ -1,0 +1,91 @@
+"""``python -m validation.controls``: judge what is right, and count the alarms, of which there should be none."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from validation import controls, parity
+from validation.cases.corners import declared_corners
+from validation.device import Device, select
+from validation.errors import UsageError
+from validation.ops import OpSet, check_op_name
+from validation.record import Level, Record
+
+# Where --cases is not given.
+DEFAULT_CASES = {
+    **dict.fromkeys(controls.NAMES, 1_000),
+    **dict.fromkeys(("reference", "fused", "torch_native"), 10_000),
+    "torch_compile": 300,
+}
+
+
+def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int) -> Iterator[Record]:
+    """Sweep one op of a control: each declared corner twice, then free draws up to that many cases or more."""
+    signature = parity.signature_of(op)
+    corners = declared_corners(signature, bfloat16=not device.bfloat16_problems)
+    profile = parity.Profile("controls", 2, max(cases - 2 * len(corners), 1))
+    return parity.sweep(op, ops, device, profile=profile, seed=seed, shrink=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.controls",
+        description="Judges correct op sets. Whatever is flagged is a false alarm.",
+        epilog="exit status: 0 no alarm, 1 an alarm, 2 usage error",
+    )
+    parser.add_argument("names", nargs="*", metavar="CONTROL", help=f"of {', '.join(controls.NAMES)} (default: all)")
+    parser.add_argument("--cases", type=int, metavar="N", help="cases an op, at least (default: 10000 or 1000)")
+    parser.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases are drawn from it (default: 0)")
+    parser.add_argument("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
+    try:
+        return _run(arguments)
+    except UsageError as error:
+        print(f"validation.controls: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.cases is not None and arguments.cases < 1:
+        raise UsageError(f"--cases: {arguments.cases}, expected an integer >= 1")
+    for op in arguments.op:
+        check_op_name(op)
+    device = select(arguments.gpu)
+    if device.bfloat16_problems:
+        raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
+    alarms = judged = 0
+    print(f"{device.name}, torch {torch.__version__}, seed {arguments.seed}")
+    print(f"{'control':<16}{'op':<40}{'cases':>7}{'alarms':>8}{'seconds':>9}")
+    for name in arguments.names or controls.NAMES:
+        ops = controls.op_set(name)
+        cases = arguments.cases or DEFAULT_CASES[name]
+        for op in arguments.op or ops.functions:
+            start, count, flagged = time.perf_counter(), 0, []
+            for record in judge_control(op, ops, device, cases=cases, seed=arguments.seed):
+                count += record.level is Level.OP
+                if record.status.failed:
+                    flagged.append(record)
+            seconds = time.perf_counter() - start
+            print(f"{name:<16}{op:<40}{count:>7}{len(flagged):>8}{seconds:>9.1f}", flush=True)
+            for record in flagged[:3]:
+                print(record.message, flush=True)
+            alarms += len(flagged)
+            judged += count
+    print(f"{judged} cases, {alarms} alarms")
+    return 1 if alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The controls: each one correct step that a kernel may well take instead of the plain one."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from validation.controls.arithmetic import Arithmetic
+
+
+class Chunked(Arithmetic):
+    """Sums of 64 columns, then the sum of those: a kernel that loops over blocks of columns."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The chunks' sums, added one after the other."""
+        total = torch.zeros_like(x[..., :1])
+        for chunk in torch.split(x, 64, -1):
+            total = total + chunk.sum(-1, keepdim=True)
+        return total
+
+
+class Pairwise(Arithmetic):
+    """Halves added to halves until one is left: a tree reduction within a program."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The tree, padded with zeros where a level is odd."""
+        while x.shape[-1] > 1:
+            half = (x.shape[-1] + 1) // 2
+            x = x[..., :half] + functional.pad(x[..., half:], (0, 2 * half - x.shape[-1]))
+        return x
+
+
+class Reversed(Arithmetic):
+    """From the last column to the first."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """torch's own sum of the columns in reverse."""
+        return x.flip(-1).sum(-1, keepdim=True)
+
+
+class Welford(Arithmetic):
+    """Mean and variance in one pass by Welford's update, as torch's own kernels have them."""
+
+    def moments(self, x: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """torch.var_mean for a centred norm; a plain mean square has no update of its own."""
+        if not centred or x.numel() == 0:  # var_mean warns of empty input
+            return super().moments(x, centred=centred)
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        return x - mean, variance
+
+
+class Division(Arithmetic):
+    """Divided by the square root instead of multiplied by its reciprocal."""
+
+    def over_root(self, value: Tensor, square: Tensor) -> Tensor:
+        """``value / sqrt(square)``, as it stands."""
+        return value / torch.sqrt(square)
+
+
+class FMA(Arithmetic):
+    """Every product that feeds a sum goes into it unrounded, as compilers contract them on a GPU."""
+
+    def multiply_add(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """In float64, where the product of two float32 numbers is exact, then rounded to the promoted dtype."""
+        dtype = torch.promote_types(torch.result_type(a, b), torch.result_type(b, c))
+        return (a.double() * b.double() + c.double()).to(dtype)
+
+
+class Float64Inside(Arithmetic):
+    """Everything in float64, rounded once, at the end: the declared midway roundings are left out."""
+
+    wide = torch.float64
+    rounds_midway = False
+
+
+ARITHMETIC: dict[str, type[Arithmetic]] = {
+    "chunked": Chunked,
+    "pairwise": Pairwise,
+    "reversed": Reversed,
+    "welford": Welford,
+    "division": Division,
+    "fma": FMA,
+    "float64_inside": Float64Inside,
+}

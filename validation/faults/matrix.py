@@ -1,0 +1,182 @@
+"""The kill matrix: which check catches which planted fault, in how many cases, in which value regimes.
+
+A fault is swept as the op set that it pretends to be, held to the tier that `fused_ops` is held to. One seed
+gives the matrix of the whole sweep; of several seeds each sweep ends with the first verdict that names the
+bug, for then the question is whether there is one.
+"""
+
+import math
+import multiprocessing
+import os
+import shlex
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+
+from validation import parity
+from validation.cases.values import REGIMES
+from validation.device import Device, select
+from validation.errors import UsageError
+from validation.faults import FAULTS, load
+from validation.ops import check_op_name
+from validation.record import Level, Record, Status
+
+REQUIRED_TIER = "lossless"
+OP_SET = "planted faults"
+
+# The columns of the matrix: the value regime of a case, and what is said of an op as a whole.
+COLUMNS = (*REGIMES, "whole op")
+
+# Sweeps from which on processes of their own pay: each takes 6 s to begin.
+PARALLEL = 8
+
+
+def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the faults to run, in order, and of those left out because only a GPU can show them.
+
+    Args:
+        faults: names, all where empty.
+        ops: of those, only the faults of these ops; all where empty.
+        device: where they would run.
+
+    Raises:
+        UsageError: an unknown name, a fault that this device cannot show, or nothing selected.
+    """
+    known = load()
+    for op in ops:
+        check_op_name(op)
+    for name in faults:
+        if name not in known:
+            raise UsageError(f"--fault: unknown fault {name!r}, expected one of: {', '.join(known)}")
+        if known[name].gpu and device.interpreted:
+            raise UsageError(f"--fault: {name!r} shows on a GPU only, expected --gpu with it")
+    chosen = [name for name in (faults or known) if not ops or known[name].op in ops]
+    here = tuple(name for name in chosen if not (known[name].gpu and device.interpreted))
+    if not here:
+        raise UsageError(f"--op: no planted fault of {', '.join(ops)} among those selected, expected at least one")
+    return here, tuple(name for name in chosen if name not in here)
+
+
+def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, first_kill: bool) -> Record:
+    """Sweep one fault; PASSED if a verdict that names the bug caught it.
+
+    Args:
+        name: of the fault.
+        device: where.
+        profile: how many cases.
+        seed: all cases follow from it.
+        first_kill: stop at the first verdict that names the bug.
+    """
+    fault, start = FAULTS[name], time.perf_counter()
+    cases: Counter[str] = Counter()
+    kills: dict[Status, Counter[str]] = {}
+    sweep = parity.sweep(
+        fault.op, fault.op_set(), device, profile=profile, seed=seed, require=REQUIRED_TIER, shrink=False
+    )
+    for record in sweep:
+        column = str(record.case["values"]) if record.level is Level.OP else COLUMNS[-1]
+        cases[column] += 1
+        if record.status.failed:
+            kills.setdefault(record.status, Counter())[column] += 1
+            if first_kill and record.status in fault.caught_by:
+                break
+    named = [status for status in kills if status in fault.caught_by]
+    total = sum(cases.values())
+    expected = " or ".join(sorted(fault.caught_by))
+    caught = ", ".join(f"{status} in {sum(count.values())} of {total}" for status, count in kills.items())
+    if named:
+        status, reason = Status.PASSED, f"caught: {caught}"
+    elif kills:
+        status, reason = (
+            Status.FAULT_MISNAMED,
+            f"caught by a check that does not name it: {caught}; expected {expected}",
+        )
+    else:
+        status, reason = Status.FAULT_SURVIVED, f"none of {total} records failed, expected {expected}"
+    repro = shlex.join(["validate", "faults", "--fault", name, "--seed", str(seed), "--profile", profile.name])
+    lines = [f"{fault.op}  {name}  {status}", f"the bug: {fault.bug}", reason, f"repeat: {repro}"]
+    return Record(
+        level=Level.FAULT,
+        subject=fault.op,
+        op_set=OP_SET,
+        status=status,
+        check="kill matrix",
+        reason=reason,
+        case={
+            "fault": name,
+            "bug": fault.bug,
+            "caught_by": sorted(fault.caught_by),
+            "seed": seed,
+            "profile": profile.name,
+            "first_kill": first_kill,
+            "columns": list(COLUMNS),
+        },
+        numbers={"cases": total, "checks": len(kills)},
+        series={
+            "cases": [float(cases[column]) for column in COLUMNS],
+            **{str(status): [float(count[column]) for column in COLUMNS] for status, count in kills.items()},
+        },
+        seconds={"total": round(time.perf_counter() - start, 3)},
+        message="\n".join(lines) if status.failed else "",
+        repro=repro,
+    )
+
+
+def kill_matrix(
+    names: Sequence[str],
+    device: Device,
+    profile: parity.Profile,
+    seeds: Sequence[int],
+    *,
+    left_out: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Record]:
+    """A record for each fault and seed, in that order; first one that names the faults left out, if any are.
+
+    Many sweeps are shared out among processes, one for each core.
+    """
+    if left_out:
+        reason = f"{len(left_out)} faults show on a GPU only and were not run: {', '.join(left_out)}"
+        yield Record(Level.RUN, OP_SET, "", Status.PASSED, "needs a GPU", reason)
+    tasks = [(name, profile, seed, len(seeds) > 1) for seed in seeds for name in names]
+    step = max(math.ceil(len(tasks) / 20), 1)
+    for n, record in enumerate(_judged(tasks, device), 1):
+        if record.status.failed:
+            progress(f"[{n}/{len(tasks)}] {record.case['fault']}, seed {record.case['seed']}: {record.status}")
+        elif n % step == 0:
+            progress(f"[{n}/{len(tasks)}] ...")
+        yield record
+
+
+Task = tuple[str, parity.Profile, int, bool]
+
+
+def _judged(tasks: Sequence[Task], device: Device) -> Iterator[Record]:
+    if len(tasks) < PARALLEL:
+        yield from (judge(name, device, profile, seed, first_kill=first) for name, profile, seed, first in tasks)
+        return
+    with ProcessPoolExecutor(
+        max_workers=len(os.sched_getaffinity(0)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(not device.interpreted,),
+    ) as pool:
+        yield from pool.map(_judge_here, tasks)
+
+
+def _begin(gpu: bool) -> None:
+    """Make a process ready."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
+    torch.set_num_threads(1)
+    select(gpu)
+    load()
+
+
+def _judge_here(task: Task) -> Record:
+    name, profile, seed, first = task
+    device = select(os.environ.get("TRITON_INTERPRET", "0") in ("", "0"))
+    return judge(name, device, profile, seed, first_kill=first)

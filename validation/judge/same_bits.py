@@ -1,0 +1,358 @@
+"""Same input, same bits: what a second call must give, with the same values arranged in another way.
+
+Each check calls the candidate once more and compares with the first call bit by bit (NaN equal to NaN):
+
+repeat            the same case in fresh memory
+batch slice       one item of the batch alone, as views of the same strides
+row permutation   batch items and tokens in another order, written into the memory of the first call, so that
+                  what a candidate kept under an address is found out
+layout            contiguous copies of all arguments
+power of two      activations twice as large (and eps four times) give results of the same bits, or twice as large
+zero gate         a gate of 0 returns the residual
+zero modulation   scale = shift = 0, without weight and bias, is the plain norm: within its budget, for it may
+                  be another kernel
+side stream, graph replay    on CUDA
+
+The contract asks the first three of every op set. Another layout may take another road through a compiled
+kernel (vector bodies and tails, another reduction order): there the result is held to the error budget, and
+the same bits are asked only where all arithmetic is in kernels that Triton's interpreter runs, for it has no
+vector width. Measured on torch 2.13 CPU: `torch.mean` over a strided last dimension differs from the
+contiguous one in the last bit.
+
+A check costs a call of the candidate. So that judging costs no more than truth and candidate do, `due` lets the
+case's seed decide: small cases are all repeated, and one in three gets another check; of the others one in four
+gets one check.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference_ops import IndexedRows
+from validation.cases.case import Arguments, Case
+from validation.judge import bounds, structure, where
+from validation.judge.stats import Budget
+from validation.ops import reference_op
+
+Outputs = tuple[Tensor, ...]
+
+# Elements of the largest tensor up to which a case is small.
+SMALL = 8192
+
+MODULATION = ("shift", "scale", "gate")
+ACTIVATIONS = ("x", "residual", "q", "k")
+CHAINED = "scale_residual_"
+
+# Regimes in which doubling neither overflows nor leaves what underflowed before.
+SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstCall:
+    """The call that was judged, and what is needed to make another like it.
+
+    Attributes:
+        case: what was fed.
+        candidate: the op.
+        make: new tensors of the case.
+        arguments: of the first call; their memory is written again.
+        outputs: copies of what it returned.
+        kernels: all its arithmetic was in kernels that Triton's interpreter ran.
+        judged: what the judge says of outputs for this case, "" where they pass.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    case: Case
+    candidate: Callable[..., Any]
+    make: Callable[[], Arguments]
+    arguments: Arguments
+    outputs: Outputs
+    kernels: bool
+    judged: Callable[[Outputs], str]
+    device: str
+
+    def again(self, **kwargs: Any) -> Outputs:
+        """Call the candidate under guards; what it returned, as a tuple."""
+        result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
+        return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+def failure(first: FirstCall) -> tuple[str, str] | None:
+    """The first of the `due` checks that fails, and how, in words."""
+    for name in due(first.case, first.device):
+        try:
+            words = CHECKS[name](first)
+        except Exception as error:  # whatever a candidate raises is its verdict
+            words = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if words:
+            return name, words
+    return None
+
+
+def due(case: Case, device: str) -> tuple[str, ...]:
+    """The names of the checks that a case gets."""
+    elements = max((spec.numel for spec in case.tensors.values()), default=0)
+    if elements == 0:
+        return ()
+    applicable = [name for name in CHECKS if applies(name, case, device)]
+    lot = zlib.crc32(f"{case.seed}/{case.op}/same bits".encode())
+    share, check = divmod(lot, len(applicable))
+    if elements <= SMALL:
+        check = 1 + lot % (len(applicable) - 1)
+        return ("repeat", applicable[check]) if share % 3 == 0 else ("repeat",)
+    return (applicable[check],) if share % 4 == 0 else ()
+
+
+def applies(name: str, case: Case, device: str) -> bool:
+    """Whether a check can be made of a case."""
+    known = case.op.removeprefix(CHAINED) in bounds.BOUNDS
+    has_eps = "eps" in case.flags or "norm" not in case.op
+    match name:
+        case "power of two":
+            # Not float16: a product may be subnormal on the way where twice the product is not.
+            return known and has_eps and case.values in SCALABLE and case.dtype != "float16"
+        case "zero gate":
+            return known and "residual" in case.tensors
+        case "zero modulation":
+            return known and has_eps and _plain(case) != ""
+        case "side stream" | "graph replay":
+            return device == "cuda"
+    return True
+
+
+def _plain(case: Case) -> str:
+    """The norm that a modulated norm is at scale = shift = 0; "" for other ops."""
+    return case.op.removeprefix(CHAINED).removesuffix("_scale_shift") if case.op.endswith("norm_scale_shift") else ""
+
+
+def axes(case: Case) -> dict[str, tuple[str, ...]]:
+    """What the dimensions of a case's tensors count: the same label, the same thing; "" for channels.
+
+    ``B`` batch items, ``L`` tokens, ``F<n>`` n frames of them; a label of its own where rows stand alone.
+    """
+    shapes = {name: spec.shape for name, spec in case.tensors.items()}
+    rotary = "cos" in shapes
+    modulated = any(name.partition(".")[0] in (*MODULATION, "residual") for name in shapes)
+    labels: dict[str, tuple[str, ...]] = {}
+    for name, shape in shapes.items():
+        rank = len(shape)
+        if name in ACTIVATIONS:
+            own = tuple(f"{name}{i}" for i in range(rank - 1))
+            labels[name] = (*(("B", "L", *own[2:]) if rotary or modulated else own), "")
+        elif name.endswith(".index"):
+            labels[name] = ("B", "L")
+        elif name.endswith(".table"):
+            labels[name] = ("B", "", "") if rank == 3 else ("", "")
+        elif name in ("cos", "sin"):
+            labels[name] = {2: ("L", ""), 3: ("B", "L", ""), 4: ("B", "", "L", "")}[rank]
+        elif rank == 2:  # shift, scale, gate
+            labels[name] = ("B", "")
+        elif rank == 3:
+            labels[name] = ("B" if shape[0] > 1 else "", "L" if shape[1] > 1 else "", "")
+        elif rank == 4:
+            labels[name] = ("B", f"F{shape[1]}", "", "")
+        else:
+            labels[name] = ("",) * rank
+    return labels
+
+
+def _output_axes(first: FirstCall) -> tuple[tuple[str, ...], ...] | None:
+    """The labels of the outputs' dimensions; None where an output has not the shape of its activation."""
+    labels, tensors = axes(first.case), first.case.tensors
+    names = ("q", "k") if "q" in labels else ("x",) * len(first.outputs)
+    fits = len(names) == len(first.outputs) and all(
+        tuple(t.shape) == tensors[name].shape for t, name in zip(first.outputs, names, strict=True)
+    )
+    return tuple(labels[name] for name in names) if fits else None
+
+
+def _with_tensors(arguments: Arguments, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The keyword arguments with other tensors."""
+    kwargs = dict(arguments.kwargs)
+    for name, t in tensors.items():
+        argument, _, part = name.partition(".")
+        if part == "table":
+            kwargs[argument] = IndexedRows(t, tensors[f"{argument}.index"])
+        elif not part:
+            kwargs[name] = t
+    return kwargs
+
+
+def equal_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise: equal, or both NaN. 0 and -0 differ."""
+    return ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
+
+
+def _difference(got: Outputs, expected: Outputs) -> str:
+    """How the bits of two calls' outputs differ, "" where they do not."""
+    if len(got) != len(expected):
+        return f"returned {len(got)} outputs, {len(expected)} the first time"
+    for t, before in zip(got, expected, strict=True):
+        if not isinstance(t, Tensor) or t.shape != before.shape or t.dtype != before.dtype:
+            return f"returned {_kind(t)}, {_kind(before)} the first time"
+        differ = ~equal_bits(t, before)
+        if bool(differ.any()):
+            return _words(differ, t, before, "the first time")
+    return ""
+
+
+def _kind(value: object) -> str:
+    return f"{list(value.shape)} {str(value.dtype)[6:]}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _words(differ: Tensor, got: Tensor, expected: Tensor, whence: str) -> str:
+    at = tuple(differ.nonzero()[0].tolist())
+    count = f"{int(differ.sum())} of {differ.numel()} elements differ, the first at {where.index_text(at)}"
+    pattern = where.describe(differ)
+    return f"{count} ({got[at].item():.9g}, {expected[at].item():.9g} {whence}){'; ' if pattern else ''}{pattern}"
+
+
+def _distinct(t: Tensor, strides: tuple[int, ...] | None = None) -> Tensor:
+    """The part of t that holds each element of memory once: an expanded dimension cannot be written to."""
+    return t[tuple(slice(0, 1 if stride == 0 else None) for stride in strides or t.stride())]
+
+
+def repeat(first: FirstCall) -> str:
+    """The same case in fresh memory."""
+    return _difference(first.again(**first.make().kwargs), first.outputs)
+
+
+def batch_slice(first: FirstCall) -> str:
+    """One batch item alone; where rows stand alone, one index of the first dimension."""
+    labels, of_outputs = axes(first.case), _output_axes(first)
+    if of_outputs is None:
+        return ""
+
+    def item(t: Tensor, dims: tuple[str, ...]) -> Tensor:
+        for dim, label in enumerate(dims):
+            if label in ("B", "x0", "q0", "k0") and t.shape[dim] > 1:
+                t = t.narrow(dim, t.shape[dim] // 2, 1)
+        return t
+
+    fresh = first.make()
+    kwargs = _with_tensors(fresh, {name: item(t, labels[name]) for name, t in fresh.tensors.items()})
+    expected = tuple(item(t, dims) for t, dims in zip(first.outputs, of_outputs, strict=True))
+    return _difference(first.again(**kwargs), expected)
+
+
+def row_permutation(first: FirstCall) -> str:
+    """Rows in another order, in the memory of the first call."""
+    labels, of_outputs = axes(first.case), _output_axes(first)
+    if of_outputs is None:
+        return ""
+    frames = any(label.startswith("F") for dims in labels.values() for label in dims)
+
+    def permuted(t: Tensor, dims: tuple[str, ...]) -> Tensor:
+        for dim, label in enumerate(dims):
+            if label and t.shape[dim] > 1:
+                # One step on: no row stays, and neighbours in a tile do not stay together. But tokens in
+                # frames are reversed, for then the frames are too, however many there are.
+                t = t.flip(dim) if frames and label != "B" else t.roll(1, dim)
+        return t
+
+    fresh = first.make().tensors
+    for name, t in first.arguments.tensors.items():
+        _distinct(t).copy_(_distinct(permuted(fresh[name], labels[name]), t.stride()))
+    expected = tuple(permuted(t, dims) for t, dims in zip(first.outputs, of_outputs, strict=True))
+    words = _difference(first.again(**first.arguments.kwargs), expected)
+    for name, t in first.arguments.tensors.items():
+        _distinct(t).copy_(_distinct(fresh[name]))
+    return words
+
+
+def layout(first: FirstCall) -> str:
+    """Contiguous copies of all arguments."""
+    fresh = first.make()
+    copies = {name: t.clone(memory_format=torch.contiguous_format) for name, t in fresh.tensors.items()}
+    outputs = first.again(**_with_tensors(fresh, copies))
+    return _difference(outputs, first.outputs) if first.kernels else first.judged(outputs)
+
+
+def power_of_two(first: FirstCall) -> str:
+    """Activations doubled where they lie, and with them what is added to them."""
+    fresh = first.make()
+    normalises = "norm" in first.case.op
+    specs = {spec: name for name, spec in first.case.tensors.items()}  # q and k may be one tensor
+    for name in specs.values():
+        t, (argument, _, part) = fresh.tensors[name], name.partition(".")
+        if argument in ACTIVATIONS or (argument == "shift" and not normalises and part != "index"):
+            _distinct(t).mul_(2.0)
+    kwargs = fresh.kwargs | ({"eps": 4.0 * fresh.kwargs["eps"]} if normalises else {})
+    # What was normalised stays the same; a sum doubles, and so does the one that comes with a norm's result.
+    factors = [1.0 if normalises else 2.0] * len(first.outputs)
+    if first.case.op.startswith(CHAINED):
+        factors[1] = 2.0
+    return _difference(first.again(**kwargs), tuple(t * f for t, f in zip(first.outputs, factors, strict=True)))
+
+
+def zero_gate(first: FirstCall) -> str:
+    """``residual + x * 0``: equal in value, for -0 + 0 is 0."""
+    fresh = first.make()
+    kwargs = {**fresh.kwargs, "gate": torch.zeros((), dtype=torch.float32, device=first.device)}
+    got, residual = first.again(**kwargs)[-1], fresh.tensors["residual"]
+    differ = (got != residual) & fresh.tensors["x"].isfinite() & ~residual.isnan()
+    return _words(differ, got, residual, "the residual") if bool(differ.any()) else ""
+
+
+def zero_modulation(first: FirstCall) -> str:
+    """``norm(x) * (1 + 0) + 0``, without weight and bias, in the budget of the norm alone."""
+    fresh = first.make()
+    zero = torch.zeros((), dtype=torch.float32, device=first.device)
+    kwargs = {**fresh.kwargs, "scale": zero, "shift": zero}
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("weight", "bias")}
+    outputs = first.again(**kwargs)
+    # What is normalised: x, or the residual_out that the call gives.
+    x = outputs[1] if len(outputs) > 1 else fresh.tensors["x"]
+    op = _plain(first.case)
+    norm = {"x": x, "eps": fresh.kwargs["eps"]}
+    truth = reference_op(op)(**{**norm, "x": x.double()})
+    budget = Budget.of(bounds.bound(op, norm)[0], x.shape, x.dtype, flush=first.device == "cuda")
+    over = (outputs[0].double() - truth).abs() > budget.allowed
+    return _words(over, outputs[0], truth, f"{op} alone") if bool(over.any()) else ""
+
+
+def side_stream(first: FirstCall) -> str:
+    """On a stream that is not the default one, behind the work that made the inputs."""
+    fresh, stream = first.make(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        outputs = first.again(**fresh.kwargs)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    return _difference(outputs, first.outputs)
+
+
+def graph_replay(first: FirstCall) -> str:
+    """Captured in a CUDA graph, replayed once its inputs were written anew."""
+    fresh, values = first.make(), first.make().tensors
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            first.candidate(**fresh.kwargs)  # compiles what a capture may not
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = first.candidate(**fresh.kwargs)
+        for name, t in fresh.tensors.items():
+            _distinct(t).copy_(_distinct(values[name]))
+        graph.replay()
+    torch.cuda.synchronize()
+    return _difference(tuple(result) if isinstance(result, tuple) else (result,), first.outputs)
+
+
+CHECKS: dict[str, Callable[[FirstCall], str]] = {
+    "repeat": repeat,
+    "batch slice": batch_slice,
+    "row permutation": row_permutation,
+    "layout": layout,
+    "power of two": power_of_two,
+    "zero gate": zero_gate,
+    "zero modulation": zero_modulation,
+    "side stream": side_stream,
+    "graph replay": graph_replay,
+}

@@ -1,0 +1,167 @@
+"""Adapters, installed or not; what a library cannot express; op sets by entry point."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from validation import cli, parity
+from validation.adapters import CannotExpress, required
+from validation.cases.case import Case
+from validation.cases.strategies import cases
+from validation.device import select
+from validation.errors import UsageError
+from validation.ops import ENTRY_POINT_GROUP, OpSet, load_op_set, reference_op
+from validation.record import Record, Status
+from validation.report import summary
+
+# Adapter -> module, package. CI installs Liger-Kernel by the extra `adapters`; FlagGems pins numpy 1.26 and goes
+# in by `pip install --no-deps flag_gems`.
+OPTIONAL = {"liger": ("liger_kernel", "liger-kernel"), "flaggems": ("flag_gems", "flag_gems")}
+INSTALLED = [name for name, (module, _) in OPTIONAL.items() if importlib.util.find_spec(module)]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_without_its_package_an_adapter_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, package = OPTIONAL[name]
+    for loaded in [m for m in sys.modules if m.partition(".")[0] == module or m == f"validation.adapters.{name}"]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    select(gpu=False)
+    with pytest.raises(UsageError, match=f"^--ops: needs {package}: pip install {package}$"):
+        load_op_set(f"validation.adapters.{name}")
+
+
+def test_a_module_that_an_installed_package_lacks_is_not_called_a_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_installed.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
+        required("half_installed", "half-installed")
+
+
+def _judged(op: str, ops: OpSet, count: int) -> list[Record]:
+    drawn = parity.draw_cases(cases(parity.signature_of(op)), seed=0, count=count)
+    return [parity.run(case, ops, select(gpu=False)) for case in drawn]
+
+
+@pytest.mark.parametrize("name", ["torch_native", *INSTALLED])
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+def test_an_adapter_runs_and_is_right_where_it_should_be(name: str, op: str) -> None:
+    select(gpu=False)
+    statuses = [record.status for record in _judged(op, load_op_set(f"validation.adapters.{name}"), 20)]
+    assert set(statuses) == {Status.PASSED}
+
+
+def _case(op: str, flags: dict[str, Any], **tensors: tuple[str, list[int], list[int]]) -> Case:
+    specs = {
+        name: {"shape": shape, "dtype": dtype, "strides": strides, "offset": 0, "storage": name}
+        for name, (dtype, shape, strides) in tensors.items()
+    }
+    return Case.from_dict({"op": op, "tensors": specs, "flags": flags, "values": "normal", "seed": 0})
+
+
+HALVES: dict[str, Any] = {"interleaved": False, "inplace": True}
+ANGLES = ("float32", [1, 2], [2, 1])
+# Each was confirmed against plain float64 arithmetic on the same numbers.
+FINDINGS = [
+    # One token a batch item, in memory of [S, B, H, Dh]: contiguous to torch, whatever the stride of S, which
+    # Liger 0.8.5 takes for the distance between rows: batch item 1 stays as it was, what lies behind is rotated.
+    (
+        "liger",
+        _case("rotary_embedding", HALVES, x=("float32", [2, 1, 2, 4], [8, 16, 4, 1]), cos=ANGLES, sin=ANGLES),
+        Status.INCORRECT_NUMERICAL,
+    ),
+    # 1 + scale in float16, though x is float32.
+    (
+        "liger",
+        _case(
+            "rms_norm_scale_shift",
+            {"casting_mode": "float32", "eps": 1e-6},
+            x=("float32", [1, 1, 4], [4, 4, 1]),
+            shift=("float32", [4], [1]),
+            scale=("float16", [4], [1]),
+        ),
+        Status.INCORRECT_NUMERICAL,
+    ),
+    (
+        "torch_native",
+        _case("rotary_embedding", HALVES, x=("float32", [2, 1, 2, 4], [8, 16, 4, 1]), cos=ANGLES, sin=ANGLES),
+        Status.PASSED,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "status"), [finding for finding in FINDINGS if finding[0] in ("torch_native", *INSTALLED)]
+)
+def test_known_findings(name: str, case: Case, status: Status) -> None:
+    select(gpu=False)
+    assert parity.run(case, load_op_set(f"validation.adapters.{name}"), select(gpu=False)).status is status
+
+
+def _no_bfloat16(x: Tensor, weight: Any = None, bias: Any = None, eps: float = 1e-6) -> Tensor:
+    if isinstance(x, Tensor) and x.dtype is torch.bfloat16:
+        raise CannotExpress("x of bfloat16: no kernel")
+    y: Tensor = reference_op("layer_norm")(x, weight, bias, eps)
+    return y
+
+
+def _nothing(**_: Any) -> Tensor:
+    raise CannotExpress("layer_norm: no kernel")
+
+
+def _swept(function: Any) -> list[Record]:
+    ops = OpSet("partial", {"layer_norm": function}, "partial.py")
+    return list(parity.sweep("layer_norm", ops, select(gpu=False), profile=parity.PROFILES["quick"], seed=0))
+
+
+def test_what_cannot_be_expressed_is_counted_and_does_not_fail() -> None:
+    records = _swept(_no_bfloat16)
+    unexpressed = [record for record in records if record.status is Status.NOT_EXPRESSED]
+    assert unexpressed
+    assert {record.dtype for record in unexpressed} == {"bfloat16"}
+    assert not any(record.status.failed for record in records)
+    last = records[-1]
+    assert last.numbers["not_expressed"] == len(unexpressed)
+    assert f"{len(unexpressed)} of {last.numbers['cases']} cases cannot be expressed" in last.reason
+    assert "x of bfloat16: no kernel" in last.reason
+    assert last.tier == "bit-exact", "of the cases that were judged"
+    verdict, sentence = summary.headline(records)
+    assert verdict == "PASSED"
+    assert f"{len(unexpressed)} of " in sentence
+    assert "not expressed" in sentence
+    assert cli.exit_status([record.status for record in records]) == cli.PASSED
+
+
+def test_an_op_of_which_nothing_is_expressed_is_listed_and_judges_nothing() -> None:
+    records = _swept(_nothing)
+    assert {record.status for record in records} == {Status.NOT_EXPRESSED}
+    assert summary.rows(records)[0].verdict == "NOT_EXPRESSED"
+    assert cli.exit_status([record.status for record in records]) == cli.FAILED
+    assert summary.headline(records)[0] == "FAILED"
+    others = _swept(_no_bfloat16)
+    assert cli.exit_status([record.status for record in [*records, *others]]) == cli.PASSED
+
+
+def test_a_distribution_offers_an_op_set_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_kernels.py").write_text("from reference_ops import rms_norm\n")
+    info = tmp_path / "their_kernels-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-kernels\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{ENTRY_POINT_GROUP}]\ntheirs = their_kernels\nbroken = their_kernels_gone\n"
+    )
+    with pytest.raises(UsageError, match="cannot import theirs"):
+        load_op_set("theirs")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ops = load_op_set("theirs")
+    assert (ops.name, ops.origin, set(ops.functions)) == ("theirs", "theirs", {"rms_norm"})
+    assert _judged("rms_norm", ops, 1)[0].status is Status.PASSED
+    with pytest.raises(UsageError, match="cannot import broken"):
+        load_op_set("broken")

@@ -1,0 +1,120 @@
+"""What is right is not flagged, in small numbers; ``python -m validation.controls`` runs the large ones."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from validation import controls, parity
+from validation.adapters import torch_compile, torch_native
+from validation.cases.case import Case
+from validation.cases.strategies import cases
+from validation.controls.__main__ import judge_control, main
+from validation.controls.arithmetic import Arithmetic
+from validation.controls.variants import ARITHMETIC
+from validation.device import select
+from validation.errors import UsageError
+from validation.ops import OpSet, load_op_set, reference_op_names
+from validation.record import Record, Status
+
+CHEAP = [name for name in controls.NAMES if name not in ("fused", "torch_compile")]
+NORM = "layer_norm_scale_shift"
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_control_is_never_flagged(name: str) -> None:
+    device, ops = select(gpu=False), controls.op_set(name)
+    assert not ops.missing
+    for op in reference_op_names():
+        # A seed of its own for each control, so that together they see many cases.
+        drawn = parity.draw_cases(cases(parity.signature_of(op)), seed=CHEAP.index(name), count=10)
+        records = [parity.run(case, ops, device) for case in drawn]
+        assert [record.message for record in records if record.status.failed] == []
+
+
+def _failures(function: object, op: str) -> set[Status]:
+    ops = OpSet("wrong", {op: function}, "wrong")  # type: ignore[dict-item]
+    return {r.status for r in judge_control(op, ops, select(gpu=False), cases=1, seed=0) if r.status.failed}
+
+
+class _OnePass(Arithmetic):
+    def moments(self, x: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+        mean = self.sum(x) / x.shape[-1] * centred
+        return x - mean, self.sum(x * x) / x.shape[-1] - mean * mean
+
+
+def test_a_control_with_a_fault_is_flagged() -> None:
+    assert Status.INCORRECT_NUMERICAL in _failures(_OnePass().op_functions()[NORM], NORM)
+
+
+def test_controls_refuse_bad_input_and_what_lacks_the_checks_does_not() -> None:
+    device = select(gpu=False)
+    for op in reference_op_names():
+        assert parity.bad_input_record(op, controls.op_set("torch_native"), device).status is Status.PASSED
+    bare = load_op_set("validation.adapters.torch_native")
+    assert parity.bad_input_record(NORM, bare, device).status is Status.BAD_INPUT_ACCEPTED
+
+
+def _case(op: str, dtype: str, shapes: dict[str, tuple[int, ...]]) -> Case:
+    def spec(name: str, shape: tuple[int, ...]) -> dict[str, object]:
+        strides = list(torch.empty(shape, device="meta").stride())
+        return {"shape": list(shape), "dtype": dtype, "strides": strides, "offset": 0, "storage": name}
+
+    tensors = {name: spec(name, shape) for name, shape in shapes.items()}
+    return Case.from_dict({"op": op, "tensors": tensors, "flags": {}, "values": "normal", "seed": 0})
+
+
+@pytest.fixture(scope="module")
+def chained_case() -> Iterator[Case]:
+    rows: dict[str, tuple[int, ...]] = dict.fromkeys(("residual", "x"), (1, 5, 64))
+    rows |= dict.fromkeys(("shift", "scale", "gate"), (64,))
+    yield _case("scale_residual_rms_norm_scale_shift", "bfloat16", rows)
+    torch.compiler.reset()
+
+
+def _judged(function: object, case: Case) -> Record:
+    return parity.run(case, OpSet("compiled", {case.op: function}, "compiled"), select(gpu=False))  # type: ignore[dict-item]
+
+
+def test_compiled_ops_pass_and_the_rounding_that_inductor_drops_is_seen(chained_case: Case) -> None:
+    ops = controls.op_set("torch_compile")
+    assert not ops.missing
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert parity.run(chained_case, ops, select(gpu=False)).status is Status.PASSED
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1, "nothing was compiled"
+    loose = torch_compile.compiled(getattr(torch_native, chained_case.op), emulate_precision_casts=False)
+    record = _judged(loose, chained_case)
+    assert record.status is Status.INCORRECT_NUMERICAL
+    assert "at y[" in record.reason, "residual_out is right; y is the norm of another number"
+
+
+def test_what_cannot_be_compiled_is_not_run_uncompiled(chained_case: Case) -> None:
+    def breaks_the_graph(residual: Tensor, **_: Tensor) -> tuple[Tensor, Tensor]:
+        torch._dynamo.graph_break()
+        return residual, residual
+
+    record = _judged(torch_compile.compiled(breaks_the_graph), chained_case)
+    assert record.status is Status.RUNTIME_ERROR
+
+
+def test_an_unknown_control_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"unknown control 'chunky', expected one of: .*chunked"):
+        controls.op_set("chunky")
+    assert load_op_set("validation.controls:chunked").name == "control:chunked"
+
+
+def test_the_command_prints_a_line_an_op_and_counts_alarms(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--cases", "1", "--op", "layer_norm", "--seed", "3"]
+    assert main(["fma", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "seed 3" in out
+    assert "0 alarms" in out
+    monkeypatch.setitem(ARITHMETIC, "fma", _OnePass)
+    assert main(["fma", *arguments]) == 1
+    assert "INCORRECT_NUMERICAL" in capsys.readouterr().out
+    assert main(["fma", "--cases", "0"]) == 2
+    assert main(["fma", "--op", "softmax"]) == 2
+    assert main(["chunky"]) == 2

@@ -1,0 +1,318 @@
+"""Every planted fault is caught, by a check that names its bug; what is right is not flagged."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_ops
+import reference_ops
+from validation import faults, parity
+from validation.cases import corners, strategies
+from validation.cases.errors import bad_calls, good_case
+from validation.cli import FAILED, PASSED, USAGE, main
+from validation.device import select
+from validation.errors import UsageError
+from validation.faults import matrix
+from validation.faults.fault import FAULTS, fault
+from validation.faults.kernels import RightKernel
+from validation.faults.right import RightOps
+from validation.ops import OpSet, load_op_set, reference_op_names
+from validation.record import Record, Status, read_run
+from validation.report.fault_section import print_matrix, section
+
+QUICK = parity.PROFILES["quick"]
+OPS = reference_op_names()
+KNOWN = faults.load()
+ON_CPU = sorted(name for name in KNOWN if not KNOWN[name].gpu)
+
+# Each bug that is known to have got through another project's tests, and the faults that stand for it.
+BUGS = {
+    "batch > 1 reads row 0's modulation": ["batch item 0 for all", "gate of batch item 0", "angles of batch item 0"],
+    "[B, D] broadcast as [1, B, D] when B == L": ["[B, D] gate as [1, B, D]", "[B, D] scale as [1, B, D]"],
+    "per-frame rows indexed wrongly": ["frame by l % F", "frame of the first item"],
+    "F not dividing L accepted": ["F that does not divide L"],
+    "weight-only or bias-only affine dropped": ["weight without bias dropped", "bias without weight dropped"],
+    "scale and shift swapped": ["scale and shift swapped"],
+    "1 + dropped": ["one plus dropped"],
+    "variance over N-1": ["variance over N-1", "variance over N-1, modulated"],
+    "eps ten times too big": ["eps ten times too big", "eps ten times too big, chained"],
+    "eps outside the root": ["eps outside the root"],
+    "one-pass variance": ["one-pass variance"],
+    "statistics in bf16": ["statistics in bfloat16"],
+    "a mid-way rounding that was not declared": ["normalised value rounded", "product rounded", "products rounded"],
+    "truncation instead of rounding": ["truncated"],
+    "a residual normalised before the rounding that is stored": ["norm of the unrounded residual"],
+    "output in float32 because the gate was": ["output in the gate's dtype", "float32 output"],
+    "row mask missing": ["row mask missing"],
+    "column tail stale or missing": ["column tail stale", "column tail not written"],
+    "hard-coded strides": ["strides hard-coded", "row stride is the width", "strides of a dense scale"],
+    "alignment assumed": ["16-byte alignment assumed"],
+    "in-place q/k norm through .contiguous() when L == 1": ["in place through .contiguous(), L == 1"],
+    "q and k the same tensor normalised twice": ["the same tensor normalised twice", "q and k that overlap"],
+    "interleaved=False ignored": ["interleaved=False ignored"],
+    "rotary dims below head_dim corrupting other heads": ["rotary dims over the next head", "halves of head_dim"],
+    "scale_constant ignored by a zero shortcut": ["zero shortcut", "scale_constant or one"],
+    "float16 overflow hidden or made": [
+        "float16 overflow hidden",
+        "float16 overflow made",
+        "squares in the input dtype",
+    ],
+    "NaN moved to other rows or swallowed": ["NaN moved to other rows", "NaN swallowed"],
+    "int32 offsets past 2^31 elements": ["32-bit row offsets"],
+    "a grid axis above 65535": ["grid axis above 65535", "grid of at most 2048", "16-bit row numbers"],
+    "caching by data_ptr": ["scale cached by address"],
+    "dependence on the batch size": ["order of the sum by batch"],
+    "run-to-run differences": ["order of the sum at random"],
+    "a silent fallback to the eager path": ["silent fallback"],
+    "statistics kept from a previous call": ["statistics of an earlier call", "sums not cleared"],
+}
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_planted_fault_is_caught_by_a_check_that_names_it(name: str) -> None:
+    record = matrix.judge(name, select(gpu=False), QUICK, 0, first_kill=True)
+    assert record.status is Status.PASSED, record.message
+
+
+def test_every_op_and_every_known_bug_has_faults() -> None:
+    assert {KNOWN[name].op for name in KNOWN} == set(OPS)
+    assert {name for names in BUGS.values() for name in names} <= set(KNOWN)
+    assert len(KNOWN) >= 100
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_the_faults_are_made_from_is_right(op: str) -> None:
+    right = OpSet("right", {op: getattr(RightOps(), op)}, "right")
+    records = parity.sweep(op, right, select(gpu=False), profile=QUICK, seed=2, require="lossless", shrink=False)
+    assert [record.message for record in records if record.status.failed] == []
+
+
+def test_the_kernel_that_the_faults_are_made_from_is_right() -> None:
+    right = OpSet("right", {"rms_norm": RightKernel().rms_norm}, "right")
+    records = parity.sweep(
+        "rms_norm", right, select(gpu=False), profile=QUICK, seed=2, require="lossless", shrink=False
+    )
+    assert [record.message for record in records if record.status.failed] == []
+
+
+def test_a_fault_is_an_op_set_of_the_command_line() -> None:
+    ops = load_op_set("validation.faults:one plus dropped")
+    assert set(ops.functions) == {"layer_norm_scale_shift"}
+    with pytest.raises(UsageError, match="unknown fault"):
+        load_op_set("validation.faults:no such fault")
+
+
+@pytest.fixture
+def no_faults() -> Iterator[None]:
+    """Two "faults" more: an op that is right, and one whose bug no check is said to catch."""
+    fault("nothing wrong", "scale_shift", "there is none", Status.INCORRECT_NUMERICAL)(RightOps)
+    fault("misnamed", "scale_shift", "the factor is scale instead of 1 + scale", Status.TIMEOUT)(
+        KNOWN["one plus dropped"].ops
+    )
+    yield
+    del FAULTS["nothing wrong"], FAULTS["misnamed"]
+
+
+@pytest.mark.usefixtures("no_faults")
+def test_a_fault_that_survives_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["faults", "--fault", "nothing wrong", "--profile", "quick", "--out", str(tmp_path / "a")]) == FAILED
+    out = capsys.readouterr().out
+    assert "SURVIVED" in out
+    assert "FAULT_SURVIVED" in out
+    assert "--fault 'nothing wrong' --seed 0" in out
+    assert "FAULT_SURVIVED" in (tmp_path / "a" / "report.html").read_text().replace("<wbr>", "")
+    assert main(["faults", "--fault", "misnamed", "--profile", "quick", "--out", str(tmp_path / "b")]) == FAILED
+    assert "FAULT_MISNAMED" in capsys.readouterr().out
+
+
+def test_a_kill_matrix_is_printed_kept_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--fault", "eps outside the root", "--seed", "4", "--seeds", "2", "--profile", "quick"]
+    assert main(["faults", *arguments, "--out", str(tmp_path / "run")]) == PASSED
+    out = capsys.readouterr().out
+    assert re.search(r"eps outside the root +INCORRECT_NUMERICAL +\d/\d+ +2/2 ", out)
+    assert "1 of 1 planted faults caught by a check that names them, with 2 seeds" in out
+    _, records = read_run(tmp_path / "run")
+    assert [record.case["seed"] for record in records] == [4, 5]
+    columns = records[0].case["columns"]
+    assert columns[-1] == "whole op"
+    assert len(records[0].series["cases"]) == len(columns)
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "Planted faults" in html
+    assert "1 / (sigma + eps)" in html
+
+
+def test_the_matrix_of_one_seed_counts_every_case_by_check_and_regime() -> None:
+    record = matrix.judge("quiet rows are zero", select(gpu=False), QUICK, 0, first_kill=False)
+    cases, kills = record.series["cases"], record.series["INCORRECT_NUMERICAL"]
+    regimes = dict(zip(record.case["columns"], zip(kills, cases, strict=True), strict=True))
+    assert regimes["normal"][0] == 0
+    assert sum(kills) > 0
+    assert regimes["zero_modulation"] == (0, 0)
+    assert all(failed <= count for failed, count in regimes.values())
+    text = io.StringIO()
+    print_matrix([record], file=text)
+    assert "quiet rows are zero" in text.getvalue()
+    made = section(Path(), [record])
+    assert made is not None
+    assert "quiet rows are zero" in made.body
+    assert section(Path(), []) is None
+
+
+def test_many_sweeps_are_shared_out_among_processes() -> None:
+    names = [name for name in ON_CPU if KNOWN[name].op == "qk_norm"][:4]
+    records = list(matrix.kill_matrix(names, select(gpu=False), QUICK, range(2), left_out=["of a GPU"]))
+    assert [record.case.get("fault") for record in records] == [None, *names, *names]
+    assert [record.status for record in records] == [Status.PASSED] * 9
+    assert "of a GPU" in records[0].reason
+
+
+def test_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--fault", "no such fault"], "unknown fault 'no such fault'"),
+        (["--fault", "32-bit row offsets"], "shows on a GPU only, expected --gpu"),
+        (["--op", "no_such_op"], "unknown op"),
+        (["--op", "layer_norm", "--fault", "k not rotated"], "no planted fault of layer_norm"),
+        (["--seeds", "0"], "--seeds: 0, expected an integer >= 1"),
+    ):
+        assert main(["faults", *arguments]) == USAGE
+        assert words in capsys.readouterr().err
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("ops", [reference_ops, fused_ops], ids=["reference_ops", "fused_ops"])
+@pytest.mark.parametrize("op", OPS)
+def test_our_ops_refuse_every_bad_call_and_take_the_good_one(op: str, ops: Any) -> None:
+    device, op_set = select(gpu=False), load_op_set(ops.__name__)
+    record = parity.bad_input_record(op, op_set, device)
+    assert record.status is Status.PASSED, record.message
+    assert parity.run(good_case(parity.signature_of(op)), op_set, device).status is Status.PASSED
+
+
+def test_bad_calls_cover_every_argument() -> None:
+    for op in OPS:
+        signature = parity.signature_of(op)
+        blamed = {name for bad in bad_calls(signature) for name in bad.arguments}
+        assert blamed >= set(good_case(signature).tensors)
+        assert {"eps", "casting_mode", "scale_constant"} & set(signature.names) <= blamed
+
+
+def bad_input(rms_norm: Any) -> Record:
+    return parity.bad_input_record(
+        "rms_norm", OpSet("candidate", {"rms_norm": rms_norm}, "candidate"), select(gpu=False)
+    )
+
+
+def test_bad_input_that_is_not_refused_as_it_should_be_fails() -> None:
+    def accepts(x: Any, *_: Any, **__: Any) -> Any:
+        return x
+
+    def names_nothing(*_: Any, **__: Any) -> Any:
+        raise ValueError("bad input")
+
+    def another_error(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("x or weight or eps or casting_mode")
+
+    def writes_first(_x: Any, weight: Any = None, *_: Any, **__: Any) -> Any:
+        if isinstance(weight, Tensor) and not weight.requires_grad and not weight.is_meta:
+            weight.zero_()
+        raise ValueError("x or weight or eps or casting_mode")
+
+    for candidate, words in (
+        (accepts, "accepted"),
+        (names_nothing, "ValueError without the name of x"),
+        (another_error, "RuntimeError, expected a TypeError"),
+        (writes_first, "refused, but only after writing to memory: weight"),
+    ):
+        record = bad_input(candidate)
+        assert record.status is Status.BAD_INPUT_ACCEPTED
+        assert words in record.message
+        assert record.numbers["not_refused"]
+
+
+# Launches.
+
+
+def test_an_op_of_ours_that_launches_nothing_is_a_silent_fallback() -> None:
+    eager = OpSet("fused_ops", {"scale_shift": reference_ops.scale_shift}, "fused_ops")
+    records = list(parity.sweep("scale_shift", eager, select(gpu=False), profile=QUICK, seed=0, shrink=False))
+    assert records[-1].status is Status.SILENT_FALLBACK
+    assert "launched no kernel" in records[-1].reason
+
+
+# The sweep itself.
+
+
+@pytest.mark.parametrize("op", ["layer_norm_scale_shift"])
+def test_the_reference_against_itself_is_bit_exact(op: str) -> None:
+    records = list(
+        parity.sweep(
+            op,
+            load_op_set("reference_ops"),
+            select(gpu=False),
+            profile=parity.PROFILES["default"],
+            seed=1,
+            require="bit-exact",
+        )
+    )
+    assert [record.message for record in records if record.status.failed] == []
+    assert len(records) > 300
+
+
+def test_a_tier_that_is_not_reached_fails() -> None:
+    records = list(
+        parity.sweep(
+            "layer_norm_scale_shift",
+            load_op_set("fused_ops"),
+            select(gpu=False),
+            profile=QUICK,
+            seed=0,
+            require="bit-exact",
+        )
+    )
+    assert records[-1].status is Status.BELOW_REQUIRED_TIER
+    assert records[-1].tier == "lossless"
+
+
+def test_a_corner_that_is_never_reached_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = corners.declared_corners
+
+    def with_an_impossible_one(*args: object, **kwargs: object) -> tuple[corners.Corner, ...]:
+        return (*declared(*args, **kwargs), corners.Corner("never", {}, lambda _: False))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parity, "declared_corners", with_an_impossible_one)
+    records = list(
+        parity.sweep("layer_norm_scale_shift", load_op_set("reference_ops"), select(gpu=False), profile=QUICK, seed=0)
+    )
+    assert records[-1].status is Status.CORNER_NOT_REACHED
+    assert "never" in records[-1].reason
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With 2^20 in the place of 2^31 it fits here: the same layout, 2048 times smaller.
+    for module in (strategies, corners):
+        monkeypatch.setattr(module, "FAR", 2**20)
+    signature, device = parity.signature_of(op), select(gpu=False)
+    corner = corners.declared_corners(signature, gpu=True)[-1]
+    assert "past 2^31" in corner.name
+    (case,) = parity.draw_cases(strategies.cases(signature, corner.forced), seed=0, count=1, skip=1)
+    record = parity.run(case, load_op_set("fused_ops"), device, (corner,))
+    assert record.status is Status.PASSED, record.message
+    assert record.corners == [corner.name]
+    main_spec = case.tensors["q" if "q" in signature else "x"]
+    assert (main_spec.shape[1] - 1) * main_spec.strides[1] > 2**20
+    # Nine rows from the middle on: a row offset less by 2 * 2^20 still lies in the tensor's memory.
+    assert main_spec.offset + (main_spec.shape[1] - 1) * main_spec.strides[1] - 2 * 2**20 >= 0
+
+
+def test_rounding_faults_leave_float32_alone() -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(KNOWN["rounded up"].ops().layer_norm(x), RightOps().layer_norm(x))

@@ -1,0 +1,188 @@
+"""Candidates that raise, hang, crash or return nonsense: a verdict for each case, in either process."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from validation import cli, isolation, parity
+from validation.cases.case import Case, TensorSpec
+from validation.cases.errors import bad_calls
+from validation.device import Device, select
+from validation.errors import UsageError
+from validation.isolation import IsolatedOpSet, isolated
+from validation.ops import OpSet, load_op_set
+from validation.record import Record, Status, read_run
+
+OP = "residual_gate_add"
+
+# What it does is in the size of the case, for nothing else reaches it in another process.
+CANDIDATE = """
+import ctypes, os, sys, time
+import torch
+import reference_ops
+
+
+def hang():
+    time.sleep(1000)
+
+
+def residual_gate_add(residual, x, gate, *, casting_mode="float32"):
+    if x.dim() != 3:
+        ctypes.string_at(0)
+    y = reference_ops.residual_gate_add(residual, x, gate, casting_mode=casting_mode)
+    print("on stdout")
+    match x.shape[-1]:
+        case 2:
+            return None
+        case 3:
+            return y, y
+        case 4:
+            return y.to("meta")
+        case 5:
+            raise RuntimeError("no kernel image")
+        case 6:
+            sys.exit(3)
+        case 7:
+            ctypes.string_at(0)
+        case 8:
+            hang()
+        case 9:
+            os._exit(7)
+        case 10:
+            return y.double()
+        case 11:
+            sys.stdout.close()
+    return y
+"""
+
+DEATHS = {
+    7: (Status.CRASHED, "killed by SIGSEGV"),
+    8: (Status.TIMEOUT, "did not return within 3 s"),
+    9: (Status.CRASHED, "exited with status 7"),
+}
+VERDICTS = {
+    1: (Status.PASSED, ""),
+    2: (Status.INCORRECT_STRUCTURE, "returned (NoneType), expected a tensor"),
+    3: (Status.INCORRECT_STRUCTURE, "returned (Tensor, Tensor), expected a tensor"),
+    4: (Status.INCORRECT_DEVICE, "output is meta, expected cpu"),
+    5: (Status.RUNTIME_ERROR, "raised RuntimeError: no kernel image"),
+    6: (Status.RUNTIME_ERROR, "raised SystemExit: 3"),
+    10: (Status.INCORRECT_DTYPE, "float64"),
+}
+
+
+def a_case(width: int) -> Case:
+    tensors = {
+        name: TensorSpec((2, 3, width), "float32", (3 * width, width, 1), 0, name) for name in ("residual", "x", "gate")
+    }
+    return Case(OP, tensors, {"casting_mode": "float32"}, "normal", 7)
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return select(gpu=False)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("candidate") / "candidate.py"
+    path.write_text(CANDIDATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ops(path: Path) -> Iterator[IsolatedOpSet]:
+    ops = isolated(load_op_set(str(path)), gpu=False, limit=3.0)
+    yield ops
+    ops.worker.close()
+
+
+@pytest.mark.parametrize("width", sorted(VERDICTS))
+def test_the_same_verdict_in_either_process(width: int, path: Path, ops: IsolatedOpSet, device: Device) -> None:
+    status, words = VERDICTS[width]
+    for op_set in (load_op_set(str(path)), ops):
+        record = parity.run(a_case(width), op_set, device)
+        assert record.status is status
+        assert words in record.reason
+    assert isinstance(record.numbers.get("launches", 0), int)
+
+
+@pytest.mark.parametrize("width", sorted(DEATHS))
+def test_a_death_has_its_case_and_the_run_goes_on(width: int, ops: IsolatedOpSet, device: Device) -> None:
+    status, words = DEATHS[width]
+    record = parity.run(a_case(width), ops, device)
+    assert (record.status, record.check) == (status, "runs")
+    assert words in record.reason
+    assert Case.from_dict(record.case) == a_case(width)
+    assert f"--ops {ops.origin}" in record.repro
+    if width == 8:
+        assert record.reason.endswith("in hang")
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+
+
+def test_numbers_come_through(path: Path, ops: IsolatedOpSet, device: Device) -> None:
+    there, here = (parity.run(a_case(12), op_set, device) for op_set in (ops, load_op_set(str(path))))
+    assert there.numbers == here.numbers
+    assert there.tier == here.tier == "bit-exact"
+    assert set(there.seconds) == set(here.seconds) >= {"truth", "candidate", "judge", "same bits"}
+
+
+def test_what_a_candidate_prints_is_no_answer(ops: IsolatedOpSet, device: Device) -> None:
+    # It closes its stdout as well; the answers go through a pipe of their own.
+    assert parity.run(a_case(11), ops, device).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
+    assert parity.run(a_case(12), ops, device).status is not Status.CRASHED
+
+
+def test_bad_calls_are_made_over_there(ops: IsolatedOpSet, device: Device) -> None:
+    calls = {bad.name: bad for bad in bad_calls(parity.signature_of(OP))}
+    assert parity.not_refused(calls["residual one channel too wide"], ops, device) == ""
+    words = parity.not_refused(next(bad for name, bad in calls.items() if name.startswith("x of rank")), ops, device)
+    assert "killed by SIGSEGV" in words
+
+
+def test_no_process_is_left_behind(ops: IsolatedOpSet, device: Device) -> None:
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    process = ops.worker.process
+    assert process is not None
+    ops.worker.close()
+    assert process.returncode is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> None:
+    ops = isolated(OpSet("made here", {OP: lambda **_: None}, "no_such_module"), gpu=False)
+    with pytest.raises(UsageError, match="no_such_module"):
+        parity.run(a_case(1), ops, device)
+    ops.worker.close()
+
+
+def test_what_is_not_ours_is_isolated_by_default(path: Path) -> None:
+    assert not isolation.isolated_by_default(load_op_set("fused_ops"))
+    assert not isolation.isolated_by_default(load_op_set("reference_ops"))
+    assert isolation.isolated_by_default(load_op_set(str(path)))
+    assert isolation.isolated_by_default(load_op_set("validation.adapters.torch_native"))
+
+
+def test_a_sweep_stops_after_some_deaths(tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "MAX_DEATHS", 2)
+    path = tmp_path / "dies.py"
+    path.write_text("import os\ndef residual_gate_add(**_):\n    os._exit(1)\n")
+    ops = isolated(load_op_set(str(path)), gpu=False)
+    records: list[Record] = list(parity.sweep(OP, ops, device, profile=parity.PROFILES["quick"], seed=0))
+    ops.worker.close()
+    assert [record.status for record in records] == [Status.CRASHED] * 3
+    assert "stopped after 2 cases, 2 of which hung or crashed" in records[-1].reason
+
+
+def test_the_command_line_isolates(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = a_case(7).to_json()
+    assert cli.main(["repro", case, "--ops", str(path)]) == cli.FAILED
+    assert "CRASHED" in capsys.readouterr().out
+    assert cli.main(["repro", a_case(1).to_json(), "--ops", str(path), "--no-isolate"]) == cli.PASSED
+    out = tmp_path / "run"
+    arguments = ["parity", "--ops", "reference_ops", "--op", "scale_shift", "--profile", "quick", "--out", str(out)]
+    assert cli.main([*arguments, "--isolate"]) == cli.PASSED
+    assert len(read_run(out)[1]) > 100

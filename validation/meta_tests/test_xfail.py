@@ -1,0 +1,124 @@
+"""The xfail file: failures that are expected, entries that match nothing, lines that are no entries."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from validation import cli, parity
+from validation.device import select
+from validation.errors import UsageError
+from validation.ops import OpSet, reference_op
+from validation.record import Level, Status, read_run
+from validation.xfail import XFail
+
+WRONG_OPS = '''
+import reference_ops
+
+def layer_norm(x, weight=None, bias=None, eps=1e-6):
+    """Right but in bfloat16."""
+    y = reference_ops.layer_norm(x, weight, bias, eps)
+    return y * 1.5 if str(x.dtype) == "torch.bfloat16" else y
+'''
+
+
+def _wrong_in_bfloat16(x: Tensor, weight: Any = None, bias: Any = None, eps: float = 1e-6) -> Tensor:
+    y: Tensor = reference_op("layer_norm")(x, weight, bias, eps)
+    return y * 1.5 if x.dtype is torch.bfloat16 else y
+
+
+OPS = OpSet("mine", {"layer_norm": _wrong_in_bfloat16, "rms_norm": reference_op("rms_norm")}, "mine.py")
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[str], XFail]:
+    def read(text: str) -> XFail:
+        path = tmp_path / "xfail.txt"
+        path.write_text(text)
+        return XFail.read(path)
+
+    return read
+
+
+def _statuses(xfail: XFail, op: str = "layer_norm") -> set[Status]:
+    quick = parity.PROFILES["quick"]
+    return {record.status for record in parity.sweep(op, OPS, select(gpu=False), profile=quick, seed=0, xfail=xfail)}
+
+
+def test_without_a_file_the_failure_fails() -> None:
+    assert Status.INCORRECT_NUMERICAL in _statuses(XFail())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["layer_norm", "layer_norm:INCORRECT_NUMERICAL:bfloat16", "layer_norm:dtype=bfloat16", "layer_norm:bfloat16"],
+)
+def test_a_failure_that_an_entry_matches_is_expected(read: Callable[[str], XFail], entry: str) -> None:
+    statuses = _statuses(read(f"# ours\n\n{entry}  # issue 12\n"))
+    assert Status.XFAILED in statuses
+    assert not any(status.failed for status in statuses)
+
+
+def test_an_entry_covers_no_other_failure(read: Callable[[str], XFail]) -> None:
+    statuses = _statuses(read("layer_norm:INCORRECT_NUMERICAL:float16  # another dtype\n"))
+    assert {Status.INCORRECT_NUMERICAL, Status.XFAIL_UNUSED} <= statuses
+
+
+def test_an_entry_that_matches_nothing_fails_the_run(read: Callable[[str], XFail]) -> None:
+    xfail = read("layer_norm  # known\nrms_norm:RUNTIME_ERROR  # was repaired\n")
+    quick = parity.PROFILES["quick"]
+    records = list(parity.sweep("rms_norm", OPS, select(gpu=False), profile=quick, seed=0, xfail=xfail))
+    unused = [record for record in records if record.status.failed]
+    assert [record.status for record in unused] == [Status.XFAIL_UNUSED]
+    assert unused[0].level is Level.RUN
+    assert "xfail.txt:2: 'rms_norm:RUNTIME_ERROR' matched no failure" in unused[0].message
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("layer_norm", "xfail.txt:1: 'layer_norm' has no reason"),
+        ("softmax  # no such op", "xfail.txt:1: unknown op 'softmax'"),
+        ("layer_norm:PASSED  # no failure", "'PASSED' is no failure and no corner of layer_norm"),
+        ("layer_norm:H=0  # of other ops", "'H=0' is no failure and no corner of layer_norm"),
+        ("layer_norm:BIASED:int8  # no such dtype", "'BIASED:int8' is no failure"),
+    ],
+)
+def test_a_line_that_is_no_entry_is_a_usage_error(read: Callable[[str], XFail], line: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(line + "\n")
+    assert words in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--xfail: cannot read"):
+        XFail.read(tmp_path / "none.txt")
+
+
+def test_the_command_line_takes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, entries = tmp_path / "mine.py", tmp_path / "xfail.txt"
+    module.write_text(WRONG_OPS)
+
+    def run(text: str, out: str) -> int:
+        entries.write_text(text)
+        options = ["--profile", "quick", "--xfail", str(entries), "--out", str(tmp_path / out)]
+        return cli.main(["parity", "--ops", str(module), *options])
+
+    assert (
+        run("layer_norm:INCORRECT_NUMERICAL:bfloat16  # issue 12\nlayer_norm:BIASED  # issue 13\n", "a") == cli.FAILED
+    )
+    assert "XFAIL_UNUSED" in capsys.readouterr().out
+    known = "layer_norm:INCORRECT_NUMERICAL:bfloat16  # issue 12\nlayer_norm:BAD_INPUT_ACCEPTED  # issue 14\n"
+    assert run(known.splitlines()[0] + "\n", "b") == cli.PASSED
+    out = capsys.readouterr().out
+    assert "xfailed" in out
+    assert "PASSED" in out
+    _, records = read_run(tmp_path / "b")
+    assert {record.reason.partition(":")[0] for record in records if record.status is Status.XFAILED} == {
+        "expected (issue 12)"
+    }
+    assert run("rms_norm  # not in the set\n", "c") == cli.USAGE
+    assert "does not provide rms_norm" in capsys.readouterr().err
