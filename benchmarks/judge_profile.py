@@ -2,7 +2,7 @@
 
     python benchmarks/judge_profile.py [--ops MODULE] [--cases N] [OP ...]
 
-Prints, for each op and in all, processor-bound wall-clock seconds by stage: ``inputs`` (making the tensors),
+Prints, for each op and in all, wall-clock seconds by stage: ``inputs`` (making the tensors),
 ``truth`` (the reference in float64 and in the working dtype, and the error bound), ``candidate`` (one call),
 ``judge`` (memory, values, statistics) and ``same bits`` (further calls); and the ratio of the last two to the
 first three.

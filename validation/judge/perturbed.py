@@ -287,7 +287,10 @@ def _filled(step: _Step, values: Values) -> Call:
 
 
 def _run(step: _Step, call: Call) -> list[Tensor]:
-    return [t for t in tree_leaves(step.call(*call[0], **call[1])) if isinstance(t, Tensor)]
+    # A cast that the working dtype needed and float64 does not leaves its input's strides (those of an expanded
+    # cos, say), so what was a view there may need a copy here.
+    function = torch.ops.aten.reshape.default if step.call is torch.ops.aten.view.default else step.call
+    return [t for t in tree_leaves(function(*call[0], **call[1])) if isinstance(t, Tensor)]
 
 
 def _replay(tape: _Tape, outputs: Sequence[_Slot], after: After) -> list[Tensor]:

@@ -41,7 +41,7 @@ from validation.ops import reference_op
 Outputs = tuple[Tensor, ...]
 
 # Elements of the largest tensor up to which a case is small.
-SMALL = 8192
+SMALL = 4096
 
 MODULATION = ("shift", "scale", "gate")
 ACTIVATIONS = ("x", "residual", "q", "k")
