@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -193,9 +194,7 @@ def sweep(
             forced = corner.forced if corner else {}
             draw_seed = zlib.crc32(f"{seed}/{op}/{corner.name if corner else 'free'}".encode())
             count = profile.per_corner if corner else profile.free
-            strategy = cases(signature, forced, bfloat16=bfloat16)
-            # The first example of a strategy is its simplest; a corner's cases are the ones after it.
-            for case in draw_cases(strategy, seed=draw_seed, count=count, skip=1 if corner else 0):
+            for case in _drawn(signature, tuple(forced.items()), bfloat16, draw_seed, count):
                 yield _made_due(case, corner), forced, draw_seed
 
     deaths = 0
@@ -249,7 +248,9 @@ def read_case(path: Path) -> Case:
         data = json.loads(path.read_text())
         return Case.from_dict(data["case"] if isinstance(data, dict) and "case" in data else data)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}, expected a file that holds a case") from error
+        raise UsageError(
+            f"{path}: {error.strerror}, expected the JSON text of a case or a file that holds it"
+        ) from error
     except ValueError as error:
         raise UsageError(f"{path}: not JSON ({error}), expected a case, or an object with a case") from error
     except UsageError as error:
@@ -284,6 +285,17 @@ def _settings(count: int, *, shrink: bool) -> settings:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+    )
+
+
+@functools.lru_cache(maxsize=256)  # an op's corners and its free draws: the planted faults of an op share them
+def _drawn(
+    signature: Signature, forced: tuple[tuple[str, Any], ...], bfloat16: bool, seed: int, count: int
+) -> tuple[Case, ...]:
+    """The cases of a corner, or the free ones where nothing is forced."""
+    # The first example of a strategy is its simplest; a corner's cases are the ones after it.
+    return tuple(
+        draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count, skip=1 if forced else 0)
     )
 
 

@@ -54,7 +54,9 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
             raise UsageError(f"--fault: unknown fault {name!r}, expected one of: {', '.join(known)}")
         if known[name].gpu and device.interpreted:
             raise UsageError(f"--fault: {name!r} shows on a GPU only, expected --gpu with it")
-    chosen = [name for name in (faults or known) if not ops or known[name].op in ops]
+    # By op: the faults of one op are fed the same cases, which are drawn once.
+    chosen = sorted((faults or known), key=lambda name: known[name].op)
+    chosen = [name for name in chosen if not ops or known[name].op in ops]
     here = tuple(name for name in chosen if not (known[name].gpu and device.interpreted))
     if not here:
         raise UsageError(f"--op: no planted fault of {', '.join(ops)} among those selected, expected at least one")

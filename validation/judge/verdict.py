@@ -480,7 +480,8 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     if failure is None:
         return judgement
     check, words = failure
-    return dataclasses.replace(judgement, status=Status.NOT_REPRODUCIBLE, check=check, reason=words, tier=None)
+    reason = f"{check}: {words}"
+    return dataclasses.replace(judgement, status=Status.NOT_REPRODUCIBLE, check=check, reason=reason, tier=None)
 
 
 def _wants_fingerprint(case: Case, judgement: Judgement) -> bool:

@@ -135,6 +135,7 @@ def test_a_declared_rounding_is_a_hard_bound_and_not_slack(monkeypatch: pytest.M
     assert 50.0 < float(judgement.numbers["budget_percent"] or 0.0) <= 100.0
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch's own, on import
 # In 16 bits a block has some twenty roundings one after another, and all of them at their worst at once: the
 # bound is safe, and as wide as that.
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1.0001), (torch.bfloat16, 2.0)])
