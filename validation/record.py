@@ -207,7 +207,7 @@ class Environment:
 
         return cls(
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=" ".join([_program(), *sys.argv[1:]]),
             device=device,
             cpu=f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores",
             python=platform.python_version(),
@@ -219,6 +219,12 @@ class Environment:
             seed=seed,
             profile=profile,
         )
+
+
+def _program() -> str:
+    """``validate``, or ``pytest`` where that is run as a module."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _cpu_name() -> str:
