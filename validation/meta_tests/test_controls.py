@@ -82,7 +82,7 @@ def test_compiled_ops_pass_and_the_rounding_that_inductor_drops_is_seen(chained_
     assert not ops.missing
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert parity.run(chained_case, ops, select(gpu=False)).status is Status.PASSED
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1, "nothing was compiled"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs, "nothing was compiled"
     loose = torch_compile.compiled(getattr(torch_native, chained_case.op), emulate_precision_casts=False)
     record = _judged(loose, chained_case)
     assert record.status is Status.INCORRECT_NUMERICAL
