@@ -279,7 +279,7 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
     corners.append(
         Corner(
             f"{name}=[B,D], B==L>1",
-            {f"{name}.form": "[B,D]", "size": "square"},
+            {f"{name}.form": "[B,D]", "size": "square", "width": "pow2"},
             lambda case: (
                 (spec := spec_of(case)) is not None
                 and len(spec.shape) == 2

@@ -313,6 +313,19 @@ def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.
     assert main_spec.offset + (main_spec.shape[1] - 1) * main_spec.strides[1] - 2 * 2**20 >= 0
 
 
+@pytest.mark.parametrize("op", [op for op in OPS if parity.signature_of(op).modulations])
+def test_the_first_case_of_a_corner_tells_its_rows_apart(op: str) -> None:
+    signature = parity.signature_of(op)
+    for corner in corners.declared_corners(signature):
+        forced = parity.shares(corner, QUICK, signature)[0][0]
+        (case,) = parity.draw_cases(strategies.cases(signature, forced), seed=0, count=1, skip=1)
+        assert case.values == corner.forced.get("values", "normal"), corner.name
+        for name in signature.modulations:
+            if name in case.tensors and f"{name}.layout" not in corner.forced:
+                spec = case.tensors[name]
+                assert 0 not in [s for n, s in zip(spec.shape, spec.strides, strict=True) if n > 1], corner.name
+
+
 def test_rounding_faults_leave_float32_alone() -> None:
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(KNOWN["rounded up"].ops().layer_norm(x), RightOps().layer_norm(x))

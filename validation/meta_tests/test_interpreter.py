@@ -54,3 +54,15 @@ def test_where_the_repair_is_missing_bfloat16_is_not_judged_and_the_run_fails(tm
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     dtypes = {record["dtype"] for record in records if record["level"] == "op"}
     assert dtypes == {"float32", "float16"}
+
+
+def test_fma_rounds_once() -> None:
+    from validation._interpreter_kernels import fused_multiply_add
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4096, generator=generator)
+    z = -(x * y)  # what is left is the product's rounding error, which two roundings lose
+    got = torch.empty(4096)
+    fused_multiply_add[(1,)](x, y, z, got, 4096)
+    assert torch.equal(got.double(), x.double() * y.double() + z.double())
+    assert bool((got != 0).any())
