@@ -12,15 +12,40 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from validation.cases.case import Arguments, as_bits, guard_elements, poison
 from validation.judge import perturbed
 
+aten = torch.ops.aten
+
 _ALLOCATIONS: frozenset[Any] = frozenset(
     {
-        torch.ops.aten.empty.memory_format,
-        torch.ops.aten.empty_strided.default,
-        torch.ops.aten.empty_like.default,
-        torch.ops.aten.new_empty.default,
-        torch.ops.aten.new_empty_strided.default,
+        aten.empty.memory_format,
+        aten.empty_strided.default,
+        aten.empty_like.default,
+        aten.new_empty.default,
+        aten.new_empty_strided.default,
     }
 )
+
+
+# Operations with one correct result, which is what a vector body, a scalar tail and a strided loop all give.
+_BASIC = frozenset(
+    {aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.mul, aten.mul_, aten.div, aten.div_, aten.sqrt}
+    | {aten.rsqrt, aten.reciprocal, aten.square, aten.pow, aten.addcmul, aten.addcmul_, aten.nextafter}
+    | {aten.native_layer_norm, aten._fused_rms_norm}
+)
+# Their order is that of the elements where a row lies in one piece. Over rows apart the CPU adds several at a time,
+# and those left over in another order.
+_REDUCTIONS = frozenset({aten.sum, aten.mean, aten.var, aten.var_mean, aten.linalg_vector_norm})
+
+
+def _is_basic(func: Any, args: Sequence[Any], out: Any) -> bool:
+    """Whether the bits of a result cannot depend on where in its tensor an element stands."""
+    if isinstance(out, Tensor) and not (out.is_floating_point() or out.is_complex()):
+        return True  # a comparison
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    if any(t.is_complex() for t in tensors):
+        return False
+    if func.overloadpacket in _REDUCTIONS:
+        return tensors[0].dim() == 0 or tensors[0].shape[-1] == 1 or tensors[0].stride(-1) == 1
+    return func.overloadpacket in _BASIC
 
 
 @dataclasses.dataclass
@@ -39,12 +64,14 @@ class GuardedAllocations(TorchDispatchMode):
     Attributes:
         allocations: what was allocated.
         computed: whether PyTorch did arithmetic, beside what kernels did.
+        basic: whether all of that was of basic operations, whose bits do not depend on where an element stands.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.allocations: list[_Allocation] = []
         self.computed: bool = False
+        self.basic: bool = True
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,7 +81,9 @@ class GuardedAllocations(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func in _ALLOCATIONS and isinstance(out, Tensor) and out.device.type in ("cpu", "cuda"):
             return self._guarded(out)
-        self.computed = self.computed or not perturbed.is_exact(func)
+        if not perturbed.is_exact(func):
+            self.computed = True
+            self.basic = self.basic and _is_basic(func, args, out)
         return out
 
     def _guarded(self, out: Tensor) -> Tensor:

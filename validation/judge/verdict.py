@@ -465,13 +465,15 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     clock.lap("judge")
     if judgement.status is not Status.PASSED:
         return judgement
+    kernels = device == "cpu" and launched.count > 0 and not guards.computed
     first = same_bits.FirstCall(
         case=case,
         candidate=candidate,
         make=make,
         arguments=arguments,
         outputs=tuple(output.clone() for output in outputs_of(result)),
-        kernels=device == "cpu" and launched.count > 0 and not guards.computed,
+        kernels=kernels,
+        even=device == "cuda" or kernels or (guards.computed and guards.basic),
         judged=lambda outputs: _failure(outputs, expected),
         device=device,
     )
