@@ -219,11 +219,14 @@ def launch(
             ONE_BLOCK=tile.one_block,
             WIDE=max(rows) + tile.block_r >= 2**31 or reach >= 2**31,
             num_warps=tile.num_warps,
-            # Fused, a product and a sum in 16 bits become one fma.rn.bf16x2, which skips the rounding of the
-            # product that casting_mode="input" declares.
-            enable_fp_fusion=not options.get("INPUT_CASTING", False),
+            **(_NO_FUSION if options.get("INPUT_CASTING", False) else {}),
             **options,
         )
+
+
+# Fused, a product and a sum in 16 bits become one fma.rn.bf16x2, which skips the rounding of the product that
+# casting_mode="input" declares. The other mode is right either way: TRITON_DEFAULT_FP_FUSION decides.
+_NO_FUSION = {"enable_fp_fusion": False}
 
 
 def _current_device(x: Tensor) -> AbstractContextManager[object]:

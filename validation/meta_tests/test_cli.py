@@ -1,6 +1,8 @@
 """The command line: exit statuses, one clear line for bad input, and nothing left behind."""
 
+import importlib.util
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from validation import cli
 from validation.record import Status, read_run
 
 OP = "layer_norm_scale_shift"
+ROOT = Path(__file__).resolve().parents[2]
 
 SWAPPED = """
 import reference_ops
@@ -168,3 +171,21 @@ def test_pytest_takes_the_same_options_and_refuses_the_same(here: Path) -> None:
     unknown = run("-m", "parity", "--op", "odd")
     assert unknown.returncode == 4
     assert "unknown op 'odd'" in unknown.stderr
+
+
+@pytest.mark.parametrize("step", ["parity", "no-fusion", "faults", "memcheck", "racecheck"])
+def test_the_gpu_record_s_commands_ask_for_a_gpu_and_nothing_that_the_command_line_refuses(
+    step: str, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("gpu_record", ROOT / "benchmarks" / "gpu_record.py")
+    assert spec is not None
+    assert spec.loader is not None
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    line, environment = record.command(step, ["layer_norm"], "default", tmp_path)
+    line = line[line.index(sys.executable) :]
+    done = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
+    if torch.cuda.is_available():
+        assert done.returncode == 0, done.stdout
+    else:
+        assert done.returncode == cli.USAGE and "no usable GPU" in done.stderr, done.stderr
