@@ -52,6 +52,9 @@ class Status(StrEnum):
     SILENT_FALLBACK = "SILENT_FALLBACK"  # launches its kernel for some inputs only
     # Sampled output.
     SITE_NOT_REACHED = "SITE_NOT_REACHED"
+    MISSING_LATENTS = "MISSING_LATENTS"  # fewer than the decoder was trained with
+    NO_SURFACE = "NO_SURFACE"  # the field has one sign everywhere
+    DEGENERATE_MESH = "DEGENERATE_MESH"  # no faces, or flat
     INCORRECT_FRAMES = "INCORRECT_FRAMES"  # count, size or rate differ
     BELOW_FLOOR = "BELOW_FLOOR"
     OUTSIDE_BAND = "OUTSIDE_BAND"
@@ -209,7 +212,7 @@ class Environment:
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             command=" ".join([_program(), *sys.argv[1:]]),
             device=device,
-            cpu=f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+            cpu=f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
             python=platform.python_version(),
             torch=torch.__version__,
             triton=version_of("triton"),
@@ -227,7 +230,8 @@ def _program() -> str:
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, or its architecture where the system does not say."""
     try:
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:

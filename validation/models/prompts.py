@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,21 @@ from torch import Tensor
 from validation.errors import UsageError
 
 PROMPT_TOKENS = 16
+
+
+class _Named(Protocol):
+    """A dataclass of what `read_prompts` tells apart."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+P = TypeVar("P", bound=_Named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Prompt:
         seed: of the noise.
         height, width: in pixels, multiples of 16.
         frames: asked for; the pipeline rounds to chunks of 33 and then to 4 n + 1.
-        steps: denoising steps of a chunk.
+        steps: denoising steps of a chunk, or of each stage of a chunk where the model samples a pyramid.
         guidance_scale: classifier-free guidance; 1 is without.
         fps: frames a second of the previews.
     """
@@ -65,18 +80,7 @@ class Prompt:
         Raises:
             UsageError: no such file, no JSON, an unknown or missing field, the same name and seed twice.
         """
-        shared = read_json(path)
-        prompts = shared.pop("prompts", None)
-        if not isinstance(prompts, list) or not prompts or not all(isinstance(p, dict) for p in prompts):
-            raise UsageError(f"{path} has no list of prompts, expected at least one under 'prompts'")
-        try:
-            read = tuple(cls(**{**shared, **prompt}) for prompt in prompts)
-        except TypeError as error:
-            fields = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise UsageError(f"{path}: {str(error).partition(' ')[2]}, expected the fields {fields}") from error
-        if len({(p.name, p.seed) for p in read}) < len(read):
-            raise UsageError(f"{path} has two prompts of one name and seed, expected each once")
-        return read
+        return read_prompts(cls, path)
 
 
 def embed_prompt(text: str, width: int) -> Tensor:
@@ -94,14 +98,36 @@ def embed_prompt(text: str, width: int) -> Tensor:
     if len(words) > PROMPT_TOKENS:
         raise UsageError(f"prompt {text!r} has {len(words) - 1} words, expected at most {PROMPT_TOKENS - 1}")
 
-    def vector(key: str) -> Tensor:
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-        return torch.randn(width, generator=torch.Generator().manual_seed(seed))
-
     rows = torch.zeros(1, PROMPT_TOKENS, width)
     for i, word in enumerate(words):
-        rows[0, i] = (vector(f"word {word}") + vector(f"position {i}")) / 2**0.5
+        rows[0, i] = (embed_key(f"word {word}", width) + embed_key(f"position {i}", width)) / 2**0.5
     return rows
+
+
+def embed_key(key: str, width: int) -> Tensor:
+    """A standard normal vector ``[width]``, float32, that is the key's alone, by way of SHA-256."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+def read_prompts(cls: type[P], path: Path) -> tuple[P, ...]:
+    """The prompts of a JSON file: `Prompt.read` for any dataclass with a name and a seed.
+
+    Raises:
+        UsageError: as there.
+    """
+    shared = read_json(path)
+    prompts = shared.pop("prompts", None)
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, dict) for p in prompts):
+        raise UsageError(f"{path} has no list of prompts, expected at least one under 'prompts'")
+    try:
+        read = tuple(cls(**{**shared, **prompt}) for prompt in prompts)
+    except TypeError as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(cls))
+        raise UsageError(f"{path}: {str(error).partition(' ')[2]}, expected the fields {fields}") from error
+    if len({(p.name, p.seed) for p in read}) < len(read):
+        raise UsageError(f"{path} has two prompts of one name and seed, expected each once")
+    return read
 
 
 def read_json(path: Path) -> dict[str, Any]:
