@@ -10,7 +10,7 @@ from fused_ops._norm import norm_rows
 from reference_ops._contract import check_no_grad, check_norm
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_kernel(
     x,
     weight,

@@ -21,7 +21,7 @@ from fused_ops._norm import norm_rows
 from reference_ops._contract import Modulation, check_modulated_norm, check_no_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _layer_norm_scale_shift_kernel(
     x,
     shift,

@@ -10,7 +10,7 @@ from fused_ops._norm import norm_rows
 from reference_ops._contract import check_inplace, check_no_grad, check_qk
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["q_rows", "k_rows"])
 def _qk_norm_kernel(
     q,
     k,

@@ -10,7 +10,7 @@ from fused_ops._rotation import rotate_rows
 from reference_ops._contract import check_no_grad, check_qk_rope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["q_rows", "k_rows"])
 def _qk_norm_rope_kernel(
     q,
     k,

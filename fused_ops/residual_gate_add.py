@@ -25,7 +25,7 @@ from fused_ops._norm import gated_sum
 from reference_ops._contract import Modulation, check_modulated, check_no_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _residual_gate_add_kernel(
     residual,
     x,

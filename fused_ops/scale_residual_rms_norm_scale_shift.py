@@ -22,7 +22,7 @@ from fused_ops._norm import norm_rows
 from reference_ops._contract import Modulation, check_modulated_norm, check_no_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _scale_residual_rms_norm_scale_shift_kernel(
     residual,
     x,

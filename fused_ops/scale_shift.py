@@ -26,7 +26,7 @@ from fused_ops._norm import modulated
 from reference_ops._contract import Modulation, check_modulated, check_no_grad, check_number
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _scale_shift_kernel(
     x,
     shift,

@@ -10,7 +10,7 @@ from fused_ops._rotation import rotate_rows
 from reference_ops._contract import check_no_grad, check_split_rotary
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _split_rotary_embedding_kernel(
     x,
     cos,

@@ -262,19 +262,22 @@ def table(kernels: Sequence[Compiled]) -> str:
     return "\n".join("  ".join(f"{v:{n}}" for v, n in zip(row, sizes, strict=True)).rstrip() for row in (header, *rows))
 
 
-class _Driver:
+class Driver:
     """Tells Triton to compile for a target where there is no device."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
 
     def get_current_target(self) -> Any:
+        """The target."""
         return self.target
 
     def get_current_device(self) -> int:
+        """The only one."""
         return 0
 
     def get_current_stream(self, _device: int) -> int:
+        """The default stream."""
         return 0
 
 
@@ -288,7 +291,7 @@ def _compile_here(
 
     from fused_ops import _launch
 
-    driver.set_active(_Driver(GPUTarget(*TARGETS[target])))
+    driver.set_active(Driver(GPUTarget(*TARGETS[target])))
     _launch.DEVICE_TYPES = ("cpu",)
     launch, compiled = JITFunction.run, []
 

@@ -30,6 +30,33 @@ class Device:
 _selected: Device | None = None
 
 
+def pin_gpu(gpu: str) -> None:
+    """Let this process see one GPU alone; must come before CUDA is touched.
+
+    Args:
+        gpu: as ``CUDA_VISIBLE_DEVICES`` names it.
+
+    Raises:
+        UsageError: CUDA looked at the GPUs already.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise UsageError(f"GPU {gpu} cannot be pinned: CUDA is in use already, expected it untouched")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+def gpu_of_worker(worker: int) -> str:
+    """The GPU of the worker of that number, as ``CUDA_VISIBLE_DEVICES`` names it; in turn where there are fewer."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        visible = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = visible.split(",")
+    return gpus[worker % len(gpus)].strip()
+
+
 def select(gpu: bool) -> Device:
     """Choose the device of this process; must come before any kernel is imported.
 

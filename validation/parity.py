@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -18,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import seed as hypothesis_seed
-from hypothesis.strategies import SearchStrategy
 
 from validation.cases.case import Case, materialise
 from validation.cases.corners import Corner, corners_of, declared_corners
 from validation.cases.errors import BadCall, bad_calls
-from validation.cases.strategies import Signature, cases
-from validation.cases.workloads import workloads
+from validation.cases.pool import Pool, draw_settings
+from validation.cases.pool import draw_cases as draw_cases
+from validation.cases.strategies import VALUES, Signature, cases
+from validation.cases.workloads import Workload, workloads
 from validation.device import Device
 from validation.errors import CannotExpress, UsageError
 from validation.isolation import IsolatedOpSet
@@ -173,52 +175,126 @@ def sweep(
     xfail = xfail or XFail()
     if require is not None and require not in TIERS:
         raise UsageError(f"unknown tier {require!r}, expected one of: {', '.join(TIERS)}")
-    signature = signature_of(op)
-    bfloat16 = not device.bfloat16_problems
-    corners = declared_corners(signature, bfloat16=bfloat16, gpu=not device.interpreted)
-    real = [(w, w.make(not device.interpreted)) for w in workloads(op)]
-    real = [(w, case) for w, case in real if bfloat16 or case.dtype != "bfloat16"]
-    corners += tuple(Corner(w.name, {}, lambda case, whole=whole: case == whole) for w, whole in real)  # type: ignore[misc]
-    corners += _same_bits_corners(signature, device)
+    plan = Plan.of(op, device, profile, seed)
+    corners = plan.corners
     done: list[Record] = []
-    failed: dict[Status, tuple[Mapping[str, Any], int]] = {}
-
-    def planned() -> Iterator[tuple[Case, Mapping[str, Any], int]]:
-        for case in regressions(op):
-            if bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
-                yield case, {}, seed
-        # With few tokens the stages of a pyramid are one case.
-        for case in {case.to_json(): case for _, case in real}.values():
-            yield case, {}, seed
-        for corner in (*(c for c in corners if c.forced), None):
-            draw_seed = zlib.crc32(f"{seed}/{op}/{corner.name if corner else 'free'}".encode())
-            for forced, count in shares(corner, profile, signature):
-                for case in _drawn(signature, tuple(forced.items()), bfloat16, draw_seed, count):
-                    yield _made_due(case, corner), forced, draw_seed
-
+    failed: dict[Status, Planned] = {}
     deaths = 0
-    for case, forced, draw_seed in planned():
-        record = run(case, ops, device, corners)
+    for planned in plan.cases():
+        record = run(planned.case, ops, device, corners)
         deaths += record.status in DEATHS
         done.append(xfail.apply(record))
         if done[-1].status.failed:
-            failed.setdefault(record.status, (forced, draw_seed))
+            failed.setdefault(record.status, planned)
         yield done[-1]
         if deaths == MAX_DEATHS:
             yield _stopped(op, ops, done, seed)
             return
     if shrink:
-        for status, (forced, draw_seed) in failed.items():
+        for status, planned in failed.items():
             if status in DEATHS:  # each attempt costs a new process, or the time limit
                 continue
-            strategy = cases(signature, forced, bfloat16=bfloat16)
-            small = _shrunk(strategy, draw_seed, max(profile.per_corner + 1, profile.free), status, ops, device)
+            small = _shrunk(planned, plan, status, ops)
             if small is not None:
-                yield run(small, ops, device, corners)
+                yield small
     if any(record.status is not Status.NOT_EXPRESSED for record in done):
         yield xfail.apply(bad_input_record(op, ops, device))
     yield xfail.apply(_summary(op, ops, done, corners, require, seed))
     yield from xfail.unused(op, ops.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A case of a sweep, and how to draw others like it.
+
+    Attributes:
+        case: the case.
+        forced: the choices that its corner asks for.
+        key: its compile key, with `forced` among it; empty for cases that are not drawn.
+    """
+
+    case: Case
+    forced: Mapping[str, Any]
+    key: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a sweep feeds an op.
+
+    Attributes:
+        signature: the op's.
+        corners: those that must be reached.
+        pool: the compile keys of all drawn cases.
+        device, profile, seed: as `sweep` takes them.
+    """
+
+    signature: Signature
+    corners: tuple[Corner, ...]
+    pool: Pool
+    device: Device
+    profile: Profile
+    seed: int
+
+    @classmethod
+    def of(cls, op: str, device: Device, profile: Profile, seed: int) -> "Plan":
+        """The plan for an op."""
+        signature, bfloat16 = signature_of(op), not device.bfloat16_problems
+        corners = declared_corners(signature, bfloat16=bfloat16, gpu=not device.interpreted)
+        corners += tuple(
+            Corner(w.name, {}, lambda case, whole=whole: case == whole)  # type: ignore[misc]
+            for w, whole in _real(op, device)
+        )
+        corners += _same_bits_corners(signature, device)
+        return cls(signature, corners, _pool(signature, corners, bfloat16, seed), device, profile, seed)
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether bfloat16 can be judged."""
+        return not self.device.bfloat16_problems
+
+    def cases(self) -> Iterator[Planned]:
+        """All cases, in order; made as they are asked for."""
+        for case in regressions(self.signature.op):
+            if self.bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
+                yield Planned(case, {}, {})
+        # With few tokens the stages of a pyramid are one case.
+        for case in {case.to_json(): case for _, case in _real(self.signature.op, self.device)}.values():
+            yield Planned(case, {}, {})
+        for corner in self.corners:
+            if corner.forced:
+                for turn, (forced, count) in enumerate(shares(corner, self.profile, self.signature)):
+                    key = self.pool.of_corner(corner, forced, turn)
+                    for case in self._drawn(corner.name, {**key, **forced}, count):
+                        yield Planned(_made_due(case, corner, self.device), forced, key)
+        # As many of each key, of the first keys one more.
+        keys = tuple(itertools.islice(self.pool.open(), self.profile.free))
+        for i, key in enumerate(keys):
+            for case in self._drawn(f"free {i}", key, (self.profile.free + len(keys) - 1 - i) // len(keys)):
+                yield Planned(_made_due(case, None, self.device), {}, key)
+
+    def _drawn(self, label: str, forced: Mapping[str, Any], count: int) -> tuple[Case, ...]:
+        seed = zlib.crc32(f"{self.seed}/{self.signature.op}/{label}".encode())
+        return _drawn(self.signature, tuple(forced.items()), self.bfloat16, seed, count)
+
+
+def _real(op: str, device: Device) -> list[tuple[Workload, Case]]:
+    """The workloads of an op: whole on a GPU, with few tokens on the CPU; no bfloat16 where it cannot be judged."""
+    made = [(workload, workload.make(not device.interpreted)) for workload in workloads(op)]
+    return [(w, case) for w, case in made if not device.bfloat16_problems or case.dtype != "bfloat16"]
+
+
+@functools.lru_cache(maxsize=16)  # the planted faults of an op share it
+def _cached_pool(
+    signature: Signature, wanted: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...], bfloat16: bool, seed: int
+) -> Pool:
+    return Pool.draw(signature, [(name, dict(forced)) for name, forced in wanted], seed, bfloat16=bfloat16)
+
+
+def _pool(signature: Signature, corners: tuple[Corner, ...], bfloat16: bool, seed: int) -> Pool:
+    """The pool of a sweep; what the first case of each corner is forced to is what the corner's key must have."""
+    wanted = tuple((c.name, tuple({**telling(signature), **c.forced}.items())) for c in corners if c.forced)
+    return _cached_pool(signature, wanted, bfloat16, seed)
 
 
 def regressions(op: str) -> Iterator[Case]:
@@ -274,29 +350,18 @@ def _elements(case: Mapping[str, Any]) -> int:
     return sum(math.prod(spec["shape"]) for spec in case["tensors"].values())
 
 
-def _settings(count: int, *, shrink: bool) -> settings:
-    # Our own profiles, explicitly: under CI Hypothesis would swap in its own, with a deadline.
-    return settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        print_blob=False,
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
-    )
-
-
-def shares(corner: Corner | None, profile: Profile, signature: Signature) -> tuple[tuple[Mapping[str, Any], int], ...]:
-    """What to force in a corner's cases (None: in free draws), and in how many. In the first every row tells.
+def telling(signature: Signature) -> dict[str, Any]:
+    """Choices that make every row tell.
 
     Of zeros, modulated by zeros or by a row expanded over the batch, any row looks like any other: with these
     left free in both of a corner's two cases, 7 of 60 sweeps missed a ``[B, D]`` row taken for a token's.
     """
-    if corner is None:
-        return (({}, profile.free),)
-    telling = {"values": "normal", **{f"{name}.layout": "contiguous" for name in signature.modulations}}
-    first = ({**telling, **corner.forced}, 1)
+    return {"values": "normal", **{f"{name}.layout": "contiguous" for name in signature.modulations}}
+
+
+def shares(corner: Corner, profile: Profile, signature: Signature) -> tuple[tuple[Mapping[str, Any], int], ...]:
+    """What to force in a corner's cases, and in how many. In the first every row tells."""
+    first = ({**telling(signature), **corner.forced}, 1)
     return (first, (corner.forced, profile.per_corner - 1)) if profile.per_corner > 1 else (first,)
 
 
@@ -304,51 +369,41 @@ def shares(corner: Corner | None, profile: Profile, signature: Signature) -> tup
 def _drawn(
     signature: Signature, forced: tuple[tuple[str, Any], ...], bfloat16: bool, seed: int, count: int
 ) -> tuple[Case, ...]:
-    """The cases of a corner, or the free ones where nothing is forced."""
-    # The first example of a strategy is its simplest; a corner's cases are the ones after it.
-    return tuple(
-        draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count, skip=1 if forced else 0)
-    )
-
-
-def draw_cases(strategy: SearchStrategy[Case], *, seed: int, count: int, skip: int = 0) -> list[Case]:
-    """Count cases drawn from a strategy, the same for the same seed; the first, simplest ``skip`` left out."""
-    drawn: list[Case] = []
-
-    @_settings(count + skip, shrink=False)
-    @hypothesis_seed(seed)
-    @given(strategy)
-    def collect(case: Case) -> None:
-        drawn.append(case)
-
-    collect()
-    return drawn[skip:] or drawn
+    """The cases of a compile key."""
+    # The first example of a strategy is its simplest; what is asked for are the ones after it.
+    return tuple(draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count, skip=1))
 
 
 class _FoundError(Exception):
     pass
 
 
-def _shrunk(
-    strategy: SearchStrategy[Case], seed: int, count: int, status: Status, ops: OpSet, device: Device
-) -> Case | None:
-    """The simplest case with that status, found from the same draws; None if time ran out before the first."""
-    known: dict[str, bool] = {}
-    best: list[Case] = []
+def _shrunk(planned: Planned, plan: Plan, status: Status, ops: OpSet) -> Record | None:
+    """The record of the simplest case found that has that status too; None if none was found in time.
+
+    Drawn are cases in which each choice is, three times in four, that of the failed case, else the simplest.
+    """
+    known: dict[str, Record | None] = {}
+    best: list[Record] = []
     deadline = time.monotonic() + SHRINK_SECONDS
 
-    def fails(case: Case) -> bool:
+    def judged(case: Case) -> Record | None:
         key = case.to_json()
         if key not in known:
-            known[key] = time.monotonic() < deadline and run(case, ops, device).status == status
+            late = time.monotonic() > deadline
+            known[key] = None if late else run(case, ops, plan.device, plan.corners)
         return known[key]
 
-    @_settings(count, shrink=True)
-    @hypothesis_seed(seed)
-    @given(strategy)
+    case = planned.case
+    hints = {**planned.key, "values": case.values, **{n: case.flags[n] for n in VALUES if n in case.flags}}
+
+    @draw_settings(max(plan.profile.per_corner + 1, plan.profile.free), shrink=True)
+    @hypothesis_seed(case.seed)
+    @given(cases(plan.signature, planned.forced, bfloat16=plan.bfloat16, hints=hints))
     def check(case: Case) -> None:
-        if fails(case):
-            best[:] = [case]
+        record = judged(case)
+        if record is not None and record.status == status:
+            best[:] = [record]
             raise _FoundError
 
     with contextlib.suppress(_FoundError):
@@ -442,12 +497,16 @@ def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ..
     return tuple(corner(check) for check in same_bits.CHECKS if same_bits.applies(check, example, device.torch))
 
 
-def _made_due(case: Case, corner: Corner | None) -> Case:
-    """A case of one of those corners with the next seed for which the corner's check is due; others as they are."""
-    if corner is None or not corner.name.startswith(SAME_BITS):
-        return case
+def _made_due(case: Case, corner: Corner | None, device: Device) -> Case:
+    """A case of one of those corners with the next seed for which the corner's check is due.
+
+    Others with the next seed for which only checks are due that cost few kernels (`same_bits.affordable`).
+    """
     seeds = (dataclasses.replace(case, seed=case.seed + n) for n in range(10_000))
-    return next(c for c in seeds if corner.reached(c))
+    if corner is not None and corner.name.startswith(SAME_BITS):
+        return next(c for c in seeds if corner.reached(c))
+    affordable = same_bits.affordable(case)
+    return next(c for c in seeds if affordable.issuperset(same_bits.due(c, device.torch)))
 
 
 def _fallback(done: list[Record], ops: OpSet) -> str:
@@ -468,6 +527,7 @@ def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
     Refused is a call that raises a TypeError, a ValueError or a NotImplementedError whose message names the
     argument, with nothing written before.
     """
+    start = time.perf_counter()
     calls = list(bad_calls(signature_of(op)))
     wrong = [f"{bad.name}: {words}" for bad in calls if (words := not_refused(bad, ops, device))]
     status = Status.BAD_INPUT_ACCEPTED if wrong else Status.PASSED
@@ -482,6 +542,7 @@ def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
         check="bad input",
         reason=reason if wrong else f"all {len(calls)} bad calls were refused, each naming the argument",
         numbers={"bad_calls": len(calls), "not_refused": len(wrong)},
+        seconds={"total": round(time.perf_counter() - start, 6)},
         message="\n".join(lines) if wrong else "",
         repro=command,
     )

@@ -380,6 +380,11 @@ def materialise(case: Case, device: str = "cpu") -> Arguments:
         storage.memory.as_strided(distinct, spec.strides, storage.start + spec.offset).copy_(made[slices])
     for storage in storages.values():
         storage.before = as_bits(storage.memory).clone()
+    return Arguments(keyword_arguments(case, tensors), tensors, storages)
+
+
+def keyword_arguments(case: Case, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the op is called with, from the case's tensors by name."""
     kwargs: dict[str, Any] = dict(case.flags)
     for name, view in tensors.items():
         argument, _, part = name.partition(".")
@@ -387,7 +392,7 @@ def materialise(case: Case, device: str = "cpu") -> Arguments:
             kwargs[argument] = IndexedRows(view, tensors[f"{argument}.index"])
         elif not part:
             kwargs[name] = view
-    return Arguments(kwargs, tensors, storages)
+    return kwargs
 
 
 def _make_storages(case: Case, device: str) -> dict[str, Storage]:

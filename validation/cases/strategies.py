@@ -5,11 +5,15 @@ A strategy is made from the op's signature alone: each argument name has a role 
 roles needs nothing here.
 
 Every discrete choice goes through `Chooser.pick` under a name, so that a corner (see `corners.py`) can be
-forced by fixing some choices, and Hypothesis shrinks towards the first option of each.
+forced by fixing some choices, and Hypothesis shrinks towards the first option of each. All choices but those of
+`VALUES` together are the compile key: the cases that share them are computed by one compiled kernel. So a number
+that decides a stride is chosen in two steps (`Chooser.size`): its class, as Triton tells integers apart, is part
+of the key; which number of that class is not.
 """
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -52,9 +56,9 @@ ODD_HEAD_DIMS = {"one": (1,), "prime": (3, 5, 7, 13, 61, 127)}
 
 # name -> (batch, frames, tokens a frame), each an inclusive range
 SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
-    "general": ((1, 3), (1, 4), (1, 6)),
-    "frames": ((2, 3), (2, 4), (2, 5)),
-    "one_batch": ((1, 1), (1, 3), (1, 8)),
+    "general": ((1, 3), (1, 4), (1, 12)),
+    "frames": ((2, 3), (2, 4), (2, 9)),
+    "one_batch": ((1, 1), (1, 3), (1, 15)),
     "one_token": ((1, 4), (1, 1), (1, 1)),
     "sixteens": ((1, 2), (1, 2), (16, 16)),
     "ragged": ((1, 2), (1, 1), (33, 75)),
@@ -89,22 +93,56 @@ RARE_LAYOUTS = ("far",)
 FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
 
+# Choices that compile no kernel of their own: what tensors hold, and numbers that kernels take as floats.
+VALUES = frozenset({"values", "literals", "eps", "scale_constant"})
+
+
+def size_class(number: int) -> int:
+    """0, or what Triton can tell of a number and of its products: 1, or the power of two in it, up to 16, negative.
+
+    Triton compiles another kernel for an integer that is 1 and for one that 16 divides.
+    """
+    return number if number in (0, 1) else -math.gcd(number, 16)
+
 
 class Chooser:
-    """Draws named choices, some of them forced."""
+    """Draws named choices, some of them forced.
 
-    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], forced: Mapping[str, Any]) -> None:
-        self._draw, self._forced = draw, forced
+    Attributes:
+        key: what was chosen, by name, but for the choices of `VALUES`.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[st.SearchStrategy[Any]], Any],
+        forced: Mapping[str, Any],
+        hints: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._draw, self._forced, self._hints = draw, forced, hints or {}
+        self.key: dict[str, Any] = {}
 
     def pick(self, name: str, options: Sequence[T], rare: Sequence[T] = ()) -> T:
         """One of the options, or what is forced under that name (rare options come only so)."""
+        chosen: T
         if name in self._forced:
-            value: T = self._forced[name]
-            if value not in options and value not in rare:
-                raise ValueError(f"{name} is forced to {value!r}, expected one of {[*options, *rare]}")
-            return value
-        chosen: T = self._draw(st.sampled_from(options))
+            chosen = self._forced[name]
+            if chosen not in options and chosen not in rare:
+                raise ValueError(f"{name} is forced to {chosen!r}, expected one of {[*options, *rare]}")
+        elif name in self._hints and self._hints[name] in (*options, *rare):
+            chosen = self._draw(st.sampled_from((options[0], *(self._hints[name],) * 3)))
+        else:
+            chosen = self._draw(st.sampled_from(options))
+        if name not in VALUES:
+            self.key[name] = chosen
         return chosen
+
+    def size(self, name: str, low: int, high: int) -> tuple[int, int]:
+        """An integer in [low, high], and the largest of its class there; the class is a choice of that name."""
+        members: dict[int, list[int]] = {}
+        for number in range(low, high + 1):
+            members.setdefault(size_class(number), []).append(number)
+        chosen = members[self.pick(name, sorted(members, key=lambda c: (c < 0, abs(c))))]
+        return chosen[self.integer(0, len(chosen) - 1)], chosen[-1]
 
     def integer(self, low: int, high: int) -> int:
         """An integer in [low, high]."""
@@ -173,7 +211,11 @@ class Signature:
 
 
 def cases(
-    signature: Signature, forced: Mapping[str, Any] | None = None, *, bfloat16: bool = True
+    signature: Signature,
+    forced: Mapping[str, Any] | None = None,
+    *,
+    bfloat16: bool = True,
+    hints: Mapping[str, Any] | None = None,
 ) -> st.SearchStrategy[Case]:
     """Cases of an op.
 
@@ -181,11 +223,29 @@ def cases(
         signature: the op's.
         forced: choices that are fixed, by name (see `corners.Corner.forced`).
         bfloat16: False leaves bfloat16 out, where it cannot be judged.
+        hints: choices made in three of four cases; in the fourth, the simplest.
     """
 
     @st.composite
     def make(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
-        return _draw_case(signature, Chooser(draw, forced or {}), bfloat16)
+        return _draw_case(signature, Chooser(draw, forced or {}, hints), bfloat16)
+
+    return make()
+
+
+def compile_keys(
+    signature: Signature, forced: Mapping[str, Any] | None = None, *, bfloat16: bool = True
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Compile keys of an op: choices that, forced on `cases`, leave those free that compile no kernel of their own.
+
+    The arguments are those of `cases`.
+    """
+
+    @st.composite
+    def make(draw: Callable[[st.SearchStrategy[Any]], Any]) -> dict[str, Any]:
+        choose = Chooser(draw, forced or {})
+        _draw_case(signature, choose, bfloat16)
+        return choose.key
 
     return make()
 
@@ -222,16 +282,17 @@ def _sizes(choose: Chooser, width: int) -> tuple[int, int, int]:
     """B, F and the tokens of a frame; fewer tokens where rows are wide."""
     size = choose.pick("size", [s for s in SIZES if s not in RARE_SIZES], RARE_SIZES)
     batches, frames, tokens = SIZES[size]
-    batch = choose.integer(*batches)
     if size == "many_rows":
-        return 2, 1, choose.integer(*tokens)
+        return 2, 1, choose.size("tokens.class", *tokens)[0]
+    batch, most = choose.size("batch.class", *batches)
     if size == "square":
         return batch, 1, batch
-    count = choose.integer(*frames)
+    count, most_frames = choose.size("frames.class", *frames)
     low, high = tokens
     if size not in ("sixteens", "far"):
-        high = max(low, min(high, MAX_ELEMENTS // max(batch * count * width, 1)))
-    return batch, count, choose.integer(low, high)
+        # From the classes, not from the numbers: which classes of tokens there are may not depend on the latter.
+        high = max(low, min(high, MAX_ELEMENTS // max(most * most_frames * width, 1)))
+    return batch, count, choose.size("tokens.class", low, high)[0]
 
 
 def _width(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> int:
@@ -264,7 +325,7 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
             # One of three (q of a packed qkv) or of six (shift, scale, gate, twice) rows of the last dimension.
             parts = 3 if layout == "packed" else 6
             width = sizes[-1] if sizes else 1
-            part = choose.integer(0, parts - 1)
+            part = choose.pick(f"{name}.part", range(parts))
             gap, offset = (parts - 1) * width, part * width
         case "far":
             offset = FAR
@@ -279,7 +340,7 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         strides[:2] = FAR, FAR // 8 + 16
     if layout == "expanded":
         wide = [axis for axis in range(len(shape) - 1) if sizes[axis] > 1]
-        for axis in wide[: choose.integer(1, max(len(wide), 1))]:
+        for axis in wide[: choose.pick(f"{name}.expanded", range(1, max(len(wide), 1) + 1))]:
             strides[axis] = 0
     return TensorSpec(shape, dtype, tuple(strides), offset, name)
 
@@ -295,7 +356,7 @@ def _modulation(
         return {}
     dtype = _mixed(choose, name, dtype, dtypes)
     if form in ("indexed", "indexed[B]"):
-        rows = choose.integer(1, 4)
+        rows, _ = choose.size(f"{name}.table.rows", 1, 4)
         shape: tuple[int, ...] = (rows, width) if form == "indexed" else (batch, rows, width)
         index_dtype = choose.pick(f"{name}.index.dtype", ("int64", "int32"))
         return {
@@ -399,7 +460,7 @@ def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]
     if other == "heads":
         k = (batch, length, heads + 1, width)
     elif other == "length" and not rope:
-        k = (batch, length + 3, heads, width)
+        k = (batch, length + 16, heads, width)  # of the same class
     elif other == "rank" and not rope:
         k = (batch * length, width)
     tensors = _qk_layouts(choose, q, k, dtype)

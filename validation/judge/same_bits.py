@@ -53,6 +53,10 @@ MODULATION = ("shift", "scale", "gate")
 ACTIVATIONS = ("x", "residual", "q", "k")
 CHAINED = "scale_residual_"
 
+# Checks that call with other strides, dtypes or forms (a batch of one has stride 0 in the modulation): on a GPU each
+# may compile another kernel.
+OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation")
+
 # Regimes in which doubling neither overflows nor leaves what underflowed before.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
@@ -112,6 +116,17 @@ def due(case: Case, device: str) -> tuple[str, ...]:
     if elements <= SMALL:
         return ("repeat",) if share % 2 else (applicable[1 + lot % (len(applicable) - 1)],)
     return (applicable[check],) if share % 4 == 0 else ()
+
+
+def affordable(case: Case) -> frozenset[str]:
+    """The checks that a case may get where each kernel compiled for a first call may cost one more at most.
+
+    The same for cases that one kernel computes: those that need no other kernel, and of `OTHER_KERNEL` one or none.
+    """
+    kinds = sorted((n, t.dtype, len(t.shape), t.strides[-1:], t.offset % 8) for n, t in case.tensors.items())
+    modes = sorted((name, value) for name, value in case.flags.items() if isinstance(value, bool | str))
+    lot = zlib.crc32(f"{case.op} {kinds} {modes}".encode()) % (len(OTHER_KERNEL) + 1)
+    return frozenset(CHECKS).difference(OTHER_KERNEL) | {*OTHER_KERNEL[lot : lot + 1]}
 
 
 def applies(name: str, case: Case, device: str) -> bool:

@@ -436,12 +436,15 @@ def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Judgem
     return dataclasses.replace(judgement, seconds=clock.seconds)
 
 
+def absent(case: Case, kwargs: Mapping[str, Any]) -> dict[str, None]:
+    """Arguments that a call needs besides: a gate or weight left out is None; some signatures have no default."""
+    return dict.fromkeys(_required(case.op) - set(kwargs))
+
+
 def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _Clock) -> Judgement:
     def make() -> Arguments:
         arguments = materialise(case, device)
-        # A gate or weight that a case leaves out is None; some signatures have no default for it.
-        for name in _required(case.op) - set(arguments.kwargs):
-            arguments.kwargs[name] = None
+        arguments.kwargs |= absent(case, arguments.kwargs)
         return arguments
 
     arguments = make()

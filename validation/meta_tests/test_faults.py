@@ -151,8 +151,9 @@ def test_the_matrix_of_one_seed_counts_every_case_by_check_and_regime() -> None:
     record = matrix.judge("quiet rows are zero", select(gpu=False), QUICK, 0, first_kill=False)
     cases, kills = record.series["cases"], record.series["INCORRECT_NUMERICAL"]
     regimes = dict(zip(record.case["columns"], zip(kills, cases, strict=True), strict=True))
-    assert regimes["normal"][0] == 0
-    assert sum(kills) > 0
+    # A row of one number is quiet whatever its values.
+    quiet, normal = (regimes[name][0] / regimes[name][1] for name in ("constant_rows", "normal"))
+    assert quiet > 2 * normal
     assert regimes["zero_modulation"] == (0, 0)
     assert all(failed <= count for failed, count in regimes.values())
     text = io.StringIO()

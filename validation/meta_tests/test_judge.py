@@ -1,5 +1,6 @@
 """The judge's parts: memory, NaN and inf, the budget, bias, and the words for what is wrong."""
 
+import dataclasses
 import math
 import re
 import shlex
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fused_ops
 import reference_ops
 from validation import cli, parity
 from validation.cases.case import Case, TensorSpec, materialise
@@ -409,3 +411,16 @@ def test_guards_survive_views_and_other_allocations() -> None:
     assert len(guards.allocations) == 3
     assert guards.written_outside() == ""
     assert b.stride() == (1, 5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bias_that_a_correct_float32_chain_has_is_no_alarm(seed: int) -> None:
+    row = TensorSpec((4,), "float32", (1,), 0, "weight")
+    tensors = {
+        "x": TensorSpec((2, 35812, 4), "float32", (143248, 4, 1), 0, "x"),
+        "weight": row,
+        "bias": dataclasses.replace(row, storage="bias"),
+    }
+    case = Case("layer_norm", tensors, {"eps": 1e-6}, "normal", 14313 + seed)
+    judgement = judge_call(case, fused_ops.layer_norm, "cpu")
+    assert judgement.status is Status.PASSED, judgement.reason

@@ -1,0 +1,140 @@
+"""The pool of compile keys of a sweep, and the cases drawn from it.
+
+A GPU compiles a kernel anew for each combination of dtypes, forms, layouts, width, flags and classes of sizes
+(`strategies.Chooser.size`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
+sweep draws a pool of such combinations from its seed, and its cases from the pool: rows, offsets, values and seeds
+are free, and however many cases there are, they take as many kernels as the pool has keys.
+
+The first of the keys serve the declared corners: corners whose choices do not contradict one another share one. The
+others, up to `KEYS`, are drawn as they come.
+"""
+
+import dataclasses
+import itertools
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis.strategies import SearchStrategy
+
+from validation.cases.corners import Corner
+from validation.cases.strategies import RARE_LAYOUTS, RARE_SIZES, RARE_WIDTHS, VALUES, Signature, compile_keys
+
+T = TypeVar("T")
+Key = Mapping[str, Any]
+
+# The largest op has 49 groups of corners. A quarter of the keys are of empty tensors, and compile nothing; the
+# same-bits checks may compile half as many kernels besides (`validation.compile_keys`).
+KEYS = 90
+
+# What a corner asks for that makes its cases no place for another's: nothing in them, one column, or a large cost.
+APART = {
+    "size": frozenset({*RARE_SIZES, "no_batch", "no_tokens"}),
+    "heads": frozenset({0}),
+    "width": frozenset({*RARE_WIDTHS, "one"}),
+}
+
+
+def draw_settings(count: int, *, shrink: bool) -> settings:
+    """Hypothesis' settings for so many examples: our own, for under CI it would swap in its own, with a deadline."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+    )
+
+
+def draw_cases(strategy: SearchStrategy[T], *, seed: int, count: int, skip: int = 0) -> list[T]:
+    """Count values drawn from a strategy, the same for the same seed; the first, simplest ``skip`` left out."""
+    drawn: list[T] = []
+
+    @draw_settings(count + skip, shrink=False)
+    @hypothesis_seed(seed)
+    @given(strategy)
+    def collect(value: T) -> None:
+        drawn.append(value)
+
+    collect()
+    return drawn[skip:] or drawn
+
+
+def agree(one: Key, other: Key) -> bool:
+    """Whether no choice is made in both and differs."""
+    return all(other.get(name, value) == value for name, value in one.items() if name not in VALUES)
+
+
+def _apart(choices: Key) -> bool:
+    return any(choices.get(name) in options for name, options in APART.items()) or any(
+        value in RARE_LAYOUTS for name, value in choices.items() if name.endswith(".layout")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The compile keys of a sweep.
+
+    Attributes:
+        of_corners: one for each group of corners, the choices that these force among theirs.
+        free: the others.
+        group: by a corner's name, the index of its key.
+    """
+
+    of_corners: tuple[Key, ...]
+    free: tuple[Key, ...]
+    group: Mapping[str, int]
+
+    @classmethod
+    def draw(
+        cls,
+        signature: Signature,
+        wanted: Sequence[tuple[str, Key]],
+        seed: int,
+        *,
+        bfloat16: bool = True,
+    ) -> "Pool":
+        """Draw a pool.
+
+        Args:
+            signature: the op's.
+            wanted: by a corner's name, the choices that its key must have.
+            seed: all keys follow from it.
+            bfloat16: False leaves bfloat16 out.
+        """
+        lot = random.Random(f"{seed}/{signature.op}/pool")
+        groups: list[dict[str, Any]] = []
+        group: dict[str, int] = {}
+        # Who asks for much first: who asks for little fits in with anyone, and is spread at random.
+        for name, choices in sorted(wanted, key=lambda item: -len(item[1])):
+            asked = {key: value for key, value in choices.items() if key not in VALUES}
+            fits = [] if _apart(asked) else [i for i, g in enumerate(groups) if not _apart(g) and agree(asked, g)]
+            if not fits:
+                fits = [len(groups)]
+                groups.append({})
+            group[name] = lot.choice(fits)
+            groups[group[name]] |= asked
+
+        def drawn(forced: Key, label: str, count: int) -> list[dict[str, Any]]:
+            strategy = compile_keys(signature, forced, bfloat16=bfloat16)
+            return draw_cases(strategy, seed=zlib.crc32(f"{seed}/{signature.op}/{label}".encode()), count=count, skip=1)
+
+        of_corners = tuple(drawn(forced, f"key {i}", 1)[0] for i, forced in enumerate(groups))
+        return cls(of_corners, tuple(drawn({}, "free keys", max(KEYS - len(groups), 1))), group)
+
+    def of_corner(self, corner: Corner, forced: Key, turn: int) -> Key:
+        """A key for the cases of a corner: its own the first time, then another that has what is forced, if any."""
+        own = self.of_corners[self.group[corner.name]]
+        if turn == 0 or _apart(corner.forced):
+            return own
+        others = [key for key in self.open() if agree(forced, key)]
+        return others[zlib.crc32(corner.name.encode()) % len(others)] if others else own
+
+    def open(self) -> Iterator[Key]:
+        """The keys in which free cases are drawn: those drawn freely, then those of the corners that share."""
+        return itertools.chain(self.free, (key for key in self.of_corners if not _apart(key)))

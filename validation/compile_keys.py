@@ -1,0 +1,193 @@
+"""How many kernels a GPU would compile for a sweep, counted without one.
+
+    python -m validation.compile_keys [--free N] [--seed N] [--no-pool] [OP ...]
+
+The launchers of ``fused_ops`` are called with tensors of the sweep's shapes, strides, offsets and dtypes; Triton
+itself makes the key under which it would look for a compiled kernel, and is stopped there. Counted are the keys of
+
+* the first call of every case;
+* the further calls of `judge.same_bits`: for each key of the first, every check that any of its cases may get. So
+  for the cases drawn, the number is the most that a sweep compiles, whichever checks are due in it.
+
+Triton compiles one more kernel for each key that it has not in its cache on disk (``TRITON_CACHE_DIR``), where
+those of earlier runs lie.
+
+This needs a process without Triton's interpreter: `count` starts one.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from validation import aot, parity
+from validation.cases import strategies
+from validation.cases.case import Arguments, Case, keyword_arguments
+from validation.cases.pool import draw_cases
+from validation.device import Device
+from validation.judge import same_bits
+from validation.judge.verdict import absent, outputs_of
+from validation.ops import reference_op_names
+
+# Of larger cases (whole workloads, rows beyond 2^31 elements: up to 9 GB) no memory is written, and of the largest
+# none is asked for: what is not called is counted as a kernel of its own.
+MOST_WRITTEN, MOST_MADE = 2**20, 2**30
+
+# Checks that call with the arguments of the first call, on a GPU alone.
+ON_GPU = frozenset({"side stream", "graph replay"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """The kernels of a sweep.
+
+    Attributes:
+        op: its name.
+        cases: judged.
+        first: kernels of their first calls.
+        checks: kernels that the same-bits checks may need besides.
+    """
+
+    op: str
+    cases: int
+    first: int
+    checks: int
+
+    @property
+    def kernels(self) -> int:
+        """In all."""
+        return self.first + self.checks
+
+
+def count(ops: Sequence[str] = (), *, free: int, seed: int, pool: bool = True) -> list[Count]:
+    """Count the kernels of a sweep of each op, all ops where none is named; 2 cases a corner and ``free`` others.
+
+    Args:
+        ops: names.
+        free: cases beside those of the corners.
+        seed: all cases follow from it.
+        pool: False counts ``free`` cases drawn without a pool instead.
+
+    Raises:
+        RuntimeError: the process that counts failed; the message ends with what it said.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", __name__, "--json", "--free", str(free), "--seed", str(seed), *ops]
+    command += [] if pool else ["--no-pool"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"counting failed: {run.stderr.strip()}")
+    return [Count(**json.loads(line)) for line in run.stdout.splitlines()]
+
+
+def _make(case: Case) -> Arguments:
+    """The arguments of a case; only an index has values, zeros, since ops read them before they launch."""
+    sizes: dict[str, int] = {}
+    for spec in case.tensors.values():
+        sizes[spec.storage] = max(sizes.get(spec.storage, 0), spec.extent)
+    memory, tensors = dict[str, Tensor](), dict[str, Tensor]()
+    for name, spec in case.tensors.items():
+        make = torch.zeros if name.endswith(".index") else torch.empty
+        whole = memory.setdefault(spec.storage, make(sizes[spec.storage], dtype=spec.torch_dtype))
+        tensors[name] = whole.as_strided(spec.shape, spec.strides, spec.offset)
+    kwargs = keyword_arguments(case, tensors)
+    return Arguments(kwargs | absent(case, kwargs), tensors, {})
+
+
+def _cases(op: str, free: int, seed: int, *, pool: bool) -> Iterator[Case]:
+    if not pool:
+        yield from draw_cases(strategies.cases(parity.signature_of(op)), seed=seed, count=free)
+        return
+    plan = parity.Plan.of(op, Device("sm_90", "cuda"), parity.Profile("counted", 2, free), seed)
+    yield from (planned.case for planned in plan.cases())
+
+
+def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
+    """What `count` does for the cases of one op, in this process; ``seen`` gets Triton's keys."""
+    import fused_ops
+
+    candidate = getattr(fused_ops, op)
+    cases, uncalled, first, further = 0, Counter[str](), set[str](), set[str]()
+    for case in drawn:
+        cases += 1
+        elements = max(spec.extent for spec in case.tensors.values())
+        if elements > MOST_WRITTEN:
+            uncalled["checks"] += len(set(same_bits.due(case, "cuda")).intersection(same_bits.OTHER_KERNEL))
+        if elements > MOST_MADE:
+            uncalled["first"] += 1
+            continue
+        arguments = _make(case)
+        seen.clear()
+        with torch.no_grad():
+            result = candidate(**arguments.kwargs)
+        checks = set(same_bits.due(case, "cuda")) if seen <= first else set(_possible(case))
+        first |= seen
+        if elements > MOST_WRITTEN:
+            continue
+        call = same_bits.FirstCall(
+            case=case,
+            candidate=candidate,
+            make=lambda case=case: _make(case),  # type: ignore[misc]
+            arguments=arguments,
+            outputs=outputs_of(result),
+            kernels=False,
+            even=False,
+            judged=lambda _: "",
+            device="cpu",
+        )
+        seen.clear()
+        for name in checks - ON_GPU:
+            same_bits.CHECKS[name](call)
+        further |= seen
+    return Count(op, cases, len(first) + uncalled["first"], len(further - first) + uncalled["checks"])
+
+
+def _possible(case: Case) -> Iterator[str]:
+    """The checks that a case may get, or another with its compile key."""
+    yield from same_bits.due(case, "cuda")
+    yield from (name for name in same_bits.affordable(case) if same_bits.applies(name, case, "cuda"))
+
+
+def main() -> None:
+    """Count here and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--free", type=int, default=2000, metavar="N", help="cases beside those of the corners")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--no-pool", action="store_true", help="--free cases drawn freely, and no others")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("ops", nargs="*", metavar="OP")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    from fused_ops import _launch
+
+    driver.set_active(aot.Driver(GPUTarget(*aot.TARGETS["sm_90"])))
+    _launch.DEVICE_TYPES = ("cpu",)
+    seen: set[str] = set()
+
+    def stop(*, key: str, **_: Any) -> bool:
+        seen.add(key)
+        return True
+
+    knobs.runtime.jit_cache_hook = stop
+    for op in arguments.ops or reference_op_names():
+        counted = _count_here(op, _cases(op, arguments.free, arguments.seed, pool=not arguments.no_pool), seen)
+        if arguments.json:
+            print(json.dumps(dataclasses.asdict(counted)), flush=True)
+        else:
+            print(f"{op:40}{counted.cases:6} cases{counted.first:5} + {counted.checks:3} kernels", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A sweep compiles few kernels on a GPU: its cases are drawn from a pool of compile keys."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from validation import compile_keys, parity
+from validation.cases.case import Case
+from validation.cases.pool import KEYS, Pool, agree, draw_cases
+from validation.cases.strategies import Signature, cases, size_class
+from validation.cases.workloads import workloads
+from validation.device import select
+from validation.judge import same_bits
+from validation.ops import reference_op_names
+
+# The most that 2000 cases of an op may compile.
+MOST_KERNELS = 150
+
+OPS = reference_op_names()
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[str, compile_keys.Count]:
+    return {counted.op: counted for counted in compile_keys.count(free=200, seed=0)}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_sweep_compiles_few_kernels(op: str, counts: dict[str, compile_keys.Count]) -> None:
+    counted = counts[op]
+    assert counted.cases > 200
+    # One a key of the pool at most, however many cases; the real models' workloads besides.
+    assert KEYS // 3 < counted.first <= KEYS + len(workloads(op))
+    assert counted.kernels <= MOST_KERNELS
+
+
+def test_without_the_pool_a_quarter_of_the_cases_is_over_the_bound() -> None:
+    (counted,) = compile_keys.count(["scale_residual_layer_norm_scale_shift"], free=500, seed=0, pool=False)
+    assert counted.cases == 500
+    assert counted.kernels > MOST_KERNELS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_pool_holds_what_every_corner_asks_for(op: str) -> None:
+    plan = parity.Plan.of(op, select(gpu=False), parity.PROFILES["quick"], seed=1)
+    assert len(plan.pool.of_corners) + len(plan.pool.free) == KEYS
+    for corner in plan.corners:
+        for turn in (0, 1) if corner.forced else ():
+            key = plan.pool.of_corner(corner, corner.forced, turn)
+            assert agree(corner.forced, key), corner.name
+
+
+def test_the_seed_decides_the_pool() -> None:
+    signature = parity.signature_of("rms_norm")
+    wanted = [("dtype=float16", {"dtype": "float16"})]
+    one, again, other = (Pool.draw(signature, wanted, seed) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def _stride_classes(case: Case) -> object:
+    return {
+        name: (spec.dtype, spec.offset % 16, [(s == 1, size_class(s) in (0, -16)) for s in spec.strides])
+        for name, spec in case.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_of_a_key_differ_in_rows_but_not_in_what_triton_tells_apart(op: str) -> None:
+    signature = parity.signature_of(op)
+    pool = Pool.draw(signature, [], seed=3)
+    shapes = 0
+    for key in random.Random(0).sample(pool.free, 12):
+        drawn = draw_cases(cases(signature, key), seed=0, count=5, skip=1)
+        assert len({repr(_stride_classes(case)) for case in drawn}) == 1, key
+        shapes += len({repr([spec.shape for spec in case.tensors.values()]) for case in drawn})
+    # Wide rows, single tokens and empty tensors leave a key no choice of shape.
+    assert shapes >= 16
+
+
+def test_a_kernel_costs_one_more_at_most_for_the_same_bits_checks() -> None:
+    signature: Signature = parity.signature_of("residual_gate_add")
+    drawn = draw_cases(cases(signature), seed=0, count=100)
+    extra = [same_bits.affordable(case).intersection(same_bits.OTHER_KERNEL) for case in drawn]
+    assert {len(names) for names in extra} == {0, 1}
+    assert set().union(*extra) == set(same_bits.OTHER_KERNEL)
+
+
+def test_a_process_that_cannot_count_says_so() -> None:
+    with pytest.raises(RuntimeError, match="no_such_op"):
+        compile_keys.count(["no_such_op"], free=1, seed=0)
+
+
+def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
+    request = {"target": "sm_90", "models": ["Hunyuan3D-2"], "layouts": ["aligned"], "options": {}}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+
+    def compiled() -> tuple[str, dict[Path, int]]:
+        command = [sys.executable, "-m", "validation.aot", json.dumps(request)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return run.stdout, {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
+
+    first, files = compiled()
+    assert len(files) == len(first.splitlines()) > 10
+    assert compiled() == (first, files)
