@@ -1,0 +1,1 @@
+"""Timings: what is fast, beside what the memory allows and what others need for the same."""

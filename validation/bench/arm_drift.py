@@ -1,0 +1,190 @@
+"""The drift of an arm, beside its time: so that nobody buys speed with quality.
+
+The arm is run as it is timed, graph or compiled model included, for a few steps from `STARTS` seeds, and its latents
+are ranked among those of legal replays (`validation.drift.band`); its op set is held against the reference call by
+call on the truth's trajectories (`validation.drift.teacher`), with the same sites, compact modulation and packed q
+and k. A compiled model has no op set, so for it there is the band alone, and that counts what the compiler rounds
+elsewhere too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+import reference_ops
+from validation.bench import subjects
+from validation.bench.arms import Arm, Running
+from validation.bench.ops import one_line
+from validation.bench.subjects import Subject
+from validation.drift import measure, replay, verdicts
+from validation.drift.cache import hash_files
+from validation.drift.teacher import forwards_to_watch
+from validation.drift.verdicts import DriftVerdict
+from validation.errors import UsageError
+from validation.models import helios, hunyuan3d, mount
+from validation.models.mount import SiteError
+from validation.ops import OpSet
+from validation.record import Status, cpu_name
+
+STARTS = 6
+CLOSE = "close"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What is sampled: noise from a seed, under the subject's condition."""
+
+    name: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmVerdict:
+    """What is said of an arm.
+
+    Attributes:
+        verdicts: teacher-forced and of the band, or the band's alone; none of the path before.
+        reason: in a sentence.
+    """
+
+    verdicts: tuple[DriftVerdict, ...]
+    reason: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of them fails."""
+        return any(verdict.status.failed for verdict in self.verdicts)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all pass, and there is one."""
+        return bool(self.verdicts) and all(verdict.status is Status.PASSED for verdict in self.verdicts)
+
+    @property
+    def word(self) -> str:
+        """The lowest tier; or the first status that fails, or else that is not PASSED; "-" of the path before."""
+        wrong = [verdict.status for verdict in self.verdicts if verdict.status is not Status.PASSED]
+        if wrong:
+            return str(next((status for status in wrong if status.failed), wrong[0]))
+        tiers = [verdict.tier for verdict in self.verdicts if verdict.tier]
+        return min(tiers, key=verdicts.TIERS.index, default="-")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        of = {verdict.check: f"{verdict.status} {verdict.tier or ''}".strip() for verdict in self.verdicts}
+        return {"word": self.word, "reason": self.reason, **of}
+
+
+class DriftOfArms:
+    """Measures arms on one subject.
+
+    Attributes:
+        about: on which model, in words.
+        steps: of a trajectory: as few as let the teacher-forced test reject.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        cache: Path,
+        replays: int = measure.REPLAYS,
+        checkpoint: Path | None = None,
+        progress: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        """Sample the path before, twice from the first seed.
+
+        Args:
+            subject: on which to measure.
+            cache: folder of the bands.
+            replays: of each kind from a seed, at least 4.
+            checkpoint: the subject's, whose content decides the bands.
+            progress: called with a line of text for each sample.
+        """
+        self.subject, self.cache, self.replays, self.progress = subject, cache, replays, progress
+        places = sum(site.calls for site in subject.sites)
+        self.steps = len(forwards_to_watch(1 << 20, STARTS, 2 * places))
+        self.about = f"{subject.name} ({subject.weights}; {subject.size}), {self.steps} steps from {STARTS} seeds"
+        self.starts = [Start("noise", seed) for seed in range(STARTS)]
+        self.content = "" if checkpoint is None else hash_files([checkpoint])
+        before = Running(subject, Arm("before", ""))
+        self.before = [self._sample(before, start) for start in self.starts]
+        again = self._sample(before, self.starts[0])
+        self.repeats = all(torch.equal(a, b) for a, b in zip(self.before[0], again, strict=True))
+
+    def __call__(self, arm: Arm, require: str = CLOSE) -> ArmVerdict:
+        """The drift of an arm.
+
+        Raises:
+            UsageError: its sites cannot be mounted, or the cache cannot be written.
+        """
+        if arm.ops is None and not arm.compiled:
+            same = "repeats itself to the bit" if self.repeats else "does NOT repeat itself to the bit"
+            return ArmVerdict((), f"what the others are held against; {same}")
+        if not self.repeats:
+            reason = "the path before does not repeat itself to the bit: rounding cannot be told from chance here"
+            return ArmVerdict((DriftVerdict(Status.INCONCLUSIVE, "reference", reason),), reason)
+        candidate = arm.ops or OpSet("none", {}, "")
+        names = None if arm.compiled else arm.sites
+        with self.subject.mount(arm.ops or replay.truth(), names, compact=arm.compact, packed=arm.packed) as mounted:
+            chosen = tuple(mounted.sites.values())
+
+        def sample(ops: OpSet, start: Start) -> list[Tensor]:
+            sites = [site.name for site in chosen]
+            with self.subject.mount(ops, sites, compact=arm.compact, packed=arm.packed):
+                return self._walk(self.subject.model, start)
+
+        seen: measure.Model[Start] = measure.Model(
+            name=f"bench {self.subject.name}",
+            identity=self._identity() | {"sites": [site.name for site in chosen]},
+            sample=sample,
+            steps=lambda _start: self.steps,
+            forwards_per_step=lambda _start: 1,
+            place_of=self.subject.place_of,
+            places=sum(site.calls for site in chosen),
+        )
+        drift = measure.Drift(
+            seen, candidate, self.starts, cache=self.cache, replays=self.replays, progress=self.progress
+        )
+        try:
+            running = Running(self.subject, arm)
+            for start, before in zip(self.starts, self.before, strict=True):
+                drift.add(start, before, self._sample(running, start))
+        except UsageError:
+            raise
+        except Exception as error:  # the arm's time is known by now, and must not be lost
+            status = error.status if isinstance(error, SiteError) else Status.RUNTIME_ERROR
+            return ArmVerdict((DriftVerdict(status, "sites", one_line(error)),), one_line(error))
+        if arm.compiled:
+            found: tuple[DriftVerdict, ...] = (verdicts.judge_band(drift, require),)
+        else:
+            found = verdicts.verdicts(drift, require)
+        wrong = [verdict for verdict in found if verdict.status is not Status.PASSED]
+        return ArmVerdict(found, "; ".join(f"{verdict.check}: {verdict.reason}" for verdict in wrong or found))
+
+    def _sample(self, running: Running, start: Start) -> list[Tensor]:
+        with running.entered():
+            return self._walk(running.forward, start)
+
+    def _walk(self, forward: Callable[..., Any], start: Start) -> list[Tensor]:
+        with torch.no_grad():
+            return [x.cpu() for x in self.subject.sample(forward, start.seed, self.steps)]
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
+        device = self.subject.device
+        sources = sorted(Path(reference_ops.__path__[0]).glob("*.py"))
+        sources += [Path(str(module.__file__)) for module in (replay, helios, hunyuan3d, mount, subjects)]
+        return {
+            "weights": self.subject.weights,
+            "content": self.content,
+            "size": self.subject.size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+            "code": hash_files(sources),
+        }

@@ -1,0 +1,105 @@
+"""The bytes that an op must move, and arguments in enough copies that none of them waits in the cache.
+
+The model: each distinct element of each input is read once, each output element is written once. An expanded
+dimension (stride 0) holds one distinct element, an `IndexedRows` its table and its index. What lies between the
+elements of a strided tensor is not counted, though memory moves in sectors of 32 bytes: of a table of which every
+second float32 is needed, the GPU reads twice what is counted here.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference_ops import IndexedRows
+from validation.cases.case import Case, TensorSpec
+from validation.cases.workloads import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one call reads and writes at least."""
+
+    read: int
+    written: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.read + self.written
+
+
+def traffic(case: Case) -> Traffic:
+    """What a call of this case must move."""
+    outputs = [case.tensors[name] for name in (("q", "k") if "q" in case.tensors else ("x",))]
+    if case.op.startswith("scale_residual_"):
+        outputs *= 2  # y and residual_out
+    return Traffic(
+        # A set: the tables of a compact modulation share one index.
+        read=sum(_distinct(spec) * spec.torch_dtype.itemsize for spec in set(case.tensors.values())),
+        written=sum(spec.numel * spec.torch_dtype.itemsize for spec in outputs),
+    )
+
+
+def _distinct(spec: TensorSpec) -> int:
+    return math.prod(size for size, stride in zip(spec.shape, spec.strides, strict=True) if stride or size == 0)
+
+
+def compact(workload: Workload) -> Workload | None:
+    """The same site with its modulation as two distinct rows a batch item; None where it has one row already.
+
+    Such as ``scale_shift_table + temb`` of Helios (`validation.models.helios.mount`, ``compact=True``): one table
+    ``[B, 2, parts, D]``, whose parts are the arguments' tables, and an int32 index.
+    """
+    site, bracket, layout = workload.site.partition(", modulation [B,")
+    if bracket and not layout.startswith("L,"):
+        return None  # another layout of the same values
+    names = [name for name in ("shift", "scale", "gate") if name in workload.make(False).tensors]
+    if not any(workload.make(False).tensors[name].shape[1] > 1 for name in names):
+        return None
+
+    def make(whole: bool) -> Case:
+        case = workload.make(whole)
+        tensors = dict(case.tensors)
+        for name in names:
+            spec = tensors.pop(name)
+            (batch, tokens, width), (_, token, _) = spec.shape, spec.strides
+            table = TensorSpec((batch, 2, width), spec.dtype, (2 * token, token, 1), spec.offset, spec.storage)
+            tensors[f"{name}.table"] = table
+            tensors[f"{name}.index"] = TensorSpec((batch, tokens), "int32", (tokens, 1), 0, "index")
+        return dataclasses.replace(case, tensors=tensors)
+
+    return dataclasses.replace(workload, site=f"{site}, compact modulation", make=make)
+
+
+def argument_sets(case: Case, device: str, count: int) -> list[dict[str, Any]]:
+    """Keyword arguments of the case, so many times, each in memory of its own; values are normal."""
+    generator = torch.Generator(device).manual_seed(case.seed)
+    return [_arguments(case, device, generator) for _ in range(count)]
+
+
+def _arguments(case: Case, device: str, generator: torch.Generator) -> dict[str, Any]:
+    extents: dict[str, tuple[int, torch.dtype]] = {}
+    for spec in case.tensors.values():
+        extents[spec.storage] = (max(spec.extent, extents.get(spec.storage, (0,))[0]), spec.torch_dtype)
+    storages = {name: torch.empty(extent, dtype=dtype, device=device) for name, (extent, dtype) in extents.items()}
+    for memory in storages.values():
+        if memory.dtype.is_floating_point:
+            memory.normal_(generator=generator)
+    views: dict[str, Tensor] = {
+        name: storages[spec.storage].as_strided(spec.shape, spec.strides, spec.offset)
+        for name, spec in case.tensors.items()
+    }
+    arguments: dict[str, Any] = dict(case.flags)
+    for name, view in views.items():
+        argument, _, part = name.partition(".")
+        if part == "index":
+            table, tokens = views[f"{argument}.table"], view.shape[1]
+            # Runs of tokens, as history and current tokens are.
+            view.copy_(torch.arange(tokens, device=device) * table.shape[-2] // tokens)
+            arguments[argument] = IndexedRows(table, view)
+        elif not part:
+            arguments[name] = view
+    return arguments

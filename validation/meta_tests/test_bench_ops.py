@@ -1,0 +1,395 @@
+"""The harness of ``validate bench ops`` on the CPU, at toy sizes: what it counts, rotates, times in turn and says.
+
+No test looks at how long anything took.
+"""
+
+import dataclasses
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_ops
+import reference_ops
+from reference_ops import IndexedRows
+from validation import cli
+from validation.bench import ops
+from validation.bench.picture import share_of_roof
+from validation.bench.timing import CpuTimer, Sample
+from validation.bench.traffic import Traffic, argument_sets, compact, traffic
+from validation.cases.case import Case, TensorSpec
+from validation.cases.workloads import Workload, workloads
+from validation.errors import UsageError
+
+WORKLOADS = ops.chosen()
+FIRST = {op: workloads(op)[0] for op in reference_ops.OP_NAMES if workloads(op)}
+
+
+def spec(*shape: int, dtype: str = "float32", strides: tuple[int, ...] | None = None, storage: str = "x") -> TensorSpec:
+    contiguous = tuple(torch.empty(shape, device="meta").stride())
+    return TensorSpec(shape, dtype, contiguous if strides is None else strides, 0, storage)
+
+
+# The byte model
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (Case("layer_norm", {"x": spec(3, 5, dtype="bfloat16")}, {}, "normal", 0), Traffic(30, 30)),
+        (
+            Case("scale_shift", {"x": spec(1, 3, 5), "shift": spec(1, 3, 5, strides=(0, 0, 1))}, {}, "normal", 0),
+            Traffic(60 + 20, 60),
+        ),
+        (
+            Case(
+                "residual_gate_add", {"x": spec(2, 3, 5), "gate": spec(2, 3, 5, strides=(90, 30, 1))}, {}, "normal", 0
+            ),
+            Traffic(2 * 120, 120),
+        ),
+        (
+            Case(
+                "scale_residual_layer_norm_scale_shift",
+                {"residual": spec(2, 3, 5, storage="r"), "x": spec(2, 3, 5), "gate": spec(5, storage="g")},
+                {},
+                "normal",
+                0,
+            ),
+            Traffic(2 * 120 + 20, 2 * 120),
+        ),
+        (
+            Case("qk_norm", {"q": spec(4, 8), "k": spec(2, 8)}, {"inplace": True}, "normal", 0),
+            Traffic(6 * 32, 6 * 32),
+        ),
+        (Case("layer_norm", {"x": spec(0, 5)}, {}, "normal", 0), Traffic(0, 0)),
+    ],
+    ids=["contiguous", "expanded", "holes", "two outputs", "in place", "empty"],
+)
+def test_bytes_are_counted_once(case: Case, expected: Traffic) -> None:
+    assert traffic(case) == expected
+    assert traffic(case).total == expected.read + expected.written
+
+
+def addresses(t: Tensor) -> Tensor:
+    """The address of each byte of each element."""
+    offsets = torch.tensor(t.storage_offset())
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
+    elements = t.untyped_storage().data_ptr() + t.element_size() * offsets.flatten()
+    return (elements.unsqueeze(-1) + torch.arange(t.element_size())).flatten()
+
+
+def tensors_of(arguments: dict[str, Any]) -> list[Tensor]:
+    found = []
+    for value in arguments.values():
+        found += [*value] if isinstance(value, IndexedRows) else [value] if isinstance(value, Tensor) else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "workload", [w for w in WORKLOADS if "96x160" in w.name or w.model == "hunyuan3d"], ids=lambda w: w.name
+)
+def test_the_model_counts_what_the_tensors_of_a_call_hold(workload: Workload) -> None:
+    case = workload.make(False)
+    (arguments,) = argument_sets(case, "cpu", 1)
+    read = len(torch.cat([addresses(t) for t in tensors_of(arguments)]).unique())  # type: ignore[no-untyped-call]
+    result = getattr(reference_ops, workload.op)(**arguments)
+    outputs = [result] if isinstance(result, Tensor) else [*result]
+    assert traffic(case) == Traffic(read, sum(t.numel() * t.element_size() for t in outputs))
+
+
+def test_full_size_is_the_models_own() -> None:
+    """1.36 GB of float32 modulation a block, of which norm1 needs shift and scale; compact: two rows and an index."""
+    norm1 = FIRST["layer_norm_scale_shift"]
+    assert norm1.name == "helios norm1, norm3 384x640, modulation [B,L,6,D]"
+    row = 11040 * 5120
+    assert traffic(norm1.make(True)) == Traffic(2 * row + 2 * 4 * row, 2 * row)
+    two_rows = compact(norm1)
+    assert two_rows is not None
+    assert traffic(two_rows.make(True)) == Traffic(2 * row + 2 * 2 * 4 * 5120 + 4 * 11040, 2 * row)
+
+
+# Workloads and their arguments
+
+
+def test_compact_workloads_are_the_sites_with_modulation_of_every_token() -> None:
+    names = {w.name for w in WORKLOADS if "compact" in w.site}
+    stages = ("384x640", "pyramid 192x320", "pyramid 96x160")
+    sites = ("norm1, norm3", "norm_out", "gate")
+    assert names == {f"helios {site} {stage}, compact modulation" for site in sites for stage in stages}
+
+
+@pytest.mark.parametrize(
+    "workload", [w for w in WORKLOADS if "compact" in w.site and "96x160" in w.site], ids=lambda w: w.name
+)
+def test_compact_workloads_run_and_read_both_rows(workload: Workload) -> None:
+    (arguments,) = argument_sets(workload.make(False), "cpu", 1)
+    for value in arguments.values():
+        if isinstance(value, IndexedRows):
+            assert value.table.shape[:2] == (1, 2)
+            assert set(value.index.flatten().tolist()) == {0, 1}
+            assert value.index.dtype is torch.int32
+    reference = getattr(reference_ops, workload.op)(**arguments)
+    assert (getattr(fused_ops, workload.op)(**arguments) - reference).abs().max() <= 2**-6 * reference.abs().max()
+
+
+def test_argument_sets_lie_apart_and_are_finite() -> None:
+    for workload in FIRST.values():
+        sets = argument_sets(workload.make(False), "cpu", 3)
+        places = [{t.untyped_storage().data_ptr() for t in tensors_of(arguments)} for arguments in sets]
+        assert not places[0] & places[1] | places[1] & places[2] | places[0] & places[2]
+        assert all(t.isfinite().all() for t in tensors_of(sets[0]))
+    (packed,) = argument_sets(workloads("qk_norm")[0].make(False), "cpu", 1)
+    assert packed["q"].untyped_storage().data_ptr() == packed["k"].untyped_storage().data_ptr()
+
+
+def test_unknown_names_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="unknown op 'odd'"):
+        ops.chosen(["odd"])
+    with pytest.raises(UsageError, match="unknown model 'odd', expected one of: helios, hunyuan3d"):
+        ops.chosen(models=["odd"])
+    with pytest.raises(UsageError, match="scale_shift is at no site of helios or hunyuan3d"):
+        ops.chosen(["scale_shift"])
+    with pytest.raises(UsageError, match="qk_norm is at no site of helios"):
+        ops.chosen(["qk_norm"], ["helios"])
+    assert {w.op for w in ops.chosen(["qk_norm", "rms_norm"])} == {"qk_norm", "rms_norm"}
+    assert {*FIRST, *ops.without_workload()} == set(reference_ops.OP_NAMES)
+
+
+# Timing
+
+
+class Watch(CpuTimer):
+    """A `CpuTimer` that keeps which calls it was given, in order."""
+
+    def __init__(self, cache_bytes: int = 0) -> None:
+        self.cache_bytes = cache_bytes
+        self.order: list[Callable[[int], object]] = []
+
+    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
+        self.order.append(call)
+        return super().sample(call, calls)
+
+
+@pytest.mark.parametrize("op", FIRST)
+def test_every_op_is_timed_beside_the_others(op: str) -> None:
+    arms = [name for name in ops.ARMS if name != "torch.compile"]
+    (row,) = ops.run([FIRST[op]], CpuTimer(), whole=False, names=arms, rounds=2, calls=1)
+    assert {ops.OURS, "reference_ops", "torch_native", ops.COPY} <= set(row.arms)
+    assert set(row.arms) | set(row.left_out) == {*arms, ops.COPY}
+    assert (ops.NORM_ALONE in row.arms) == ("norm" in op)
+    for timed in row.arms.values():
+        assert len(timed.samples) == 2
+        assert timed.device > 0
+    assert row.sets == 2
+    assert row.traffic == traffic(FIRST[op].make(False))
+
+
+def test_torch_compile_of_the_reference_is_an_arm() -> None:
+    row = ops.time_workload(
+        FIRST["rms_norm"], CpuTimer(), whole=False, names=["torch.compile", ops.OURS], rounds=1, calls=1
+    )
+    assert set(row.arms) == {"torch.compile", ops.OURS, ops.COPY}
+
+
+def test_arms_take_turns_there_and_back() -> None:
+    timer = Watch()
+    ops.time_workload(FIRST["rms_norm"], timer, whole=False, names=[ops.OURS, "reference_ops"], rounds=4, calls=1)
+    warm_up, timed = timer.order[:2], timer.order[2:]
+    first, second, third = timed[:3]
+    assert {first, second, third} >= set(warm_up)
+    assert timed == [first, second, third, third, second, first] * 2
+
+
+def test_arguments_rotate_past_the_cache_and_so_do_results() -> None:
+    workload = FIRST["rms_norm"]
+    moved = traffic(workload.make(False)).total
+    for cache in (0, moved // 3, 5 * moved):
+        row = ops.time_workload(workload, Watch(cache), whole=False, names=["reference_ops"], rounds=1, calls=1)
+        assert (row.sets - 1) * moved >= 2 * cache
+        assert row.sets >= 2
+    seen: list[int] = []
+    made: list[int] = []
+
+    def op(x: Tensor, **_: Any) -> Tensor:
+        y = x.clone()
+        seen.append(x.data_ptr())
+        made.append(y.data_ptr())
+        return y
+
+    sets = [{"x": torch.zeros(1 << 16)} for _ in range(3)]
+    call = ops._rotating(op, sets)
+    for n in range(9):
+        call(n)
+    assert seen[:3] == [arguments["x"].data_ptr() for arguments in sets]
+    assert seen == seen[:3] * 3
+    assert all(len({*made[n : n + 3]}) == 3 for n in range(7))
+
+
+def fail(**_: Any) -> None:
+    raise ValueError("planted\nsecond line")
+
+
+def test_what_others_cannot_do_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    from validation.adapters import torch_native
+
+    monkeypatch.setattr(torch_native, "rotary_embedding", fail)
+    names = [ops.OURS, "torch_native", "liger", ops.NORM_ALONE]
+    row = ops.time_workload(FIRST["rotary_embedding"], CpuTimer(), whole=False, names=names, rounds=1, calls=1)
+    assert set(row.arms) == {ops.OURS, ops.COPY}
+    assert row.left_out["torch_native"] == "ValueError: planted"
+    assert row.left_out["liger"].startswith(("CannotExpress: ", "UsageError: "))
+    assert row.left_out[ops.NORM_ALONE] == "CannotExpress: there is no norm in it"
+    assert "torch_native: ValueError: planted" in ops.table([row])
+
+
+def test_an_op_of_ours_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_ops, "rms_norm", fail)
+    with pytest.raises(ValueError, match="planted"):
+        ops.time_workload(FIRST["rms_norm"], CpuTimer(), whole=False, names=[ops.OURS], rounds=1, calls=1)
+
+
+# What is said of it
+
+
+def row_of(op: str, device: dict[str, float], host: float = 5e-6) -> ops.Row:
+    """A row of these device times, in microseconds, twice; the copy takes 90."""
+    arms = {name: ops.Timed([Sample(t * 1e-6, host)] * 2) for name, t in (device | {ops.COPY: 90}).items()}
+    case = FIRST[op].make(False)
+    shape = case.tensors["x" if "x" in case.tensors else "q"].shape
+    return ops.Row(FIRST[op], shape, case.dtype, traffic(case), 2, arms, {})
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (row_of("rms_norm", {ops.OURS: 99, "reference_ops": 400, ops.NORM_ALONE: 101}), []),
+        (row_of("rms_norm", {ops.OURS: 101}), ["89% of the copy, aimed at 90%"]),
+        (row_of("qk_norm", {ops.OURS: 112}), []),
+        (row_of("qk_norm", {ops.OURS: 114}), ["79% of the copy, aimed at 80%"]),
+        (row_of("rms_norm", {ops.OURS: 95}, host=16e-6), ["16.0 us of host time, aimed at 15"]),
+        (row_of("rms_norm", {ops.OURS: 96, "liger": 80}), ["1.20 x the time of liger (1.20 to 1.20)"]),
+        (
+            row_of("rms_norm", {ops.OURS: 96, ops.NORM_ALONE: 80}),
+            ["1.20 x the time of torch norm alone (1.20 to 1.20)"],
+        ),
+        (row_of("layer_norm_scale_shift", {ops.OURS: 96, ops.NORM_ALONE: 80}), []),
+    ],
+)
+def test_shortfalls_are_named(row: ops.Row, expected: list[str]) -> None:
+    assert row.shortfalls == expected
+    text = ops.table([row])
+    assert ("Every goal is met." in text) == (not expected)
+    assert all(what in text for what in expected)
+
+
+def test_an_op_that_was_not_timed_falls_short() -> None:
+    row = row_of("rms_norm", {"reference_ops": 400})
+    row.left_out[ops.OURS] = "OutOfMemoryError: 3 GB"
+    assert row.shortfalls == ["not timed: OutOfMemoryError: 3 GB"]
+    assert "not timed" in ops.table([row])
+    assert "ratio_to_fused" not in row.to_dict()["arms"]["reference_ops"]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    row = row_of("rms_norm", {ops.OURS: 100, "liger": 200})
+    row.arms[ops.OURS].samples = [Sample(1e-4, 0), Sample(4e-4, 0)]
+    row.arms["liger"].samples = [Sample(2e-4, 0), Sample(8e-4, 0)]
+    assert row.arms["liger"].ratio_to(row.arms[ops.OURS]) == pytest.approx((2, 2, 2))
+
+
+def test_results_are_written_with_their_environment(tmp_path: Path) -> None:
+    found = [FIRST["rms_norm"], FIRST["qk_norm"]]
+    rows = list(ops.run(found, CpuTimer(), whole=False, names=[ops.OURS, "reference_ops"], rounds=1, calls=1))
+    path, picture = ops.write(rows, CpuTimer(), "<a device & its name>", tmp_path / "made")
+    data = json.loads(path.read_text())
+    assert data["environment"]["device"] == "<a device & its name>"
+    assert "no measurement" in data["measures"]
+    assert data["ops_without_workload"] == ops.without_workload()
+    for row, kept in zip(rows, data["rows"], strict=True):
+        assert kept["op"] == row.workload.op
+        assert kept["bytes_read"] == row.traffic.read
+        arm = kept["arms"][ops.OURS]
+        assert arm["bytes_per_second"] == pytest.approx(row.traffic.total / arm["median_device_seconds"])
+        assert arm["share_of_copy"] == pytest.approx(
+            kept["arms"][ops.COPY]["median_device_seconds"] / arm["median_device_seconds"]
+        )
+    assert "&lt;a device &amp; its name&gt;" in picture.read_text()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write to"):
+        ops.write(rows, CpuTimer(), "", tmp_path / "file")
+
+
+def test_the_picture_shows_every_arm_and_the_goal() -> None:
+    bars = [
+        ("rms_norm", "a <site>", {"reference_ops": 0.2, "fused_ops": 0.95, "liger": 3.0}, 0.9),
+        ("rms_norm", "another", {"fused_ops": 0.5}, 0.8),
+    ]
+    root = ET.fromstring(share_of_roof(bars, ops.OURS, "now"))
+    space = "{http://www.w3.org/2000/svg}"
+    titles = [title.text for title in root.iter(f"{space}title")]
+    assert titles == [
+        "fused_ops: 95% of the copy",
+        "reference_ops: 20% of the copy",
+        "liger: 300% of the copy",
+        "fused_ops: 50% of the copy",
+    ]
+    shown = [float(rect.attrib["width"]) for rect in root.iter(f"{space}rect") if list(rect)]
+    assert shown[0] / shown[1] == pytest.approx(0.95 / 0.5, rel=1e-2)
+    width = float(root.attrib["width"])
+    assert all(float(circle.attrib["cx"]) < width for circle in root.iter(f"{space}circle"))
+    goals = [line for line in root.iter(f"{space}line") if line.attrib["class"] == "goal"]
+    assert len(goals) == 1 + len(bars)
+
+
+# The command
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "ops", "--op", "qk_norm", "--model", "hunyuan3d"]) == cli.PASSED
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert "Nothing was timed" in lines[-1]
+    single = next(line for line in lines if "qk_norm single, packed" in line)
+    assert single.split()[-4:] == ["float16", "36.39", "36.39", "72.78"]
+    kernels = [line for line in lines if line.startswith("sm_90")]
+    assert len(kernels) == 2
+    assert all("8 x 128 bits" in line for line in kernels)
+    assert "registers" in out
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--gpu", "sees no usable GPU"),
+        ("--op odd", "unknown op 'odd'"),
+        ("--model odd", "unknown model 'odd'"),
+        ("--rounds 0", "expected an integer >= 1"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: str, says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "ops", *arguments.split()]) == cli.USAGE
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == 1
+    assert not list(here.iterdir())
+
+
+def test_rows_keep_their_fields_in_json() -> None:
+    row = row_of("rms_norm", {ops.OURS: 100})
+    kept = row.to_dict()
+    assert set(kept) >= {field.name for field in dataclasses.fields(row)} - {"workload", "traffic", "sets"}
+    json.dumps(kept, allow_nan=False)
