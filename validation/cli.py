@@ -20,6 +20,8 @@ replaces, measured, on inputs chosen to hurt.
   validate parity --ops my_kernels.py         your own ops: a file or module that defines some of them
   validate quality --model helios             a whole sampled video, reference against fused
   validate faults                             planted bugs, each of which the suite must catch
+  validate bench ops --gpu                    how fast each op is, beside the copy, the eager chain and others
+  validate bench denoise --model helios --gpu how fast a whole denoiser is with them, beside each arm's drift
   validate repro '{"op": ...}'                one case again, from a failure's last line
 """
 
@@ -57,8 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     quality = command(
         "quality",
         "sample a model with reference and fused ops, compare what comes out",
-        "Samples a model twice with the same seed, with reference ops and with the candidate's mounted on its\n"
-        "sites, and compares the decoded frames in memory: PSNR, SSIM, worst frame, worst tile.",
+        "Samples a model from the same seeds with reference ops and with the candidate's mounted on its sites, and\n"
+        "compares: at each site along the truth's own trajectory; the latents' distance to the truth, beside legal\n"
+        "replays of every rounding (the band, kept for the next run); the decoded frames in memory.",
     )
     faults = command(
         "faults",
@@ -70,6 +73,66 @@ def _parser() -> argparse.ArgumentParser:
         "repro",
         "judge one case again",
         "Judges one case again: the JSON text of a failure's last line, or a file that holds it.",
+    )
+    bench = command("bench", "time ops", "Timings; they count on a GPU only.")
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    bench_ops = benches.add_parser(
+        "ops",
+        help="every op at every workload of the real models",
+        description="Times each op at each site of Helios and Hunyuan3D-2 beside the eager reference, torch.compile\n"
+        "of it, PyTorch's norms and other libraries' kernels, and a copy of as many bytes. Without --gpu:\n"
+        "the bytes that must move and what the compiler made of the kernels; nothing is timed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench_ops.add_argument("--gpu", action="store_true", help="time on the GPU; a usage error where there is none")
+    bench_ops.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
+    bench_ops.add_argument(
+        "--model", action="append", default=[], metavar="NAME", help="helios or hunyuan3d (default: both)"
+    )
+    bench_ops.add_argument("--rounds", type=int, default=9, metavar="N", help="samples of each (default: 9)")
+    bench_ops.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="folder of the JSON and the picture"
+    )
+    denoise = benches.add_parser(
+        "denoise",
+        help="a whole denoiser's step, before the fusions and after",
+        description="Times a step of Helios or Hunyuan3D-2 at full size, random weights, in arms that take turns: the\n"
+        "path before the fusions, the sites of the change upstream, all sites, compact modulation, CUDA graphs,\n"
+        "torch.compile; beside each its drift verdict, launches, memory and the bytes that it must move. Without\n"
+        "--gpu: the bytes alone; nothing is timed. Exit status 1 if an arm of the op set fails, its drift included.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    denoise.add_argument("--model", required=True, metavar="NAME", help="helios or hunyuan3d")
+    denoise.add_argument("--gpu", action="store_true", help="time on the GPU; a usage error where there is none")
+    denoise.add_argument(
+        "--tiny",
+        action="store_true",
+        help="a tiny size, which runs on the CPU too: a test of the harness, no measurement",
+    )
+    denoise.add_argument("--checkpoint", type=Path, metavar="DIR", help="weights (default: random ones)")
+    denoise.add_argument(
+        "--ops", metavar="MODULE_OR_FILE", default="fused_ops", help="op set to mount (default: fused_ops)"
+    )
+    denoise.add_argument(
+        "--arm", action="append", default=[], metavar="NAME", help="beside the first, this arm only; may be repeated"
+    )
+    denoise.add_argument("--steps", type=int, default=4, metavar="N", help="timed steps of a visit (default: 4)")
+    denoise.add_argument(
+        "--rounds", type=int, default=6, metavar="N", help="of two visits of each arm; an interval needs 6 (default: 6)"
+    )
+    denoise.add_argument(
+        "--decodes", type=int, choices=(0, 1, 2), default=2, help="timed decodes, for end to end (default: 2)"
+    )
+    denoise.add_argument(
+        "--drift",
+        choices=("embedded", "model", "none"),
+        help="measure it on the embedded checkpoint, or on the model that is timed (default: embedded; model if tiny)",
+    )
+    denoise.add_argument("--replays", type=int, default=8, metavar="N", help="legal replays of each kind (default: 8)")
+    denoise.add_argument("--cache", type=Path, metavar="DIR", help="where the bands are kept")
+    denoise.add_argument("--profile", action="store_true", help="write a table of kernels by arm as well; needs --gpu")
+    denoise.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="folder of the JSON and the picture"
     )
     report = command("report", "write report.html of a run folder", "Writes report.html of a run folder again.")
 
@@ -101,11 +164,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--profile", choices=("quick", "default", "nightly"), default="default", help="how many cases an op gets"
         )
-    for sub in (run, parity):
+    for sub in (run, parity, quality):
         sub.add_argument(
             "--require",
             metavar="TIER",
-            help="hold every op to bit-exact, lossless or close (default: lossless for fused_ops, close for others)",
+            help="hold every op, and the drift, to bit-exact, lossless or close (default: lossless for fused_ops, "
+            "close for others)",
         )
     for sub in (run, parity):
         sub.add_argument(
@@ -114,11 +178,49 @@ def _parser() -> argparse.ArgumentParser:
     faults.add_argument("--op", action="append", default=[], metavar="NAME", help="faults of this op; may be repeated")
     parity.add_argument("--op", action="append", default=[], metavar="NAME", help="judge this op only; may be repeated")
     for sub in (run, quality):
-        sub.add_argument("--model", metavar="NAME", help="model to sample: helios (default: all)")
-    quality.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint in diffusers' folder format")
+        sub.add_argument("--model", metavar="NAME", help="model to sample: helios, hunyuan3d (default: all)")
+    quality.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint: Helios in diffusers' folder format, Hunyuan3D-2 in the official one",
+    )
     quality.add_argument(
         "--sites", metavar="SITE[,SITE]", help="mount only these sites (default: every site whose op the set provides)"
     )
+    quality.add_argument("--prompts", type=Path, metavar="FILE", help="JSON of what to sample (default: embedded)")
+    for sub in (run, quality):
+        sub.add_argument(
+            "--replays",
+            type=int,
+            default=8,
+            metavar="N",
+            help="legal replays of each kind a prompt, for the band; 0: no drift, floors alone (default: %(default)s)",
+        )
+        sub.add_argument(
+            "--cache", type=Path, metavar="DIR", help="where the band is kept (default: ~/.cache/fused-op-validation)"
+        )
+    shapes = quality.add_argument_group("with --model hunyuan3d")
+    shapes.add_argument(
+        "--until", default="views", metavar="RUNG", help="end with the shape, the mesh or the views (default: views)"
+    )
+    shapes.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="picture to make a shape of, background removed (alpha 0); may be repeated",
+    )
+    shapes.add_argument(
+        "--image-encoder", type=Path, metavar="DIR", help="DINOv2 as transformers saves it (default: the checkpoint's)"
+    )
+    shapes.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: the prompt's; 50)")
+    shapes.add_argument("--guidance", type=float, metavar="X", help="guidance scale (default: the prompt's; 5)")
+    shapes.add_argument(
+        "--octree-resolution", type=int, metavar="N", help="cells along the grid's edge (default: the prompt's; 384)"
+    )
+    shapes.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds of each prompt (default: 1)")
     repro.add_argument("case", metavar="CASE", help="JSON text of a case, or the path of a file that holds it")
     report.add_argument("folder", type=Path, metavar="RUN_DIR", help="such as runs/20260101-120000")
     return parser
@@ -131,9 +233,20 @@ def _progress(text: str) -> None:
 def _session_command(arguments: argparse.Namespace) -> int:
     from validation import parity
     from validation.report.terminal import print_table
-    from validation.session import Options, Session
+    from validation.session import Options, Session, ShapeOptions
 
     sites = getattr(arguments, "sites", None)
+    shape = ShapeOptions()
+    if arguments.command == "quality":
+        shape = ShapeOptions(
+            until=arguments.until,
+            images=tuple(arguments.image),
+            image_encoder=arguments.image_encoder,
+            steps=arguments.steps,
+            guidance=arguments.guidance,
+            octree_resolution=arguments.octree_resolution,
+            seeds=arguments.seeds,
+        )
     session = Session(
         Options(
             ops=arguments.ops,
@@ -150,6 +263,10 @@ def _session_command(arguments: argparse.Namespace) -> int:
             model=getattr(arguments, "model", None),
             checkpoint=getattr(arguments, "checkpoint", None),
             sites=tuple(sites.split(",")) if sites else None,
+            prompts=getattr(arguments, "prompts", None),
+            replays=getattr(arguments, "replays", 0),
+            cache=getattr(arguments, "cache", None),
+            shape=shape,
         )
     )
     if arguments.command in ("run", "quality"):
@@ -246,6 +363,68 @@ def _repro(arguments: argparse.Namespace) -> int:
     return exit_status([record.status])
 
 
+def _bench_ops(arguments: argparse.Namespace) -> int:
+    from validation.device import select
+    from validation.media.video import require_writable
+
+    device = select(arguments.gpu)
+    if arguments.rounds < 1:
+        raise UsageError(f"--rounds: {arguments.rounds}, expected an integer >= 1")
+    from validation.bench import ops
+    from validation.bench.timing import GpuTimer
+
+    found = ops.chosen(arguments.op, arguments.model)
+    if not arguments.gpu:
+        print(ops.without_gpu(found))
+        return PASSED
+    require_writable(arguments.out)
+    timer = GpuTimer()
+    rows = list(ops.run(found, timer, whole=True, rounds=arguments.rounds, progress=_progress))
+    print(ops.table(rows))
+    print("results:", *ops.write(rows, timer, device.name, arguments.out))
+    return PASSED
+
+
+def _bench_denoise(arguments: argparse.Namespace) -> int:
+    from validation.device import select
+    from validation.media.video import require_writable
+    from validation.ops import load_op_set
+
+    for option, value, least in (("rounds", arguments.rounds, 1), ("steps", arguments.steps, 1)):
+        if value < least:
+            raise UsageError(f"--{option}: {value}, expected an integer >= {least}")
+    if arguments.replays < 4:
+        raise UsageError(f"--replays: {arguments.replays}, expected at least 4 (--drift none leaves the drift out)")
+    if arguments.profile and not arguments.gpu:
+        raise UsageError("--profile: kernels are seen on a GPU only, expected --gpu as well")
+    device = select(arguments.gpu)
+    from validation.bench import denoise
+
+    ops = load_op_set(arguments.ops)
+    if not (arguments.gpu or arguments.tiny):
+        print(denoise.without_gpu(arguments.model, ops, arguments.checkpoint))
+        return PASSED
+    require_writable(arguments.out)
+    result = denoise.benchmark(
+        arguments.model,
+        ops,
+        device.torch,
+        tiny=arguments.tiny,
+        checkpoint=arguments.checkpoint,
+        names=arguments.arm,
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+        decodes=arguments.decodes,
+        drift=arguments.drift,
+        replays=arguments.replays,
+        cache=arguments.cache,
+        progress=_progress,
+    )
+    print(denoise.table(result))
+    print("results:", *denoise.write(result, device.name, arguments.out, profile=arguments.profile))
+    return FAILED if result.failed else PASSED
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from validation.record import read_run
     from validation.report.html import write_report
@@ -268,6 +447,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(arguments)
         if arguments.command == "faults":
             return _faults(arguments)
+        if arguments.command == "bench":
+            return _bench_ops(arguments) if arguments.bench == "ops" else _bench_denoise(arguments)
         return _session_command(arguments)
     except UsageError as error:
         print(f"validate: {error}", file=sys.stderr)

@@ -1,15 +1,20 @@
 """pytest's side: the options of the ``validate`` command, the markers, and the run folder of a session.
 
 Loaded by the ``conftest.py`` at the top; elsewhere with ``-p validation.plugin``.
+
+With pytest-xdist (``-n N``) the ops are spread over the workers; each sends its records along with its tests'
+reports, and the process that started them writes the one run. With ``--gpu`` each worker sees one GPU.
 """
 
 import argparse
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from validation.device import gpu_of_worker, pin_gpu
 from validation.errors import UsageError
 from validation.record import Record, Status
 from validation.session import DEFAULT_OPS, DEFAULT_SEED, Options, Session
@@ -21,6 +26,9 @@ MARKERS = {
 }
 
 SESSION = pytest.StashKey[Session]()
+
+# What a worker is told, and the attribute of a test's report that carries its records.
+GPU, FOLDER, RECORDS = "validation_gpu", "validation_folder", "validation_records"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--model", metavar="NAME", help="model to sample (default: all)")
     group.addoption("--checkpoint", type=Path, metavar="DIR", help="a checkpoint in diffusers' folder format")
     group.addoption("--sites", metavar="SITE[,SITE]", help="mount only these sites")
+    group.addoption("--prompts", type=Path, metavar="FILE", help="JSON of what to sample")
+    group.addoption("--replays", type=int, default=8, metavar="N", help="legal replays a prompt; 0: floors alone")
+    group.addoption("--cache", type=Path, metavar="DIR", help="where the replays' distances are kept")
     group.addoption("--json", type=Path, metavar="FILE", help="write environment and records as JSON as well")
     group.addoption("--out", type=Path, metavar="DIR", help="run folder (default: a new one under runs/)")
 
@@ -69,11 +80,47 @@ def pytest_configure(config: pytest.Config) -> None:
         model=config.getoption("--model"),
         checkpoint=config.getoption("--checkpoint"),
         sites=tuple(sites.split(",")) if sites else None,
+        prompts=config.getoption("--prompts"),
+        replays=config.getoption("--replays"),
+        cache=config.getoption("--cache"),
     )
+    started_with: dict[str, str] = getattr(config, "workerinput", {})
     try:
-        config.stash[SESSION] = Session(options)
+        if started_with and options.gpu:
+            pin_gpu(started_with[GPU])
+        config.stash[SESSION] = Session(options, Path(started_with[FOLDER]) if started_with else None)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist its GPU, and the folder of the run."""
+    session = node.config.stash[SESSION]
+    node.workerinput[FOLDER] = str(session.folder.resolve())
+    if session.options.gpu:
+        node.workerinput[GPU] = gpu_of_worker(int(node.gateway.id.removeprefix("gw")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In a worker, send the test's records with its report."""
+    report = yield
+    session = item.config.stash[SESSION]
+    if hasattr(item.config, "workerinput") and call.when == "call" and session.started:
+        setattr(report, RECORDS, [record.to_json() for record in session.run.records])
+        session.run.records.clear()
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add the records that came with a worker's report to the run."""
+    node = getattr(report, "node", None)  # pytest-xdist says whence it came, in the process that gathers
+    if node is not None:
+        for text in getattr(report, RECORDS, ()):
+            node.config.stash[SESSION].run.add(Record.from_json(text))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

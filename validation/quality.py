@@ -1,9 +1,10 @@
-"""Sampled output: the same video sampled with reference ops and with a candidate's, compared frame by frame.
+"""Sampled output: the same video sampled with reference ops and with a candidate's, compared frame by frame and
+step by step.
 
 For each prompt the reference is sampled twice and the candidate once, all from one seed. If the two
 references differ in a bit, nothing can be said of the candidate: INCONCLUSIVE. Otherwise its frames are
 held against the reference's in memory, as they leave the VAE, in this order; the first check that fails
-names the record:
+names the prompt's record:
 
     sites     the ops ran at every mounted site, as often as they must, and returned what an op returns
     frames    as many frames, of the same size
@@ -11,6 +12,11 @@ names the record:
     floors    PSNR and SSIM of the worst frame, the worst tile, the whole and its motion stand above the
               floors of ``fixtures/tolerances/``: a guard against catastrophe, since sampling amplifies
               every rounding and no fixed number tells a legal one from a wrong one
+
+What tells them apart is measured over all prompts together (`validation.drift`), one record each:
+
+    teacher-forced  no site is further from the truth than the path it replaces
+    band            the latents lie no further from the truth's than those of legal roundings
 """
 
 import dataclasses
@@ -26,19 +32,27 @@ import numpy as np
 import torch
 
 from validation.device import Device
+from validation.drift import band, measure, verdicts
+from validation.drift.cache import default_folder, hash_files
 from validation.errors import UsageError
+from validation.estimate import Estimate
 from validation.media import metrics, video
+from validation.models.mount import Site, SiteError
 from validation.models.prompts import Prompt, embed_prompt, read_json
 from validation.models.trajectory import Trajectory
 from validation.ops import OpSet, load_op_set
-from validation.record import Level, Record, Status
+from validation.parity import default_tier
+from validation.record import Level, Record, Status, cpu_name
 from validation.session import Session
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
-TINY = FIXTURES / "checkpoints" / "helios-tiny"
+TINY = FIXTURES / "checkpoints" / "helios-tiny"  # random weights, two prompts
+DEFAULT = FIXTURES / "checkpoints" / "helios-trained"
 
-MODELS = ("helios",)
+VIDEO_MODELS = ("helios",)  # sampled here
+SHAPE_MODELS = ("hunyuan3d",)  # and by `validation.shape_quality`
+MODELS = (*VIDEO_MODELS, *SHAPE_MODELS)
 
 FLOOR_NAMES = ("psnr", "psnr_worst_frame", "psnr_worst_tile", "psnr_temporal", "ssim_worst_frame")
 
@@ -51,10 +65,23 @@ def check_request(session: Session) -> None:
     Raises:
         UsageError: an unknown model or site, nothing to mount, a bad file, an unwritable folder.
     """
+    from validation import shape_quality
+
+    options = session.options
     for model in _models_of(session):
-        _plan(model, session.ops, session.options.checkpoint, session.options.sites)
-    if session.options.out is not None:
-        video.require_writable(session.options.out)
+        chosen = (options.checkpoint, options.sites, options.prompts)
+        if model in SHAPE_MODELS:
+            shape_quality.make_plan(
+                session.ops, *chosen, seed=options.seed, replays=options.replays, shape=options.shape
+            )
+        else:
+            if options.model is not None and (words := options.shape.words()):
+                raise UsageError(f"{words[0]}: {model} has no such option, expected --model {SHAPE_MODELS[0]}")
+            make_plan(model, session.ops, *chosen, replays=options.replays)
+    if options.out is not None:
+        video.require_writable(options.out)
+    if options.replays:
+        video.require_writable(options.cache or default_folder())
 
 
 def quality(session: Session, progress: Callable[[str], None] = lambda _text: None) -> Iterator[Record]:
@@ -62,31 +89,52 @@ def quality(session: Session, progress: Callable[[str], None] = lambda _text: No
 
     Where no model was named, one that calls none of the set's ops is passed over.
     """
+    from validation import shape_quality
+
     options = session.options
     models = _models_of(session)
     for model in MODELS:
-        if model not in models and options.model is None:
+        if model not in models and not _names_one_model(session):
             progress(f"{model}: calls no op that {session.ops.name} provides, not sampled")
     for model in models:
-        yield from run_quality(
-            model,
-            session.ops,
-            device=session.device,
-            checkpoint=options.checkpoint,
-            sites=options.sites,
-            seed=options.seed,
-            folder=session.run.folder,
-            progress=progress,
-        )
+        chosen: dict[str, Any] = {
+            "device": session.device,
+            "checkpoint": options.checkpoint,
+            "sites": options.sites,
+            "prompts": options.prompts,
+            "seed": options.seed,
+            "replays": options.replays,
+            "require": session.require or "close",
+            "cache": options.cache,
+            "folder": session.run.folder,
+            "progress": progress,
+        }
+        if model in SHAPE_MODELS:
+            yield from shape_quality.run_quality(session.ops, **chosen, shape=options.shape)
+        else:
+            yield from run_quality(model, session.ops, **chosen)
+
+
+def _names_one_model(session: Session) -> bool:
+    """Whether options were given that can only be meant for one model."""
+    options = session.options
+    return any(value is not None for value in (options.model, options.sites, options.checkpoint, options.prompts))
 
 
 def _models_of(session: Session) -> tuple[str, ...]:
-    if session.options.model is not None or session.options.sites is not None:
-        return (session.options.model or MODELS[0],)
-    from validation.models import helios
+    from validation.models import helios, hunyuan3d
 
-    calls = {site.op for site in helios.sites_of({})}
-    return MODELS if calls & set(session.ops.functions) else ()
+    options = session.options
+    if options.model is not None and options.model not in MODELS:
+        raise UsageError(f"--model: unknown model {options.model!r}, expected one of: {', '.join(MODELS)}")
+    if _names_one_model(session):
+        # Options of shapes alone name the model as well.
+        return (options.model or (SHAPE_MODELS if options.shape.words() else VIDEO_MODELS)[0],)
+    if options.shape.words():
+        return SHAPE_MODELS
+    sites = dict(zip(MODELS, (helios.sites_of({}), hunyuan3d.sites_of({})), strict=True))
+    provided = set(session.ops.functions)
+    return tuple(model for model in MODELS if provided & {site.op for site in sites[model]})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,39 +143,49 @@ class Plan:
 
     Attributes:
         checkpoint: the folder.
+        sites: where the op set will be mounted.
         prompts: what to sample.
         floors: lowest values by name, and the name of their file.
         floors_name: that name.
     """
 
     checkpoint: Path
+    sites: tuple[Site, ...]
     prompts: tuple[Prompt, ...]
     floors: dict[str, float]
     floors_name: str
 
 
-def _plan(
+def make_plan(
     model: str,
     ops: OpSet,
     checkpoint: Path | None,
     sites: Sequence[str] | None,
     prompts: Path | None = None,
     floors: Path | None = None,
+    replays: int = measure.REPLAYS,
 ) -> Plan:
-    if model not in MODELS:
-        raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(MODELS)}")
+    """Read and check everything that `run_quality` needs but the weights; arguments and errors as there."""
+    if model not in VIDEO_MODELS:
+        raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(VIDEO_MODELS)}")
     from validation.models import helios  # diffusers takes seconds to import
 
-    checkpoint = TINY if checkpoint is None else checkpoint
-    helios.check(checkpoint, ops, sites)
-    read = Prompt.read(prompts or FIXTURES / "prompts" / "helios-tiny.json")
+    if replays != 0 and replays < 4:
+        raise UsageError(f"--replays: {replays}, expected at least 4, or 0 to leave the drift out")
+    checkpoint = DEFAULT if checkpoint is None else checkpoint
+    read = Prompt.read(prompts or _fixture("prompts", checkpoint, DEFAULT.name))
+    chosen = helios.check(checkpoint, ops, sites, read)
     if not (checkpoint / "text_encoder").is_dir():
         for text in {text for prompt in read for text in (prompt.text, prompt.negative_text)}:
             embed_prompt(text, 1)
-    if floors is None:
-        named = FIXTURES / "tolerances" / f"{checkpoint.resolve().name}.json"
-        floors = named if named.is_file() else FIXTURES / "tolerances" / f"{model}.json"
-    return Plan(checkpoint, read, read_floors(floors), floors.stem)
+    floors = floors or _fixture("tolerances", checkpoint, model)
+    return Plan(checkpoint, chosen, read, read_floors(floors), floors.stem)
+
+
+def _fixture(folder: str, checkpoint: Path, otherwise: str) -> Path:
+    """The file of a fixture folder that is named like the checkpoint's folder, or else another."""
+    named = FIXTURES / folder / f"{checkpoint.resolve().name}.json"
+    return named if named.is_file() else FIXTURES / folder / f"{otherwise}.json"
 
 
 def run_quality(
@@ -140,10 +198,13 @@ def run_quality(
     prompts: Path | None = None,
     floors: Path | None = None,
     seed: int = 0,
+    replays: int = measure.REPLAYS,
+    require: str = "lossless",
+    cache: Path | None = None,
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Record]:
-    """Judge an op set by sampled videos: one record a prompt.
+    """Judge an op set by sampled videos: one record a prompt, and two on the drift over all of them.
 
     Everything that can be refused is refused by the call, before the first record is asked for.
 
@@ -151,24 +212,41 @@ def run_quality(
         model: one of `MODELS`.
         ops: the candidate.
         device: where to sample.
-        checkpoint: a folder in diffusers' format; None is ``fixtures/checkpoints/helios-tiny``.
+        checkpoint: a folder in diffusers' format; None is `DEFAULT`.
         sites: where to mount (`validation.models.helios.SITE_NAMES`); None is wherever the set has the op.
-        prompts: a JSON file for `Prompt.read`; None is ``fixtures/prompts/helios-tiny.json``.
+        prompts: a JSON file for `Prompt.read`; None is the one of ``fixtures/prompts/`` that is named like the
+            checkpoint folder, or else that of `DEFAULT`.
         floors: a JSON file for `read_floors`; None is the one of ``fixtures/tolerances/`` that is named
             like the checkpoint folder, or else like the model.
         seed: added to the seed of each prompt.
+        replays: legal replays of each kind for each prompt, at least 4; where there are so few prompts that the
+            test could not reject, more are made. 0 leaves the drift out: floors alone are judged then.
+        require: the tier that the drift is held to.
+        cache: where the replays' distances are kept; None is `validation.drift.cache.default_folder`.
         folder: the run folder, for frames and previews; None keeps none.
         progress: called with a line of text as the work goes on.
 
     Raises:
-        UsageError: an unknown model or site, nothing to mount, a bad file, an unwritable folder.
+        UsageError: an unknown model or site, nothing to mount, a bad file or number, an unwritable folder.
     """
-    plan = _plan(model, ops, checkpoint, sites, prompts, floors)
+    plan = make_plan(model, ops, checkpoint, sites, prompts, floors, replays)
     if folder is not None:
         video.require_writable(folder)
+    if replays:
+        video.require_writable(cache or default_folder())
     about = {"model": model, "checkpoint": plan.checkpoint.resolve().name, "floors": plan.floors_name}
     samples = [dataclasses.replace(prompt, seed=prompt.seed + seed) for prompt in plan.prompts]
-    repro = _command(model, ops, device, plan.checkpoint, sites, seed)
+    repro = _command(
+        model,
+        ops,
+        device,
+        plan.checkpoint,
+        sites=sites,
+        prompts=prompts,
+        seed=seed,
+        replays=replays,
+        require=require,
+    )
     if device.bfloat16_problems:
         return (_not_judged(model, ops, prompt, device, about, repro) for prompt in samples)
     from validation.models import helios
@@ -176,25 +254,138 @@ def run_quality(
     progress(f"{model}: loading {plan.checkpoint}")
     pipeline = helios.load(plan.checkpoint, DTYPE, device.torch)
     helios.mount(pipeline.transformer, ops, sites).unmount()
+    estimate = Estimate({"reference": 2 * len(samples), "candidate": len(samples)})
+    drift = None
+    if replays:
+        seen = drift_model(pipeline, plan, device, estimate)
+        drift = measure.Drift(
+            seen, ops, samples, cache=cache or default_folder(), replays=replays, progress=lambda text: say(text)
+        )
+        estimate.plan({"truth": len(samples), "replay": 2 * drift.replays * len(samples)})
+    prompt_name = ""
+
+    def say(text: str) -> None:
+        progress(f"{model} {prompt_name}: {text} ({estimate})")
 
     def records() -> Iterator[Record]:
+        nonlocal prompt_name
         for prompt in samples:
+            prompt_name = f"{prompt.name} seed {prompt.seed}"
             record = sample_and_judge(
-                pipeline, ops, prompt, floors=plan.floors, sites=sites, folder=folder, repro=repro, progress=progress
+                pipeline,
+                ops,
+                prompt,
+                floors=plan.floors,
+                sites=sites,
+                drift=drift,
+                estimate=estimate,
+                folder=folder,
+                repro=repro,
+                progress=say,
             )
             yield dataclasses.replace(record, case=about | record.case)
+        if drift is not None:
+            yield from drift_records(drift, ops, require, plan, about, repro)
 
     return records()
 
 
-def _command(model: str, ops: OpSet, device: Device, checkpoint: Path, sites: Sequence[str] | None, seed: int) -> str:
+def drift_model(pipeline: Any, plan: Plan, device: Device, estimate: Estimate) -> measure.Model[Prompt]:
+    """A Helios pipeline as the drift sees it."""
+    import diffusers
+
+    import reference_ops
+    from validation.drift import replay
+    from validation.models import helios, mount
+
+    sources = [*sorted(Path(reference_ops.__path__[0]).glob("*.py"))]
+    sources += [Path(str(module.__file__)) for module in (replay, helios, mount)]
+    parts = ("transformer", "scheduler", "text_encoder", "tokenizer")
+    names = [site.name for site in plan.sites]
+
+    def sample(ops: OpSet, prompt: Prompt) -> list[torch.Tensor]:
+        start = time.perf_counter()
+        with helios.mount(pipeline.transformer, ops, names) as mounted:
+            latents = helios.sample(pipeline, prompt, mounted, decode=False).latents
+        estimate.done("truth" if ops.name == "truth" else "replay", time.perf_counter() - start)
+        return latents
+
+    return measure.Model(
+        name="helios",
+        identity={
+            "checkpoint": hash_files([plan.checkpoint / part for part in parts if (plan.checkpoint / part).is_dir()]),
+            "dtype": str(DTYPE),
+            "device": cpu_name() if device.interpreted else device.name,
+            "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+            "sites": names,
+            "code": hash_files(sources),
+        },
+        sample=sample,
+        steps=lambda prompt: helios.steps_of(pipeline, prompt),
+        forwards_per_step=helios.forwards_per_step,
+        place_of=helios.place_of,
+        places=sum(site.calls for site in plan.sites),
+    )
+
+
+def drift_records(
+    drift: measure.Drift[Prompt], ops: OpSet, require: str, plan: Plan, about: Mapping[str, Any], repro: str
+) -> Iterator[Record]:
+    """The verdicts of the drift over all prompts, as two records of the model."""
+    case = {
+        **about,
+        "prompts": [f"{prompt.name} seed {prompt.seed}" for prompt in drift.prompts],
+        "sites": [site.name for site in plan.sites],
+        "replays": drift.replays,
+        "require": require,
+        "places": drift.teacher.places_by_site(),
+    }
+    dtype = str(DTYPE).removeprefix("torch.")
+    for verdict in verdicts.verdicts(drift, require):
+        title = f"{drift.model.name}  {ops.name}  {dtype}  {verdict.status}"
+        lines = [title, f"{verdict.check}, over {len(drift.prompts)} prompts", verdict.reason, f"repeat: {repro}"]
+        yield Record(
+            level=Level.MODEL,
+            subject=drift.model.name,
+            op_set=ops.name,
+            status=verdict.status,
+            check=verdict.check,
+            reason=verdict.reason,
+            case=case,
+            dtype=dtype,
+            tier=verdict.tier,
+            numbers=verdict.numbers,
+            series=verdict.series,
+            message="\n".join(lines) if verdict.status.failed else "",
+            repro=repro,
+        )
+
+
+def _command(
+    model: str,
+    ops: OpSet,
+    device: Device,
+    checkpoint: Path,
+    *,
+    sites: Sequence[str] | None,
+    prompts: Path | None,
+    seed: int,
+    replays: int,
+    require: str,
+) -> str:
     words = ["validate", "quality", "--model", model, "--ops", ops.origin]
     if sites is not None:
         words += ["--sites", ",".join(sites)]
-    if checkpoint.resolve() != TINY:
+    if checkpoint.resolve() != DEFAULT:
         words += ["--checkpoint", str(checkpoint)]
+    if prompts is not None:
+        words += ["--prompts", str(prompts)]
     if seed:
         words += ["--seed", str(seed)]
+    if replays != measure.REPLAYS:
+        words += ["--replays", str(replays)]
+    if require != (default_tier(ops) or "close"):
+        words += ["--require", require]
     if not device.interpreted:
         words += ["--gpu"]
     return shlex.join(words)
@@ -252,11 +443,14 @@ def sample_and_judge(
     *,
     floors: Mapping[str, float],
     sites: Sequence[str] | None = None,
+    drift: measure.Drift[Prompt] | None = None,
+    estimate: Estimate | None = None,
+    reference: Trajectory | None = None,
     folder: Path | None = None,
     repro: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Record:
-    """Sample both arms, compare them and keep their frames.
+    """Sample both arms, compare them, measure the drift and keep the frames.
 
     Args:
         pipeline: from `validation.models.helios.load`.
@@ -264,25 +458,33 @@ def sample_and_judge(
         prompt: what to sample.
         floors: lowest values by name, see `FLOOR_NAMES`.
         sites: where to mount; None is wherever the set has the op.
+        drift: measures this prompt too, if the candidate could be sampled.
+        estimate: told of each finished sample.
+        reference: its own trajectory, if it was sampled before and found to repeat itself.
         folder: the run folder; files go to ``artifacts/helios-<prompt>-<seed>/`` below it.
         repro: the command line that repeats it.
-        progress: called with a line of text at each step.
+        progress: called with a line of text as arms begin, and at steps.
 
     Raises:
-        UsageError: the sites cannot be mounted, or the folder cannot be written.
+        UsageError: the sites cannot be mounted, or a folder cannot be written.
     """
     from validation.models import helios
-    from validation.models.mount import SiteError
 
     with helios.mount(pipeline.transformer, ops, sites) as mounted:
         names = tuple(mounted.sites)
-    arms: dict[str, Trajectory] = {}
+    arms: dict[str, Trajectory] = {} if reference is None else {"reference": reference}
     verdict: Verdict | None = None
-    reference_ops = load_op_set("reference_ops")
-    for arm, op_set in (("reference", reference_ops), ("repetition", reference_ops), ("candidate", ops)):
+    planned = {"reference": load_op_set("reference_ops"), "repetition": load_op_set("reference_ops"), "candidate": ops}
+    for arm, op_set in planned.items() if reference is None else [("candidate", ops)]:
+        progress(arm)
+        told = start = time.perf_counter()
 
         def say(text: str, arm: str = arm) -> None:
-            progress(f"helios {prompt.name} seed {prompt.seed}: {arm}, {text}")
+            nonlocal told
+            # Steps may take milliseconds: a line a second is enough.
+            if time.perf_counter() - told > 1:
+                told = time.perf_counter()
+                progress(f"{arm}, {text}")
 
         try:
             with helios.mount(pipeline.transformer, op_set, names) as mounted:
@@ -293,6 +495,8 @@ def sample_and_judge(
             verdict = Verdict(error.status, "sites", f"{arm}: {error}")
         except Exception as error:
             verdict = Verdict(Status.RUNTIME_ERROR, "sites", f"{arm}: {type(error).__name__}: {error}")
+        if estimate is not None:
+            estimate.done("candidate" if arm == "candidate" else "reference", time.perf_counter() - start)
         if arm == "repetition" and verdict is None:
             verdict = check_reference(arms["reference"], arms["repetition"])
         if verdict is not None:
@@ -302,6 +506,16 @@ def sample_and_judge(
         verdict = judge(arms["reference"], arms["candidate"], floors)
     seconds = {"compare": time.perf_counter() - start}
     arms.pop("repetition", None)
+    measured = None
+    if drift is not None and "candidate" in arms:
+        try:
+            measured = drift.add(prompt, arms["reference"].latents, arms["candidate"].latents)
+        except SiteError as error:
+            verdict = Verdict(error.status, "sites", f"candidate, teacher-forced: {error}")
+        else:
+            seconds |= measured.seconds
+            if estimate is not None:
+                estimate.done("replay", 0.0, measured.from_cache)
 
     artifacts: dict[str, str] = {}
     numbers = dict(verdict.numbers)
@@ -317,6 +531,10 @@ def sample_and_judge(
     if "candidate" in arms:
         numbers["forwards"] = arms["candidate"].forwards
         numbers |= {f"calls_{site}": calls for site, calls in arms["candidate"].calls.items()}
+    series = dict(verdict.series)
+    if measured is not None:
+        series |= _drift_series(measured)
+        numbers |= _drift_ranks(measured)
     case = _case_of(prompt) | {"sites": list(names)}
     if "reference" in arms:
         case["frames"] = len(arms["reference"].frames)
@@ -332,12 +550,35 @@ def sample_and_judge(
         dtype=dtype,
         tier=verdict.tier,
         numbers=numbers,
-        series=verdict.series,
+        series=series,
         artifacts=artifacts,
         seconds={name: round(spent, 4) for name, spent in seconds.items()},
         message=_message(verdict, f"helios  {ops.name}  {dtype}", case, repro) if verdict.status.failed else "",
         repro=repro,
     )
+
+
+def _drift_series(measured: measure.PromptDrift) -> dict[str, list[float]]:
+    """Distances to the truth's latents over the steps: of both arms, and the edges of the bands."""
+    series = {
+        "candidate_distance_per_step": measured.candidate,
+        "reference_distance_per_step": measured.reference,
+    }
+    for kind, rows in measured.replays.items():
+        if len(rows):
+            series[f"{kind}_band_least_per_step"] = rows.min(axis=0).tolist()
+            series[f"{kind}_band_greatest_per_step"] = rows.max(axis=0).tolist()
+    return series
+
+
+def _drift_ranks(measured: measure.PromptDrift) -> dict[str, float | int | str | None]:
+    """How many replays of each kind lie nearer to the truth than the candidate, at the tested steps."""
+    return {
+        f"{kind}_rank_{name}": int((rows[:, step] < measured.candidate[step]).sum())
+        for kind, rows in measured.replays.items()
+        if len(rows)
+        for name, step in band.tested_steps(len(measured.candidate)).items()
+    }
 
 
 def check_reference(first: Trajectory, second: Trajectory) -> Verdict | None:

@@ -260,18 +260,25 @@ class Run:
         records: what was added so far.
     """
 
-    def __init__(self, folder: Path, environment: Environment) -> None:
+    def __init__(self, folder: Path, environment: Environment, *, shared: bool = False) -> None:
         """Make the folder and write the environment.
+
+        Args:
+            folder: its path.
+            environment: of this process.
+            shared: whether another process writes the environment and the records; artifacts lie there all the same.
 
         Raises:
             UsageError: the folder cannot be made or written, or holds another run.
         """
-        self.folder, self.environment = folder, environment
+        self.folder, self.environment, self.shared = folder, environment, shared
         self.records: list[Record] = []
-        if (folder / "records.jsonl").exists():
+        if (folder / "records.jsonl").exists() and not shared:
             raise UsageError(f"{folder} holds a run already, expected a new or empty folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if shared:
+                return
             text = json.dumps(dataclasses.asdict(environment), indent=2)
             (folder / "environment.json").write_text(text + "\n")
             (folder / "records.jsonl").touch()
@@ -281,6 +288,8 @@ class Run:
     def add(self, record: Record) -> None:
         """Append a record, on disk as well."""
         self.records.append(record)
+        if self.shared:
+            return
         with (self.folder / "records.jsonl").open("a") as file:
             file.write(record.to_json() + "\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from validation import device as devices
 from validation import parity
+from validation.drift.measure import REPLAYS
 from validation.errors import UsageError
 from validation.isolation import isolated, isolated_by_default
 from validation.judge.verdict import TIERS
@@ -17,6 +18,37 @@ from validation.xfail import XFail
 
 DEFAULT_OPS = "fused_ops"
 DEFAULT_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeOptions:
+    """Options of ``--model hunyuan3d`` alone, as given; None leaves a number to the prompt.
+
+    Attributes:
+        until: where an arm ends: ``shape`` (the decoded field), ``mesh`` or ``views``.
+        images: pictures to make shapes of.
+        image_encoder: folder of DINOv2, or None for the checkpoint's own.
+        steps: denoising steps. guidance: the guidance scale.
+        octree_resolution: cells along an edge of the grid.
+        seeds: how many seeds each prompt gets, from its own on.
+    """
+
+    until: str = "views"
+    images: tuple[Path, ...] = ()
+    image_encoder: Path | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    octree_resolution: int | None = None
+    seeds: int = 1
+
+    def words(self) -> list[str]:
+        """As a command line has them; none that is the default."""
+        words = [word for image in self.images for word in ("--image", str(image))]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "images" and value != field.default:
+                words += [f"--{field.name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        return words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +70,10 @@ class Options:
         model: to sample, or None for all.
         checkpoint: folder of a real checkpoint, or None for the embedded one.
         sites: to mount, or None for all.
+        prompts: file of what to sample, or None for the embedded one.
+        replays: legal replays of each kind for each prompt; 0 leaves the drift out.
+        cache: folder where the replays' distances are kept, or None for the user's cache.
+        shape: options of ``--model hunyuan3d`` alone.
     """
 
     ops: str = DEFAULT_OPS
@@ -54,6 +90,10 @@ class Options:
     model: str | None = None
     checkpoint: Path | None = None
     sites: tuple[str, ...] | None = None
+    prompts: Path | None = None
+    replays: int = REPLAYS
+    cache: Path | None = None
+    shape: ShapeOptions = ShapeOptions()
 
 
 class Session:
@@ -67,10 +107,15 @@ class Session:
         profile: resolved.
         require: the tier asked for, the op set's default where none was.
         xfail: the known failures, none where no file was given.
+        folder: where the run is written; made with `run`.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, shared_folder: Path | None = None) -> None:
         """Check everything that can be checked before any work, and select the device.
+
+        Args:
+            options: as given.
+            shared_folder: the run folder of another process, which gathers the records of this one.
 
         Raises:
             UsageError: any of the options cannot be met.
@@ -102,6 +147,8 @@ class Session:
                     f"--xfail: {entry.where}: {options.ops} does not provide {entry.op}, expected: {self._provided()}"
                 )
         self._run: Run | None = None
+        self._shared = shared_folder is not None
+        self.folder = shared_folder or options.out or Run.new_folder()
 
     def _provided(self) -> str:
         return ", ".join(self.ops.functions)
@@ -113,7 +160,7 @@ class Session:
             environment = Environment.capture(
                 device=self.device.name, seed=self.options.seed, profile=self.profile.name
             )
-            self._run = Run(self.options.out or Run.new_folder(), environment)
+            self._run = Run(self.folder, environment, shared=self._shared)
         return self._run
 
     @property

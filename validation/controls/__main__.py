@@ -1,14 +1,18 @@
-"""``python -m validation.controls``: judge what is right, and count the alarms, of which there should be none."""
+"""``python -m validation.controls``: judge what is right, and count the alarms, of which there should be none.
+
+With ``--model helios`` (or hunyuan3d), right and wrong op sets on a sampled model, and how far they lie apart.
+"""
 
 import argparse
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from validation import controls, parity
+from validation import controls, parity, quality
 from validation.cases.corners import declared_corners
 from validation.device import Device, select
 from validation.errors import UsageError
@@ -34,13 +38,19 @@ def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m validation.controls",
-        description="Judges correct op sets. Whatever is flagged is a false alarm.",
-        epilog="exit status: 0 no alarm, 1 an alarm, 2 usage error",
+        description="Judges correct op sets. Whatever is flagged is a false alarm. With --model, correct and wrong op "
+        "sets on a sampled model: prints how far they lie from the truth, beside the band of legal roundings.",
+        epilog="exit status: 0 every verdict as it must be, 1 a false alarm or a missed fault, 2 usage error",
     )
     parser.add_argument("names", nargs="*", metavar="CONTROL", help=f"of {', '.join(controls.NAMES)} (default: all)")
     parser.add_argument("--cases", type=int, metavar="N", help="cases an op, at least (default: 10000 or 1000)")
     parser.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases are drawn from it (default: 0)")
+    parser.add_argument("--model", choices=quality.MODELS, help="judge the controls of a sampled model instead")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="with --model: as for validate quality")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="with --model: as for validate quality")
+    parser.add_argument("--replays", type=int, default=8, metavar="N", help="with --model: as for validate quality")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="with --model: as for validate quality")
     parser.add_argument("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
     return parser
 
@@ -51,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     try:
-        return _run(arguments)
+        return _run(arguments) if arguments.model is None else _run_model(arguments)
     except UsageError as error:
         print(f"validation.controls: {error}", file=sys.stderr)
         return 2
@@ -85,6 +95,39 @@ def _run(arguments: argparse.Namespace) -> int:
             judged += count
     print(f"{judged} cases, {alarms} alarms")
     return 1 if alarms else 0
+
+
+def _run_model(arguments: argparse.Namespace) -> int:
+    if arguments.cases is not None or arguments.op:
+        raise UsageError("--cases and --op are of the op level, expected none of them with --model")
+    device = select(arguments.gpu)
+    if device.bfloat16_problems:
+        raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
+    from validation.controls import separation, shape_separation
+
+    judged = shape_separation if arguments.model in quality.SHAPE_MODELS else separation
+
+    def progress(text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    print(f"{arguments.model} on {device.name}, torch {torch.__version__}, seed {arguments.seed}, held to lossless")
+    print(separation.HEADER)
+    wrong = []
+    for found in judged.separate(
+        arguments.names or judged.NAMES,
+        device,
+        checkpoint=arguments.checkpoint,
+        prompts=arguments.prompts,
+        seed=arguments.seed,
+        replays=arguments.replays,
+        cache=arguments.cache,
+        progress=progress,
+    ):
+        print(separation.line(found), flush=True)
+        if found.expected is False:
+            wrong.append(found.name)
+    print(f"{len(wrong)} verdicts are not as they must be{': ' if wrong else ''}{', '.join(wrong)}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import runpy
 import shutil
@@ -8,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import HeliosPipeline, HeliosTransformer3DModel
+from diffusers import (
+    HeliosDMDScheduler,
+    HeliosPipeline,
+    HeliosPyramidPipeline,
+    HeliosScheduler,
+    HeliosTransformer3DModel,
+)
 from diffusers.models.transformers.transformer_helios import HeliosTransformerBlock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,7 +23,7 @@ from torch import Tensor
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import reference
 from validation.models import helios
-from validation.models.mount import SiteError
+from validation.models.mount import SiteCall, SiteError
 from validation.models.prompts import PROMPT_TOKENS, Prompt, embed_prompt
 from validation.ops import OpSet
 from validation.quality import FIXTURES, TINY
@@ -364,8 +371,9 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, damage: str
             edit_json(config, _class_name="AutoencoderKL")
             reason = "is of class AutoencoderKL, expected AutoencoderKLWan"
         case "stages":
+            (folder / "model_index.json").write_text('{"_class_name": "HeliosPipeline"}')
             edit_json(folder / "scheduler" / "scheduler_config.json", stages=3, stage_range=[0, 1 / 3, 2 / 3, 1])
-            reason = "has stages = 3, expected 1"
+            reason = "_class_name is HeliosPipeline, expected HeliosPyramidPipeline, as the scheduler .* of 3 stages"
         case "z_dim":
             transformer(torch.bfloat16).save_pretrained(folder / "transformer")
             reason = "VAE has z_dim 16, expected 4"
@@ -455,7 +463,7 @@ def test_bad_prompt_files_are_refused(tmp_path: Path, changes: dict[str, Any], r
 
 
 def test_every_prompt_fixture_reads() -> None:
-    for path in (FIXTURES / "prompts").iterdir():
+    for path in (FIXTURES / "prompts").glob("helios-*.json"):
         assert Prompt.read(path)
 
 
@@ -546,3 +554,83 @@ def test_a_forward_past_the_mount_fails_the_sample(pipeline: HeliosPipeline) -> 
         mounted.forwards = 1
         with pytest.raises(SiteError, match="5 forwards ran through the mounted model, expected 4"):
             helios.sample(pipeline, PROMPT, mounted)
+
+
+# The pyramid
+
+
+def pyramid(folder: Path, scheduler: Any, **index: Any) -> Path:
+    """A copy of the tiny checkpoint with another scheduler."""
+    copy = shutil.copytree(TINY, folder / type(scheduler).__name__)
+    shutil.rmtree(copy / "scheduler")
+    scheduler.save_pretrained(copy / "scheduler")
+    if index:
+        (copy / "model_index.json").write_text(json.dumps({"_class_name": "HeliosPyramidPipeline", **index}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "guidance", "forwards"), [(HeliosDMDScheduler(), 1.0, 12), (HeliosScheduler(), 3.0, 24)]
+)
+def test_the_pyramid_is_sampled_like_the_other_pipeline(
+    tmp_path: Path, scheduler: Any, guidance: float, forwards: int
+) -> None:
+    distilled = guidance == 1
+    folder = pyramid(tmp_path, scheduler, is_distilled=distilled, is_cfg_zero_star=False)
+    loaded = helios.load(folder, torch.bfloat16, "cpu")
+    assert isinstance(loaded, HeliosPyramidPipeline)
+    assert (loaded.config.is_distilled, type(loaded.scheduler)) == (distilled, type(scheduler))
+    prompt = dataclasses.replace(PROMPT, height=64, width=64, frames=66, guidance_scale=guidance)
+    helios.check(folder, reference(), None, [prompt])
+    with helios.mount(loaded.transformer, reference()) as mounted:
+        first = helios.sample(loaded, prompt, mounted)
+    with helios.mount(loaded.transformer, reference()) as mounted:
+        second = helios.sample(loaded, prompt, mounted, decode=False)
+    assert all(torch.equal(a, b) for a, b in zip(first.latents, second.latents, strict=True))
+    assert [t.shape[-1] for t in first.latents] == [2, 2, 4, 4, 8, 8] * 2
+    assert len(first.latents) == helios.steps_of(loaded, prompt) == 12
+    assert first.forwards == forwards == len(first.latents) * helios.forwards_per_step(prompt)
+    assert first.calls["norm1"] == 3 * forwards
+    assert first.frames.shape == (65, 64, 64, 3)
+    assert second.frames.shape == (0, 0, 0, 3)
+    assert (set(first.seconds), set(second.seconds)) == ({"encode", "denoise", "decode"}, {"encode", "denoise"})
+    assert first.peak_bytes > 2**20
+    # The upsampling's noise is drawn from the prompt's generator.
+    other = helios.sample(loaded, dataclasses.replace(prompt, seed=1), decode=False)
+    assert not torch.equal(other.latents[2], first.latents[2])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ({"height": 48}, "height is 48, expected a multiple of 64: .* a pyramid of 3 stages"),
+        ({"guidance_scale": 5.0}, "guidance_scale is 5, expected 1: .* is distilled"),
+    ],
+)
+def test_what_a_distilled_pyramid_cannot_sample_is_refused(tmp_path: Path, prompt: dict[str, Any], reason: str) -> None:
+    folder = pyramid(tmp_path, HeliosDMDScheduler())
+    asked = dataclasses.replace(PROMPT, **({"height": 64, "width": 64, "guidance_scale": 1.0} | prompt))
+    with pytest.raises(UsageError, match=reason):
+        helios.check(folder, reference(), None, [asked])
+
+
+@pytest.mark.parametrize("gamma", [1 / 3, 0.1])
+def test_block_noise_has_the_published_covariance(tmp_path: Path, gamma: float) -> None:
+    loaded: Any = helios.load(pyramid(tmp_path, HeliosDMDScheduler(gamma=gamma)), torch.bfloat16, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    noise = loaded.sample_block_noise(2, 16, 9, 16, 32, (1, 2, 2), torch.device("cpu"), generator)
+    assert noise.shape == (2, 16, 9, 16, 32)
+    blocks = noise.reshape(2, 16, 9, 8, 2, 16, 2).permute(0, 1, 2, 3, 5, 4, 6).reshape(-1, 4)
+    expected = (1 + gamma) * torch.eye(4) - gamma * torch.ones(4, 4)
+    assert (torch.cov(blocks.T) - expected).abs().max() < 0.02
+    # gamma = 1/3 leaves nothing of a block's mean: singular, so that float32 has no Cholesky factor.
+    assert (blocks.sum(-1).abs().max() < 1e-5) == (gamma == 1 / 3)
+
+
+def test_places_name_every_call_of_a_forward() -> None:
+    for site in helios.sites_of({"num_layers": 3}):
+        places = [helios.place_of(SiteCall(site.name, index, 0, site.calls)) for index in range(site.calls)]
+        assert len(set(places)) == site.calls
+    assert helios.place_of(SiteCall("qk_norm", 6, 0, 12)) == "block 1 cross-attention q"
+    assert helios.place_of(SiteCall("norm2", 2, 0, 3)) == "block 2"
+    assert helios.place_of(SiteCall("norm_out", 0, 0, 1)) == "output"

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from validation.errors import UsageError
-from validation.models.mount import Mount, Site, SiteError, select_sites
+from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call, select_sites
 from validation.ops import Op, OpSet
 from validation.record import Status
 
@@ -43,6 +43,22 @@ def test_mounted_op_runs_and_is_counted() -> None:
         assert mounted.calls == {"layer": 4}
         mounted.require_forwards(2)
     assert model(x).tolist() == [[2.0, 2.0]]
+
+
+def test_an_op_can_ask_which_call_it_is() -> None:
+    model, x, calls = Doubler(), torch.ones(1, 2), []
+
+    def op(x: Tensor) -> Tensor:
+        calls.append(running_call())
+        return x
+
+    with mount_on(model, op):
+        model(x)
+        model(x)
+    expected = [SiteCall("layer", index, forward, 2) for forward in range(2) for index in range(2)]
+    assert calls == expected
+    with pytest.raises(LookupError):
+        running_call()
 
 
 def test_unmount_leaves_nothing_behind() -> None:

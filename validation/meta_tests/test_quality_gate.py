@@ -21,8 +21,10 @@ from validation.models.prompts import Prompt
 from validation.models.trajectory import Trajectory
 from validation.ops import OpSet, load_op_set
 from validation.quality import (
+    DEFAULT,
     FIXTURES,
     FLOOR_NAMES,
+    MODELS,
     TINY,
     check_reference,
     check_request,
@@ -252,13 +254,15 @@ def test_run_quality_gives_one_record_a_prompt(tmp_path: Path) -> None:
             seed=10,
             prompts=small_prompts(tmp_path / "prompts.json"),
             floors=FIXTURES / "tolerances" / "helios.json",
+            replays=0,
+            require="close",
             progress=told.append,
         )
     )
     assert [(record.status, record.case["seed"]) for record in records] == [(Status.PASSED, 10), (Status.PASSED, 13)]
     assert records[0].case == {
         "model": "helios",
-        "checkpoint": "helios-tiny",
+        "checkpoint": DEFAULT.name,
         "floors": "helios",
         "prompt": "a red ball",
         "prompt_name": "a",
@@ -272,19 +276,75 @@ def test_run_quality_gives_one_record_a_prompt(tmp_path: Path) -> None:
     assert records[0].level is Level.SAMPLE
     assert records[0].subject == "helios"
     assert records[0].dtype == "bfloat16"
-    assert records[0].repro == ("validate quality --model helios --ops other_arrangement --sites norm1,gate --seed 10")
+    prompts = tmp_path / "prompts.json"
+    assert records[0].repro == (
+        "validate quality --model helios --ops other_arrangement --sites norm1,gate "
+        f"--prompts {prompts} --seed 10 --replays 0"
+    )
     assert all(Record.from_json(record.to_json()) == record for record in records)
     assert not any(record.artifacts for record in records)
-    assert "helios a seed 10: candidate, step 1 of 1" in told
+    assert any(text.startswith("helios a seed 10: candidate (") for text in told)
+
+
+def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None:
+    shared = {"height": 32, "width": 48, "frames": 33, "steps": 3, "guidance_scale": 1.0}
+    prompts = [{"name": "ball", "text": "a red ball", "seed": seed} for seed in range(6)]
+    (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
+
+    def run(ops: OpSet, **options: Any) -> list[Record]:
+        folders: dict[str, Any] = {"prompts": tmp_path / "prompts.json", "cache": tmp_path / "cache"}
+        return list(run_quality("helios", ops, device=CPU, checkpoint=TINY, **folders, **options))
+
+    told: list[str] = []
+    *samples, teacher, banded = run(other_arrangement(), progress=told.append)
+    assert [(r.level, r.status, r.check) for r in (teacher, banded)] == [
+        (Level.MODEL, Status.PASSED, "teacher-forced"),
+        (Level.MODEL, Status.PASSED, "band"),
+    ]
+    assert (teacher.tier, banded.tier, banded.case["replays"]) == ("lossless", "lossless", 8)
+    assert teacher.case["places"]["gate"][:2] == ["block 0 self-attention", "block 0 feed-forward"]
+    assert len(teacher.series["candidate_error_qk_norm_per_place"]) == 12
+    assert len(samples) == 6
+    for record in samples:
+        least, greatest = (record.series[f"lossless_band_{end}_per_step"] for end in ("least", "greatest"))
+        assert len(least) == len(record.series["candidate_distance_per_step"]) == 3
+        assert all(0 < a < b for a, b in zip(least, greatest, strict=True))
+        assert {"teacher_forced", "band"} < set(record.seconds)
+    assert any("lossless replay" in text and "left)" in text for text in told)
+    assert all(Record.from_json(record.to_json()) == record for record in (teacher, banded))
+
+    # Far too little for any floor.
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normalised: Tensor = torch.nn.functional.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
+        return (normalised.float() * weight).to(x.dtype)
+
+    told.clear()
+    records = run(reference(rms_norm=rms_norm), progress=told.append)
+    assert [record.status for record in records] == [*[Status.PASSED] * 6, *[Status.BELOW_REQUIRED_TIER] * 2]
+    assert records[-2].reason.startswith("qk_norm in block 0 self-attention q is the first to be further")
+    assert "repeat: validate quality --model helios" in records[-1].message
+    assert not any("replay" in text for text in told)  # the band was cached
+    assert records[-1].series["lossless_band_least_per_step"] == banded.series["lossless_band_least_per_step"]
+
+
+def test_a_candidate_that_fails_leaves_the_drift_open(tmp_path: Path) -> None:
+    def rms_norm(*_arguments: Any, **_options: Any) -> Any:
+        raise ValueError("no kernel for this width")
+
+    prompts = small_prompts(tmp_path / "prompts.json")
+    ops = reference(rms_norm=rms_norm)
+    records = list(run_quality("helios", ops, device=CPU, checkpoint=TINY, prompts=prompts, cache=tmp_path))
+    assert [record.status for record in records] == [*[Status.RUNTIME_ERROR] * 2, *[Status.INCONCLUSIVE] * 2]
+    assert "2 of 2 prompts could not be sampled" in records[-1].reason
 
 
 def test_a_checkpoint_folder_takes_the_same_road(tmp_path: Path) -> None:
     folder = shutil.copytree(TINY, tmp_path / "another checkpoint")
     prompts = small_prompts(tmp_path / "prompts.json")
-    record = next(run_quality("helios", reference(), device=CPU, checkpoint=folder, prompts=prompts))
+    record = next(run_quality("helios", reference(), device=CPU, checkpoint=folder, prompts=prompts, replays=0))
     assert record.tier == "bit-exact"
     assert (record.case["checkpoint"], record.case["floors"]) == ("another checkpoint", "helios")
-    assert record.repro.endswith(f"--checkpoint '{folder}'")
+    assert f"--checkpoint '{folder}'" in record.repro
 
 
 def test_bfloat16_that_cannot_be_judged_fails() -> None:
@@ -309,6 +369,9 @@ def only(name: str) -> OpSet:
         ({"prompts": Path("nowhere.json")}, r"cannot read nowhere\.json"),
         ({"floors": Path("nowhere.json")}, r"cannot read nowhere\.json"),
         ({"folder": Path(__file__)}, "is a file, expected a folder"),
+        ({"cache": Path(__file__)}, "is a file, expected a folder"),
+        ({"replays": 3}, "--replays: 3, expected at least 4, or 0"),
+        ({"replays": -1}, "--replays: -1, expected at least 4, or 0"),
     ],
 )
 def test_bad_requests_are_refused_by_the_call(arguments: dict[str, Any], reason: str) -> None:
@@ -335,10 +398,14 @@ def test_bad_floors_are_refused(tmp_path: Path, floors: dict[str, Any], reason: 
 
 def test_every_floor_fixture_is_read_by_some_checkpoint() -> None:
     checkpoints = {path.name for path in (FIXTURES / "checkpoints").iterdir()}
-    assert {path.stem for path in (FIXTURES / "tolerances").iterdir()} == checkpoints | {"helios"}
-    measured = json.loads((FIXTURES / "tolerances" / "helios-tiny.json").read_text())
-    for name in FLOOR_NAMES:
-        assert measured["highest_of_faults"][name] < FLOORS[name] < measured["lowest_of_correct"][name]
+    files = {path.stem for path in (FIXTURES / "tolerances").iterdir()}
+    assert files <= checkpoints | set(MODELS)
+    for checkpoint in {name for name in checkpoints if name.startswith("helios")}:
+        assert checkpoint in files
+        measured = json.loads((FIXTURES / "tolerances" / f"{checkpoint}.json").read_text())
+        for name in FLOOR_NAMES:
+            floor = measured["floors"][name]
+            assert measured["highest_of_faults"][name] < floor < measured["lowest_of_correct"][name]
 
 
 def session(tmp_path: Path, ops: str = "reference_ops", **options: Any) -> Session:
@@ -351,6 +418,8 @@ def session(tmp_path: Path, ops: str = "reference_ops", **options: Any) -> Sessi
         ({"model": "helius"}, "unknown model 'helius'"),
         ({"sites": ("norm7",)}, "unknown site 'norm7'"),
         ({"checkpoint": Path("nowhere")}, "no folder nowhere"),
+        ({"prompts": Path("nowhere.json")}, r"cannot read nowhere\.json"),
+        ({"replays": 1}, "--replays: 1, expected at least 4"),
     ],
 )
 def test_a_bad_session_is_refused_before_any_work(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
@@ -365,6 +434,6 @@ def test_an_op_set_that_no_model_calls_is_passed_over_unless_a_model_is_named(tm
     told: list[str] = []
     check_request(session(tmp_path, mine))
     assert list(quality(session(tmp_path, mine), told.append)) == []
-    assert told == ["helios: calls no op that mine provides, not sampled"]
+    assert told == [f"{model}: calls no op that mine provides, not sampled" for model in MODELS]
     with pytest.raises(UsageError, match="provides no op that this model calls"):
         check_request(session(tmp_path, mine, model="helios"))

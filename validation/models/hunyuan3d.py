@@ -41,7 +41,7 @@ from validation.models.flow_matching import (
     guidance_embedded,
     guided,
 )
-from validation.models.mount import Mount, Site, select_sites
+from validation.models.mount import Mount, Site, SiteCall, select_sites
 from validation.models.shape_vae import ShapeVAE, attend
 from validation.ops import OpSet, op_set_from
 from validation.record import Status
@@ -365,6 +365,16 @@ def sites_of(config: Mapping[str, Any]) -> tuple[Site, ...]:
     )
 
 
+def place_of(call: SiteCall, depth: int) -> str:
+    """Where in a denoiser of `depth` double blocks a site call is: ``double block 1 image``, ``single block 0``, or
+    ``output``."""
+    if call.site == "norm_final":
+        return "output"
+    if call.site == "pre_norm" or call.index >= 2 * depth:
+        return f"single block {call.index if call.site == 'pre_norm' else call.index - 2 * depth}"
+    return f"double block {call.index // 2} {('image', 'text')[call.index % 2]}"
+
+
 class Sites:
     """Which op runs at which site of one model: ``sites[name](...)``, its options filled in.
 
@@ -514,6 +524,31 @@ def load_schedule(folder: Path) -> Schedule:
     return _build(schedules[name], params, folder)
 
 
+def denoiser_params(folder: Path) -> dict[str, Any]:
+    """The configuration of the denoiser in a folder, for `Hunyuan3DDiTConfig`; no weights are read.
+
+    Raises:
+        UsageError: no such file or section, another model, an option that it does not have.
+    """
+    params = _section(folder, "model", "Hunyuan3DDiT")
+    _build(Hunyuan3DDiTConfig, params, folder)
+    return params
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's ``config.yaml``; empty where that holds something else than names and values.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read {path}: {_one_line(error)}, expected the official layout") from error
+    return config if isinstance(config, dict) else {}
+
+
 def _section(folder: Path, section: str, expected: str) -> dict[str, Any]:
     name, params = _target(folder, section)
     if name != expected:
@@ -524,11 +559,8 @@ def _section(folder: Path, section: str, expected: str) -> dict[str, Any]:
 def _target(folder: Path, section: str) -> tuple[str, dict[str, Any]]:
     """The class name, without its module, and the parameters of a section of ``config.yaml``."""
     path = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read {path}: {_one_line(error)}, expected the official layout") from error
-    if isinstance(config, dict) and section in config:
+    config: Any = read_config(folder)
+    if section in config:
         config = config[section]
     elif section != "vae":
         config = None  # the decoder's own folder has its section at the top

@@ -7,6 +7,7 @@ counting, the checks on what an op returns and the way back are here.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,35 @@ class Site:
     name: str
     op: str
     calls: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteCall:
+    """One call of a mounted op.
+
+    Attributes:
+        site: the site's name.
+        index: which of the site's calls in this forward, from 0.
+        forward: which forward of the model since the mount, from 0.
+        calls: of this site in one forward, all of them.
+    """
+
+    site: str
+    index: int
+    forward: int
+    calls: int
+
+
+_running: ContextVar[SiteCall] = ContextVar("site call")
+
+
+def running_call() -> SiteCall:
+    """The call that is running: for ops that must know where in the model they are.
+
+    Raises:
+        LookupError: no mounted op is running.
+    """
+    return _running.get()
 
 
 class SiteError(Exception):
@@ -128,14 +158,20 @@ class Mount:
 
     def run(self, site: str, *arguments: Any, **options: Any) -> Any:
         """Count a call of a site's op and make it; SiteError if it raises."""
+        index = self.calls[site] - self._before[site]
         self.calls[site] += 1
         name = self.sites[site].op
+        token = _running.set(SiteCall(site, index, self.forwards, self.sites[site].calls))
         try:
             return self.ops[name](*arguments, **options)
+        except SiteError:
+            raise
         except Exception as error:
             raise SiteError(
                 Status.RUNTIME_ERROR, f"{name} raised at site {site}: {type(error).__name__}: {error}"
             ) from error
+        finally:
+            _running.reset(token)
 
     def require_like(self, site: str, y: Tensor, x: Tensor) -> None:
         """SiteError unless ``y`` has the dtype, the shape and the device of ``x``."""

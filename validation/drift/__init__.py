@@ -1,0 +1,10 @@
+"""Where along layers and steps a candidate parts from the truth, and whether further than rounding explains.
+
+    replay   the truth and its legal replays, as op sets
+    teacher  at each site call of the truth's own trajectory: who is further from the truth?
+    band     the free-running candidate's distance to the truth, ranked among those of the replays
+    cache    the band on disk
+    measure  the whole measurement over some prompts, and its verdicts
+
+A model takes part by a `measure.Model`: callables that sample it with an op set mounted. Nothing here knows a model.
+"""

@@ -1,0 +1,135 @@
+"""The band on disk: the distances of one prompt's replays, each saved as soon as it is sampled.
+
+A file belongs to everything that decides the distances: the checkpoint's content, the prompt with its seed, the
+dtype, the device, the versions and the code of the replays. Its name is the hash of that, so what has changed is
+not found. It holds the digest of the truth's latents, against which the truth is checked each time it is sampled
+again, and the replays by kind and number; how many there are is not part of the key, so more may join later.
+Files are replaced whole; one that is damaged is reported and made again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from validation.drift.replay import KINDS, Kind
+from validation.errors import UsageError
+
+FORMAT = 1
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/fused-op-validation``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fused-op-validation"
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """A digest of files' names and contents, in the order given; of a folder, all files below it.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            try:
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise UsageError(f"cannot read {file}: {error.strerror}, expected a readable file") from error
+            digest.update(f"{path.name}/{name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_latents(latents: Sequence[Tensor]) -> str:
+    """A digest of the bits of a trajectory."""
+    digest = hashlib.sha256()
+    for t in latents:
+        digest.update(f"{t.dtype} {list(t.shape)}\n".encode())
+        digest.update(t.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class PromptBand:
+    """The replays' distances of one prompt, read from a file and written to it as they come.
+
+    Attributes:
+        path: the file.
+        truth: digest of the truth's latents; "" until `begin`.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], progress: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        """Read the file, if there is a good one.
+
+        Args:
+            folder: of all such files.
+            identity: everything that decides the distances, as JSON values.
+            progress: told if the file is damaged.
+        """
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.path = folder / "bands" / f"{key[:32]}.json"
+        self.identity = dict(identity)
+        self.truth = ""
+        self._kept: dict[Kind, dict[int, list[float]]] = {kind: {} for kind in KINDS}
+        if not self.path.exists():
+            return
+        try:
+            self._read(json.loads(self.path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            progress(f"the cached band {self.path} is damaged ({type(error).__name__}: {error}), making it again")
+            self.truth, self._kept = "", {kind: {} for kind in KINDS}
+
+    def begin(self, latents: Sequence[Tensor]) -> bool:
+        """Take the truth's latents; False if distances were kept of another truth, which are dropped then."""
+        digest = hash_latents(latents)
+        same = self.truth in ("", digest)
+        if not same:
+            self._kept = {kind: {} for kind in KINDS}
+        self.truth = digest
+        return same
+
+    def get(self, kind: Kind, number: int) -> list[float] | None:
+        """A replay's distances step by step, if it was made."""
+        return self._kept[kind].get(number)
+
+    def put(self, kind: Kind, number: int, distances: Sequence[float]) -> None:
+        """Keep a replay's distances, on disk as well.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        self._kept[kind][number] = list(distances)
+        replays = {kind: {str(n): kept for n, kept in sorted(of.items())} for kind, of in self._kept.items()}
+        content = {"format": FORMAT, "identity": self.identity, "truth": self.truth, "replays": replays}
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({**content, "digest": _digest(content)}) + "\n")
+            temporary.replace(self.path)
+        except OSError as error:
+            raise UsageError(
+                f"--cache: cannot write {self.path}: {error.strerror}, expected a writable folder"
+            ) from error
+
+    def _read(self, content: dict[str, Any]) -> None:
+        digest = content.pop("digest")
+        if digest != _digest(content):
+            raise ValueError("its digest is another")
+        if content["format"] != FORMAT or content["identity"] != json.loads(json.dumps(self.identity)):
+            raise ValueError("it is of something else")
+        for kind in KINDS:
+            self._kept[kind] = {int(n): [float(d) for d in kept] for n, kept in content["replays"][kind].items()}
+        self.truth = content["truth"]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""The drift of a model that declares roundings on the way, works in place and returns pairs: Hunyuan3D-2's denoiser."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import reference_ops
+from validation import controls
+from validation.drift import measure, verdicts
+from validation.drift.replay import truth
+from validation.meta_tests.model_op_sets import reference
+from validation.meta_tests.test_drift import STARTS, Start
+from validation.models import hunyuan3d
+from validation.models.flow_matching import FlowMatchEuler
+from validation.models.mount import SiteCall
+from validation.ops import OpSet
+from validation.record import Status
+
+STEPS = 4
+
+
+def small(*, packed: bool) -> hunyuan3d.Hunyuan3DDiT:
+    model = hunyuan3d.Hunyuan3DDiT(
+        in_channels=8,
+        context_in_dim=16,
+        hidden_size=128,
+        num_heads=4,
+        depth=1,
+        depth_single_blocks=1,
+        packed_qk_norm=packed,
+    )
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(noise / parameter.shape[1] ** 0.5 if parameter.ndim > 1 else 1 + 0.3 * noise)
+    return model.half()
+
+
+def sample(model: hunyuan3d.Hunyuan3DDiT, ops: OpSet, start: Start) -> list[Tensor]:
+    context = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(5)).half()
+    with hunyuan3d.mount(model, ops) as mounted:
+        return hunyuan3d.sample(
+            model,
+            context,
+            schedule=FlowMatchEuler(),
+            steps=STEPS,
+            num_latents=100,
+            seed=start.seed,
+            guidance_scale=2.0,
+            mounted=mounted,
+        )
+
+
+def place_of(call: SiteCall) -> str:
+    return f"call {call.index}"
+
+
+def drift_of(ops: OpSet, cache: Path, *, packed: bool = False) -> measure.Drift[Start]:
+    model = small(packed=packed)
+    seen: measure.Model[Start] = measure.Model(
+        name="hunyuan3d",
+        identity={},
+        sample=lambda ops, start: sample(model, ops, start),
+        steps=lambda _start: STEPS,
+        forwards_per_step=lambda _start: 1,
+        place_of=place_of,
+        places=sum(site.calls for site in hunyuan3d.sites_of({"depth": 1, "depth_single_blocks": 1})),
+    )
+    drift = measure.Drift(seen, ops, STARTS, cache=cache)
+    for start in STARTS:
+        drift.add(start, sample(model, reference(), start), sample(model, ops, start))
+    return drift
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize(("name", "packed"), [("torch_native", False), ("chunked", True), ("float64_inside", False)])
+def test_right_op_sets_are_lossless(cache: Path, name: str, packed: bool) -> None:
+    for verdict in verdicts.verdicts(drift_of(controls.op_set(name), cache, packed=packed), "lossless"):
+        assert (verdict.status, verdict.tier) == (Status.PASSED, "lossless"), verdict.reason
+
+
+def test_the_reference_is_bit_exact(cache: Path) -> None:
+    drift = drift_of(reference(), cache)
+    assert {error.site for error in drift.teacher.errors} == {
+        "norm1",
+        "pre_norm",
+        "norm_final",
+        "gate",
+        *(f"{site} output {n}" for site in ("qk_norm", "norm2") for n in (0, 1)),
+    }
+    for verdict in verdicts.verdicts(drift, "lossless"):
+        assert (verdict.status, verdict.tier) == (Status.PASSED, "bit-exact"), verdict.reason
+
+
+def test_the_packed_norm_and_the_one_on_copies_have_one_truth() -> None:
+    latents = [sample(small(packed=packed), truth(), STARTS[0]) for packed in (False, True)]
+    assert all(torch.equal(a, b) for a, b in zip(*latents, strict=True))
+
+
+def test_an_rms_norm_whose_k_weight_is_dropped_is_named(cache: Path) -> None:
+    def qk_norm(q: Tensor, k: Tensor, q_weight: Any, k_weight: Any, **options: Any) -> Any:
+        return reference_ops.qk_norm(q, k, q_weight, torch.ones_like(k_weight), **options)
+
+    teacher, banded = verdicts.verdicts(drift_of(reference(qk_norm=qk_norm), cache), "close")
+    assert (teacher.status, teacher.numbers["first_site"]) == (Status.BELOW_REQUIRED_TIER, "qk_norm output 1")
+    assert banded.status is Status.OUTSIDE_BAND
+
+
+def test_one_rounding_more_than_declared_is_below_lossless(cache: Path) -> None:
+    def residual_gate_add(residual: Tensor, x: Tensor, gate: Tensor, **_options: Any) -> Tensor:
+        # bfloat16 for the gate: three bits fewer than declared.
+        return residual + x * gate.bfloat16().to(x.dtype)
+
+    teacher, banded = verdicts.verdicts(drift_of(reference(residual_gate_add=residual_gate_add), cache), "lossless")
+    assert (teacher.status, teacher.numbers["first_site"]) == (Status.BELOW_REQUIRED_TIER, "gate")
+    assert banded.status.failed

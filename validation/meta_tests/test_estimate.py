@@ -1,0 +1,17 @@
+from validation.estimate import Estimate
+
+
+def test_an_estimate_goes_by_the_time_of_each_kind() -> None:
+    estimate = Estimate({"reference": 4, "candidate": 2})
+    estimate.plan({"replay": 10})
+    assert str(estimate) == "0 %"
+    estimate.done("reference", 1.0)
+    estimate.done("reference", 3.0)
+    # Kinds that were not sampled yet cost what the reference does: 2 s for each of the 14 left.
+    assert str(estimate) == "12 %, about 28 s left"
+    estimate.done("candidate", 96.0)
+    assert str(estimate) == "45 %, about 2 min left"
+    estimate.done("replay", 0.0, 10)  # cached
+    estimate.done("candidate", 100.0)
+    estimate.done("reference", 2.0, 2)
+    assert str(estimate) == "100 %, about 0 s left"
