@@ -18,7 +18,7 @@ validate: $(READY)
 	@$(BIN)/validate run
 
 test: lint
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --profile quick --replays 0
 
 lint: $(READY)
 	@$(BIN)/ruff check -q .

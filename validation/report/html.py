@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from validation.record import Level, Record, Status, read_run
-from validation.report import fault_section, op_section, page, sample_section, summary
+from validation.report import fault_section, op_section, page, sample_section, shape_section, summary
 
 # A further section is a file with one such function, and its entry here.
 SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
     op_section.section,
     sample_section.section,
+    shape_section.section,
     fault_section.section,
 )
 MAX_OTHERS = 8  # further cases listed with each kind of failure; all of them are in records.jsonl

@@ -1,28 +1,17 @@
 """The report's section on sampled videos: both arms, their difference, the numbers over the frames."""
 
-import base64
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
-import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from validation.record import Level, Record
-from validation.report import page, summary
+from validation.report import page, shape_section, summary
+from validation.report.player import Frames, player, read_arms
 
-Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]
-
-MAX_PIXELS = 2**20  # embedded per arm, at least one frame; a file of all frames of a large video would not open
-SHEET_HEIGHT = 8192  # further frames go into a further column: few graphics processors draw more than 16384 a side
-MAX_GAIN = 128  # one grey level becomes 128: half of white
-ZOOMS = (0.25, 0.5, 1, 2, 3, 4, 6, 8)
 RATE = 16.0  # frames a second, where the case names no ``fps``
 
 _PER_FRAME = "_per_frame"
@@ -44,7 +33,9 @@ _LABELS = {
 
 def section(folder: Path, records: Sequence[Record]) -> page.Section | None:
     """The section, or None where nothing was sampled."""
-    rows = [row for row in summary.rows(records) if row.level is Level.SAMPLE]
+    rows = [
+        row for row in summary.rows(records) if row.level is Level.SAMPLE and not shape_section.is_shape(row.records[0])
+    ]
     if not rows:
         return None
     samples: list[dict[str, Any]] = []
@@ -60,19 +51,10 @@ def section(folder: Path, records: Sequence[Record]) -> page.Section | None:
 
 
 def _sample(folder: Path, record: Record, name: str) -> tuple[dict[str, Any], list[str]]:
-    problems: list[str] = []
-    arms: dict[str, Frames] = {}
-    for arm in ("reference", "candidate"):
-        try:
-            arms[arm] = _read_frames(folder, record.artifacts.get(f"{arm}_frames"))
-        except _NoFramesError as error:
-            problems.append(f"No frames of the {arm}: {error}.")
-    if len(arms) == 2 and arms["reference"].shape != arms["candidate"].shape:
-        shapes = " and ".join(f"{list(frames.shape[:3])}" for frames in arms.values())
-        problems.append(f"No difference is drawn: the arms are {shapes} (frames, height, width).")
-    player, style = _player(record, arms, name) if arms else (None, [])
-    if player is not None and player["left_out"]:
-        problems.append(player["left_out"])
+    arms, problems = read_arms(folder, record, "frames")
+    shown, style = _player(record, arms, name) if arms else (None, [])
+    if shown is not None and shown["left_out"]:
+        problems.append(shown["left_out"])
     files = [
         (role, file if (folder / file).is_file() else f"{file} (missing)") for role, file in record.artifacts.items()
     ]
@@ -80,7 +62,7 @@ def _sample(folder: Path, record: Record, name: str) -> tuple[dict[str, Any], li
         "record": record,
         "verdict": summary.verdict_of([record]),
         "problems": problems,
-        "player": player,
+        "player": shown,
         "title": _title(record),
         "curves": [_curve(record, name, values) for name, values in record.series.items() if values],
         "numbers": _numbers(record),
@@ -90,111 +72,18 @@ def _sample(folder: Path, record: Record, name: str) -> tuple[dict[str, Any], li
     }, style
 
 
-class _NoFramesError(Exception):
-    pass
-
-
-def _read_frames(folder: Path, name: str | None) -> Frames:
-    if name is None:
-        raise _NoFramesError("the record names no file")
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise _NoFramesError(f"{name} lies outside the run folder")
-    if not path.is_file():
-        raise _NoFramesError(f"{name} is missing")
-    try:
-        # numpy takes whatever is no zip file for a pickle, and says so.
-        with zipfile.ZipFile(path), np.load(path) as data:
-            frames: npt.NDArray[Any] = data["frames"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).strip("'\"").rstrip(".")
-        raise _NoFramesError(f"{name} cannot be read, expected npz with an array 'frames': {reason}") from error
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise _NoFramesError(
-            f"{name} holds {frames.dtype} {list(frames.shape)}, expected uint8 [F, H, W, 3], not empty"
-        )
-    return frames
-
-
 def _player(record: Record, arms: dict[str, Frames], name: str) -> tuple[dict[str, Any], list[str]]:
     total = max(len(frames) for frames in arms.values())
-    height = max(frames.shape[1] for frames in arms.values())
-    width = max(frames.shape[2] for frames in arms.values())
-    worst = record.numbers.get("worst_frame")
-    known = isinstance(worst, int) and 0 <= worst < total
-    first = worst if known and isinstance(worst, int) else 0
-    kept = _kept(total, max(1, MAX_PIXELS // (height * width)), first)
-    rows = max(1, SHEET_HEIGHT // height)
-    at = kept.index(first)
-    shown, style = [], []
-    for arm, frames in arms.items():
-        # Kept frames that this arm has: a shorter arm ends earlier.
-        some = frames[[frame for frame in kept if frame < len(frames)]]
-        sheet = base64.b64encode(_sheet(some, rows)).decode()
-        style.append(f'.{name}-{arm}{{background-image:url("data:image/png;base64,{sheet}")}}')
-        size = f"--w:{frames.shape[2]};--h:{frames.shape[1]};--columns:{math.ceil(len(some) / rows)}"
-        shown.append({"name": arm, "sprite": f"{name}-{arm}", "size": size, "count": len(some)})
-    difference, gain = "", 1
-    if len(arms) == 2 and arms["reference"].shape == arms["candidate"].shape:
-        largest = _largest_difference(arms["reference"], arms["candidate"])
-        difference = (
-            f"largest: {summary.counted(largest, 'grey level')} of 255" if largest else "none: equal to the bit"
-        )
-        gain = 2 ** int(math.log2(255 / largest)) if largest else 1
-    notes = [_note(record, frame, known and frame == worst) for frame in kept]
-    return {
-        "arms": shown,
-        "frames": json.dumps(kept),
-        "notes": json.dumps(notes),
-        "now": notes[at],
-        "rows": rows,
-        "at": at,
-        "worst": at if known else "",
-        "x": at // rows,
-        "y": at % rows,
-        "last": len(kept) - 1,
-        "zoom": max((zoom for zoom in ZOOMS if zoom * width <= 384), default=ZOOMS[0]),
-        "zooms": ZOOMS,
-        "rate": _rate(record),
-        "difference": difference,
-        "gain": gain,
-        "gains": [2**n for n in range(MAX_GAIN.bit_length())],
-        "left_out": (
-            f"{len(kept)} of {total} frames are embedded{', the worst among them' if known else ''}; "
-            "all are in the run folder."
-            if len(kept) < total
-            else ""
-        ),
-    }, style
-
-
-def _kept(total: int, most: int, first: int) -> list[int]:
-    """Indices of the frames to embed: all, or else ``first`` and others evenly apart."""
-    if total <= most:
-        return list(range(total))
-    even = {round(n * (total - 1) / max(most - 2, 1)) for n in range(most - 1)}
-    return sorted({first, *even})
-
-
-def _sheet(frames: Frames, rows: int) -> bytes:
-    """A PNG of the frames one below the other, in as many columns as ``rows`` a column ask for.
-
-    Below, not beside: what a pixel repeats from the frame before then lies within the 32 KiB that deflate
-    looks back, for frames of up to about 10,000 pixels.
-    """
-    count, height, width, _ = frames.shape
-    columns = math.ceil(count / rows)
-    sheet = np.zeros((min(count, rows) * height, columns * width, 3), np.uint8)
-    for n, frame in enumerate(frames):
-        y, x = n % rows * height, n // rows * width
-        sheet[y : y + height, x : x + width] = frame
-    data: bytes = iio.imwrite("<bytes>", sheet, extension=".png")
-    return data
-
-
-def _largest_difference(a: Frames, b: Frames) -> int:
-    # Frame by frame: int16 copies of whole videos would take four times their memory.
-    return max(int(np.abs(x.astype(np.int16) - y).max()) for x, y in zip(a, b, strict=True))
+    found = record.numbers.get("worst_frame")
+    worst = found if isinstance(found, int) and 0 <= found < total else None
+    return player(
+        arms,
+        name,
+        label=f"{record.subject}, {record.op_set}",
+        note=lambda frame: _note(record, frame, frame == worst),
+        worst=worst,
+        rate=_rate(record),
+    )
 
 
 def _rate(record: Record) -> float:

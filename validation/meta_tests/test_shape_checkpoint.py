@@ -1,0 +1,275 @@
+"""Shapes of pictures: small checkpoints in the official layout, with DINOv2 as transformers saves it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model
+
+from validation import cli
+from validation.errors import UsageError
+from validation.models import shape_pipeline
+from validation.models.dinov2 import MEAN, STD, ImagePrompt, load_image_encoder, prepare_image
+from validation.record import Record, Status, read_run
+from validation.shape_quality import TRAINED
+
+DINO = Dinov2Config(
+    hidden_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=42, patch_size=14, mlp_ratio=1
+)
+TOKENS = 1 + 3 * 3
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Dinov2Model:
+    torch.manual_seed(0)
+    return Dinov2Model(DINO).eval()
+
+
+@pytest.fixture(scope="module")
+def transformers_folder(encoder: Dinov2Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("dinov2")
+    encoder.save_pretrained(folder)
+    processor = {"image_processor_type": "BitImageProcessor", "image_mean": list(MEAN), "image_std": list(STD)}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official_folder(transformers_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder with the whole pipeline, as ``hunyuan3d-dit-v2-0`` is: denoiser, decoder, conditioner, scheduler."""
+    folder: Path = tmp_path_factory.mktemp("checkpoint") / "hunyuan3d-dit-v2-0"
+    folder.mkdir()
+    denoiser, vae = (TRAINED / name for name in ("hunyuan3d-dit-v2-0", "hunyuan3d-vae-v2-0"))
+    config = yaml.safe_load((denoiser / "config.yaml").read_text())
+    config["vae"] = yaml.safe_load((vae / "config.yaml").read_text())
+    plain = {key: value for key, value in DINO.to_dict().items() if isinstance(value, (bool, int, float, str))}
+    main = {"type": "DinoImageEncoder", "kwargs": {"config": plain, "image_size": 42}}
+    config["conditioner"] = {"target": "SingleImageEncoder", "params": {"main_image_encoder": main}}
+    config["image_processor"] = {"target": "ImageProcessorV2", "params": {"size": 64, "border_ratio": 0.15}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    weights = load_file(denoiser / "model.fp16.safetensors")
+    weights |= {f"vae.{key}": value for key, value in load_file(vae / "model.fp16.safetensors").items()}
+    # The names under which transformers saves are those of the official file.
+    prefix = "conditioner.main_image_encoder.model."
+    weights |= {
+        prefix + key: value.half() for key, value in load_file(transformers_folder / "model.safetensors").items()
+    }
+    save_file(weights, folder / "model.fp16.safetensors")
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A red bar, 10 columns wide and 30 rows high, on transparent black, off the middle."""
+    pixels = np.zeros((60, 40, 4), np.uint8)
+    pixels[5:35, 3:13] = (200, 30, 10, 255)
+    path = tmp_path / "Red Bar.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+# Pictures
+
+
+def extent(image: Tensor) -> tuple[int, int, int, int]:
+    """First and last row and column that are not white."""
+    rows, columns = (image[0].amin(dim=0) < 0.5).nonzero(as_tuple=True)
+    return int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())
+
+
+def test_the_subject_is_centred_on_white(picture: Path) -> None:
+    image = prepare_image(picture)
+    assert image.shape == (1, 3, 512, 512)
+    top, bottom, left, right = extent(image)
+    # 85 % of the edge of 60 pixels, which 512 become; the bar is as wide as a third of it.
+    assert bottom - top + 1 == pytest.approx(0.85 * 512, abs=4)
+    assert right - left + 1 == pytest.approx(0.85 * 512 * 9 / 29, abs=12)
+    assert abs(top + bottom - 511) <= 12
+    assert abs(left + right - 511) <= 12
+    assert torch.equal(image[0, :, 0, 0], torch.ones(3))
+    torch.testing.assert_close(image[0, :, 256, 256], torch.tensor([200, 30, 10]) / 255, atol=0.01, rtol=0)
+
+
+def test_half_transparent_pixels_are_laid_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[..., 3] = 127
+    path = tmp_path / "grey.png"
+    Image.fromarray(pixels).save(path)
+    value = float(prepare_image(path)[0, 0, 256, 256])
+    assert value == pytest.approx(1 - 127 / 255, abs=0.01)
+
+
+def test_a_picture_without_alpha_is_all_subject(tmp_path: Path) -> None:
+    path = tmp_path / "plain.png"
+    Image.fromarray(np.full((30, 30, 3), 40, np.uint8)).save(path)
+    top, bottom, left, right = extent(prepare_image(path))
+    assert bottom - top + 1 == pytest.approx(0.85 * 512, abs=12)
+    assert right - left + 1 == pytest.approx(0.85 * 512, abs=12)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_a_picture_without_a_subject_is_refused(alpha: int, tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[3, :, 3] = alpha * 255  # a single row
+    path = tmp_path / "empty.png"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(UsageError, match=f"no subject: {8 * alpha} of 64 pixels"):
+        prepare_image(path)
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "nowhere.png"):
+        with pytest.raises(UsageError, match=f"cannot read .*{name}"):
+            prepare_image(tmp_path / name)
+
+
+def test_a_prompt_is_named_after_its_file(picture: Path) -> None:
+    prompt = ImagePrompt.read(picture, steps=5, guidance_scale=5.0, octree_resolution=16)
+    assert (prompt.name, prompt.text) == ("red-bar", "image Red Bar.png")
+    assert len(prompt.digest) == 64
+
+
+# The encoder
+
+
+def test_both_layouts_give_the_same_tokens(transformers_folder: Path, official_folder: Path, picture: Path) -> None:
+    first = load_image_encoder(transformers_folder, torch.float32, "cpu")
+    second = load_image_encoder(official_folder, torch.float32, "cpu")
+    assert (second.size, second.border, second.image_size) == (64, 0.15, 42)
+    second.size = first.size
+    tokens = first(picture)
+    assert tokens.shape == (1, TOKENS, 64)
+    # The official file holds float16.
+    torch.testing.assert_close(second(picture), tokens, atol=2e-2, rtol=0)
+    second.use_cls_token = False
+    assert second(picture).shape == (1, TOKENS - 1, 64)
+
+
+def test_the_encoder_gets_what_transformers_own_processor_would_give_it(
+    transformers_folder: Path, encoder: Dinov2Model, picture: Path
+) -> None:
+    found = load_image_encoder(transformers_folder, torch.float32, "cpu")
+    image = torch.nn.functional.interpolate(prepare_image(picture), (42, 42), mode="bilinear", antialias=True)
+    pixels = (image - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(found(picture), encoder(pixels).last_hidden_state)
+
+
+def damaged(folder: Path, tmp_path: Path, change: Any) -> Path:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    change(copy)
+    return copy
+
+
+def without_a_key(folder: Path) -> None:
+    weights = load_file(folder / "model.fp16.safetensors")
+    weights.pop("conditioner.main_image_encoder.model.layernorm.weight")
+    save_file(weights, folder / "model.fp16.safetensors")
+
+
+def of_another_kind(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["conditioner"]["params"]["main_image_encoder"]["type"] = "CLIPImageEncoder"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without_a_key, "1 missing keys of the image encoder"),
+        (of_another_kind, "main_image_encoder is a CLIPImageEncoder"),
+        (lambda folder: (folder / "model.fp16.safetensors").write_bytes(b"odd"), "cannot read"),
+        (lambda folder: (folder / "model.fp16.safetensors").unlink(), "lacks model.fp16.safetensors"),
+        (lambda folder: (folder / "config.yaml").write_text("model: {}"), "has no conditioner"),
+    ],
+)
+def test_damaged_encoders_are_refused(official_folder: Path, tmp_path: Path, change: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_image_encoder(damaged(official_folder, tmp_path, change), torch.float32, "cpu")
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UsageError, match="model_type is 'clip', expected dinov2"):
+        load_image_encoder(tmp_path, torch.float32, "cpu")
+
+
+# A checkpoint's parts
+
+
+def test_parts_are_found_from_either_folder(official_folder: Path, transformers_folder: Path) -> None:
+    for folder in (official_folder, official_folder.parent):
+        parts = shape_pipeline.find_parts(folder)
+        assert (parts.denoiser, parts.vae, parts.encoder) == (official_folder,) * 3
+        assert parts.folders == [official_folder]
+    assert shape_pipeline.find_parts(official_folder, transformers_folder).encoder == transformers_folder
+    trained = shape_pipeline.find_parts(TRAINED)
+    assert (trained.vae.name, trained.encoder) == ("hunyuan3d-vae-v2-0", None)
+    assert shape_pipeline.find_parts(TRAINED / "hunyuan3d-dit-v2-0") == trained
+
+
+# The command
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["quality", "--model", "hunyuan3d", *map(str, arguments)])
+
+
+def test_the_command_makes_shapes_of_a_picture(official_folder: Path, picture: Path, tmp_path: Path) -> None:
+    options = ["--steps", 2, "--guidance", 2, "--octree-resolution", 16, "--seeds", 2, "--replays", 0]
+    places = ["--cache", tmp_path / "cache", "--out", tmp_path / "run", "--until", "shape"]
+    status = run("--ops", "reference_ops", "--checkpoint", official_folder, "--image", picture, *options, *places)
+    _, records = read_run(tmp_path / "run")
+    assert status == cli.PASSED, [record.reason for record in records]
+    assert [(record.case["prompt"], record.case["seed"]) for record in records] == [
+        ("image Red Bar.png", 0),
+        ("image Red Bar.png", 1),
+    ]
+    for record in records:
+        check_image_record(record)
+    assert f"--image '{picture}'" in records[0].repro
+
+
+def check_image_record(record: Record) -> None:
+    assert (record.status, record.tier) == (Status.PASSED, "bit-exact")
+    assert record.seconds["reference_condition"] > 1e-4
+    assert (record.case["steps"], record.case["guidance_scale"]) == (2, 2.0)
+    assert math.isfinite(float(record.numbers["field_rms"] or 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--image: none given, expected a picture"),
+        (["--image", "nowhere.png"], "cannot read nowhere.png"),
+        (["--prompts", "prompts.json"], "--prompts: hunyuan3d-dit-v2-0 makes shapes of pictures"),
+    ],
+)
+def test_the_command_refuses_what_does_not_fit_the_checkpoint(
+    official_folder: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--ops", "reference_ops", "--checkpoint", official_folder, *options) == cli.USAGE
+    assert says in capsys.readouterr().err
+
+
+def test_tokens_of_another_width_are_refused(
+    official_folder: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Dinov2Model(Dinov2Config.from_dict({**DINO.to_dict(), "hidden_size": 32})).save_pretrained(tmp_path / "narrow")
+    options = ["--image", picture, "--image-encoder", tmp_path / "narrow", "--cache", tmp_path / "cache"]
+    assert (
+        run("--ops", "reference_ops", "--checkpoint", official_folder, *options, "--out", tmp_path / "r") == cli.USAGE
+    )
+    assert "tokens are 32 wide, expected 64" in capsys.readouterr().err
