@@ -394,7 +394,7 @@ def _qk_corners(signature: Signature) -> list[Corner]:
         ),
         Corner(
             "k: other head count",
-            {"k.shape": "heads", "size": "frames"},
+            {"k.shape": "heads", "size": "frames", "heads": 2},
             lambda case: (
                 len(case.tensors["k"].shape) == 4
                 and case.tensors["k"].shape[2] != case.tensors["q"].shape[2]

@@ -33,10 +33,11 @@ WITHIN = (0.2, 4.0)
 
 
 def drawn(op: str, count: int, seed: int) -> list[Case]:
+    """Cases with rows of two numbers or more: one number is its own mean, and 0.14 of the hand-made budget left."""
     return [
         case
         for case in parity.draw_cases(cases(parity.signature_of(op)), seed=seed, count=count)
-        if case.tensors["x" if "x" in case.tensors else "q"].numel
+        if (x := case.tensors["x" if "x" in case.tensors else "q"]).numel and x.shape[-1] > 1
     ]
 
 
@@ -53,7 +54,7 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("op", sorted(bounds.BOUNDS))
 def test_it_agrees_with_the_hand_made_bound(op: str, capsys: pytest.CaptureFixture[str]) -> None:
     lowest, highest, kinds = 1.0, 1.0, set()
-    for case in drawn(op, 40, seed=3):
+    for case in drawn(op, 60, seed=3):
         # There both bounds are a few of the smallest subnormal numbers.
         if case.values in ("tiny", "zeros"):
             continue
