@@ -73,12 +73,13 @@ def test_cases_of_a_key_differ_in_rows_but_not_in_what_triton_tells_apart(op: st
     signature = parity.signature_of(op)
     pool = Pool.draw(signature, [], seed=3)
     shapes = 0
-    for key in random.Random(0).sample(pool.free, 12):
+    keys = random.Random(0).sample(pool.free, 30)
+    for key in keys:
         drawn = draw_cases(cases(signature, key), seed=0, count=5, skip=1)
         assert len({repr(_stride_classes(case)) for case in drawn}) == 1, key
         shapes += len({repr([spec.shape for spec in case.tensors.values()]) for case in drawn})
     # Wide rows, single tokens and empty tensors leave a key no choice of shape.
-    assert shapes >= 16
+    assert shapes > 1.1 * len(keys)
 
 
 def test_a_kernel_costs_one_more_at_most_for_the_same_bits_checks() -> None:

@@ -105,15 +105,15 @@ def test_rotations_are_float32_rounded_once(dtype: torch.dtype) -> None:
             assert y is inplace["x"]
             assert same_bits(y, expected)
 
-        # The reference's addcmul_ is a fused multiply-add on the CPU; the interpreter has none.
+        # Two roundings, as of addcmul_: a product, and the sum with the other product.
         made = arguments("split_rotary_embedding", dtype=dtype, other=other, D=D, seed=seed)
-        heads = made["x"].float().unflatten(2, (3, D))
-        angles = [made[name].float().unbind(1) for name in ("cos", "sin")]
+        heads = made["x"].float().unflatten(2, (3, 2, D // 2)).permute(3, 0, 2, 1, 4)
+        cos, sin = (made[name].float() for name in ("cos", "sin"))
         rotated = [
-            reference_ops.rotary_embedding(heads[:, :, h : h + 1], cos, sin, interleaved=False)
-            for h, (cos, sin) in enumerate(zip(*angles, strict=True))
+            ((heads[i] * cos).double() + sign * heads[1 - i].double() * sin.double()).float()
+            for i, sign in ((0, -1), (1, 1))
         ]
-        expected = torch.cat(rotated, dim=2).flatten(2).to(dtype)
+        expected = torch.stack(rotated).permute(1, 3, 2, 0, 4).flatten(2).to(dtype)
         assert same_bits(fused_ops.split_rotary_embedding(**made), expected)
 
 
