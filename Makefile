@@ -18,7 +18,7 @@ validate: $(READY)
 	@$(BIN)/validate run
 
 test: lint
-	@$(BIN)/python -m pytest -q --profile quick --replays 0
+	@$(BIN)/python -m pytest -q --profile quick --checkpoint fixtures/checkpoints/helios-tiny --replays 0
 
 lint: $(READY)
 	@$(BIN)/ruff check -q .
