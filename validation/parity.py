@@ -371,7 +371,7 @@ def _drawn(
 ) -> tuple[Case, ...]:
     """The cases of a compile key."""
     # The first example of a strategy is its simplest; what is asked for are the ones after it.
-    return tuple(draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count, skip=1))
+    return tuple(draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count))
 
 
 class _FoundError(Exception):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
-from validation.cases.strategies import EPS, FAR, FORMS, WIDTHS, Signature
+from validation.cases.strategies import EPS, FAR, FORMS, WIDTHS, Signature, width_class
 from validation.cases.values import MODULATIONS
 
 # Modulation with as many distinct float16 values as there are.
@@ -103,7 +103,7 @@ def _type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
                 ),
             )
         )
-    small = {"size": "one_token", "width": "pow2", "width.value": 4, "heads": 2}
+    small = {"size": "one_token", "width": "pow2", "width.class": width_class(4), "heads": 2}
     corners.append(
         Corner("values written out", {"literals": True, "values": "normal", **small}, lambda case: bool(case.literals))
     )
@@ -194,7 +194,7 @@ def _width_corners(signature: Signature) -> list[Corner]:
             "D>8192": "beyond",
             "D=8193": "beyond",
         }
-    values = {"D>8192": {"width.value": 9000}, "D=8193": {"width.value": 8193}}
+    values = {"D>8192": {"width.class": width_class(9000)}, "D=8193": {"width.class": width_class(8193)}}
     return [
         Corner(
             name,

@@ -1,9 +1,9 @@
 """The pool of compile keys of a sweep, and the cases drawn from it.
 
-A GPU compiles a kernel anew for each combination of dtypes, forms, layouts, width, flags and classes of sizes
-(`strategies.Chooser.size`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
-sweep draws a pool of such combinations from its seed, and its cases from the pool: rows, offsets, values and seeds
-are free, and however many cases there are, they take as many kernels as the pool has keys.
+A GPU compiles a kernel anew for each combination of dtypes, forms, layouts, flags and classes of widths and sizes
+(`strategies.Chooser.member`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
+sweep draws a pool of such combinations from its seed, and its cases from the pool: widths and sizes within their
+classes, values and seeds are free, and however many cases there are, they take as many kernels as the pool has keys.
 
 The first of the keys serve the declared corners: corners whose choices do not contradict one another share one. The
 others, up to `KEYS`, are drawn as they come.
@@ -26,9 +26,9 @@ from validation.cases.strategies import RARE_LAYOUTS, RARE_SIZES, RARE_WIDTHS, V
 T = TypeVar("T")
 Key = Mapping[str, Any]
 
-# The largest op has 49 groups of corners. A quarter of the keys are of empty tensors, and compile nothing; the
-# same-bits checks may compile half as many kernels besides (`validation.compile_keys`).
-KEYS = 90
+# The largest op has 49 groups of corners. The same-bits checks may compile up to 66 kernels besides
+# (`validation.compile_keys`; seeds 0 to 5).
+KEYS = 80
 
 # What a corner asks for that makes its cases no place for another's: nothing in them, one column, or a large cost.
 APART = {
@@ -51,18 +51,29 @@ def draw_settings(count: int, *, shrink: bool) -> settings:
     )
 
 
-def draw_cases(strategy: SearchStrategy[T], *, seed: int, count: int, skip: int = 0) -> list[T]:
-    """Count values drawn from a strategy, the same for the same seed; the first, simplest ``skip`` left out."""
+def draw_cases(strategy: SearchStrategy[T], *, seed: int, count: int) -> list[T]:
+    """Count values drawn from a strategy, the same for the same seed.
+
+    Each is the first after the simplest of a run of its own. Within one run Hypothesis follows an example with near
+    copies of it: of 300 cases of `scale_residual_layer_norm_scale_shift` in one run 93 had shapes of their own, in
+    300 runs 275 (at 4 ms a case in place of 2).
+    """
+    lot = random.Random(seed)
+    return [_second(strategy, lot.getrandbits(64)) for _ in range(count)]
+
+
+def _second(strategy: SearchStrategy[T], seed: int) -> T:
+    """The second example of a run, or the first where the strategy has no other."""
     drawn: list[T] = []
 
-    @draw_settings(count + skip, shrink=False)
+    @draw_settings(2, shrink=False)
     @hypothesis_seed(seed)
     @given(strategy)
     def collect(value: T) -> None:
         drawn.append(value)
 
     collect()
-    return drawn[skip:] or drawn
+    return drawn[-1]
 
 
 def agree(one: Key, other: Key) -> bool:
@@ -122,7 +133,7 @@ class Pool:
 
         def drawn(forced: Key, label: str, count: int) -> list[dict[str, Any]]:
             strategy = compile_keys(signature, forced, bfloat16=bfloat16)
-            return draw_cases(strategy, seed=zlib.crc32(f"{seed}/{signature.op}/{label}".encode()), count=count, skip=1)
+            return draw_cases(strategy, seed=zlib.crc32(f"{seed}/{signature.op}/{label}".encode()), count=count)
 
         of_corners = tuple(drawn(forced, f"key {i}", 1)[0] for i, forced in enumerate(groups))
         return cls(of_corners, tuple(drawn({}, "free keys", max(KEYS - len(groups), 1))), group)

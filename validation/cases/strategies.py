@@ -6,15 +6,17 @@ roles needs nothing here.
 
 Every discrete choice goes through `Chooser.pick` under a name, so that a corner (see `corners.py`) can be
 forced by fixing some choices, and Hypothesis shrinks towards the first option of each. All choices but those of
-`VALUES` together are the compile key: the cases that share them are computed by one compiled kernel. So a number
-that decides a stride is chosen in two steps (`Chooser.size`): its class, as Triton tells integers apart, is part
-of the key; which number of that class is not.
+`VALUES` together are the compile key: the cases that share them are computed by one compiled kernel. So the width,
+and then the batch, frames and tokens together, are chosen in two steps (`Chooser.member`): the class, by what Triton
+and the kernels' blocks tell apart, is part of the key; which member of that class is not.
 """
 
 import dataclasses
+import functools
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import hypothesis.strategies as st
@@ -33,14 +35,23 @@ KNOWN_ARGUMENTS = frozenset(
 # About 40 k elements an activation: a launch of a few programs, 2 to 4 ms each under the interpreter.
 MAX_ELEMENTS = 40_000
 
+
+def _power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _primes(low: int, high: int) -> tuple[int, ...]:
+    return tuple(n for n in range(low, high + 1) if all(n % factor for factor in range(2, math.isqrt(n) + 1)))
+
+
 WIDTHS = {
     "pow2": (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
     "one": (1,),
-    "prime": (2, 3, 5, 7, 13, 31, 61, 127, 251, 509, 769, 1021),
+    "prime": _primes(2, 1021),
     "pow2-1": (15, 63, 255, 511, 1023, 2047, 4095),
     "pow2+1": (9, 17, 33, 65, 129, 257, 513, 1025, 4097),
-    "16k": (48, 80, 96, 144, 320, 768, 1040, 3072),
-    "even": (6, 10, 18, 34, 66, 130, 258, 1026, 3074),
+    "16k": tuple(n for n in range(48, 3073, 16) if not _power_of_two(n)),
+    "even": tuple(n for n in range(6, 3075, 2) if n % 16),
     "model": (64, 128, 1024, 5120),
     # Beyond one block of columns (8192): the kernels loop.
     "beyond": (8193, 9000, 16384),
@@ -49,25 +60,28 @@ WIDTHS = {
 HEAD_DIMS = {
     "pow2": (4, 8, 16, 32, 256),
     "two": (2,),
-    "even": (6, 10, 18, 34, 66, 80, 96, 130),
+    "even": tuple(n for n in range(6, 131, 2) if not _power_of_two(n)),
     "model": (64, 128),
 }
-ODD_HEAD_DIMS = {"one": (1,), "prime": (3, 5, 7, 13, 61, 127)}
+ODD_HEAD_DIMS = {"one": (1,), "prime": _primes(3, 127)}
 
 # name -> (batch, frames, tokens a frame), each an inclusive range
 SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
-    "general": ((1, 3), (1, 4), (1, 12)),
-    "frames": ((2, 3), (2, 4), (2, 9)),
-    "one_batch": ((1, 1), (1, 3), (1, 15)),
-    "one_token": ((1, 4), (1, 1), (1, 1)),
-    "sixteens": ((1, 2), (1, 2), (16, 16)),
+    "general": ((1, 3), (1, 4), (1, 16)),
+    "frames": ((2, 4), (2, 4), (2, 12)),
+    "one_batch": ((1, 1), (1, 3), (1, 24)),
+    "one_token": ((1, 8), (1, 1), (1, 1)),
+    "sixteens": ((1, 3), (1, 3), (16, 16)),
     "ragged": ((1, 2), (1, 1), (33, 75)),
-    "square": ((2, 5), (1, 1), (0, 0)),  # B == L: tokens follow the batch
+    "square": ((2, 7), (1, 1), (2, 7)),  # B == L
     "no_batch": ((0, 0), (1, 2), (1, 4)),
     "no_tokens": ((1, 2), (1, 2), (0, 0)),
-    "many_rows": ((1, 2), (1, 1), (35_000, 36_000)),  # more than 65535 rows, for B = 2
+    "many_rows": ((2, 2), (1, 1), (35_000, 36_000)),  # more than 65535 rows
     "far": ((1, 1), (1, 1), (9, 9)),
 }
+# Most cases compute something: of the sizes drawn freely, two in fourteen are empty.
+COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
+COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "no_batch", "no_tokens")
 RARE_SIZES = ("many_rows", "far")
 RARE_WIDTHS = ("beyond",)
 
@@ -87,8 +101,14 @@ FORMS = (
 ACTIVATION_LAYOUTS = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "packed")
 MODULATION_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "chunked", "expanded")
 ROW_LAYOUTS = ("contiguous", "offset1", "strided_last")
+INDEX_LAYOUTS = ROW_LAYOUTS
+# The row is one of three (q of a packed qkv), or of six (shift, scale and gate, twice).
+PARTS = {"packed": 3, "chunked": 6}
 # Layout "far": nine rows that begin in the middle of 2 FAR elements, FAR / 8 apart and a bit more. The ninth is
 # past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
+ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded")
+QK_LAYOUTS = ("own", "packed", "same")
+HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 0)
 RARE_LAYOUTS = ("far",)
 FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
@@ -103,6 +123,53 @@ def size_class(number: int) -> int:
     Triton compiles another kernel for an integer that is 1 and for one that 16 divides.
     """
     return number if number in (0, 1) else -math.gcd(number, 16)
+
+
+def width_class(width: int) -> tuple[int, ...]:
+    """What kernels are compiled for of a width: the block that holds it, and the strides it leads to.
+
+    A rotary op has rows of a half and of a quarter of it besides.
+    """
+    parts = [width // n for n in (1, 2, 4)]
+    return (*map(size_class, parts), *((part - 1).bit_length() for part in parts))
+
+
+Sizes = tuple[int, int, int]
+
+
+@functools.cache
+def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[int, ...], tuple[Sizes, ...]]:
+    """The batch, frames and tokens of a size, by what kernels are compiled for of them.
+
+    Args:
+        size: of `SIZES`.
+        width: at most that wide are the rows.
+        units: powers of two up to 16: the strides are multiples of one of the three, or of a product of them, and of
+            one of these.
+    """
+    all_sizes = [
+        (batch, frames, tokens)
+        for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
+        if size != "square" or batch == tokens
+    ]
+    if size not in ("sixteens", "square", *RARE_SIZES):
+        fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
+        all_sizes = fits or [min(all_sizes, key=math.prod)]
+    members: dict[tuple[int, ...], list[Sizes]] = {}
+    for sizes in all_sizes:
+        batch, frames, tokens = sizes
+        # The tokens of a frame and of all frames are also handed to kernels as they are.
+        also = units | {1}
+        numbers = (batch, frames, tokens, frames * tokens, batch * tokens, batch * frames * tokens)
+        within = (units, units, also, also, units, units)
+        key = tuple(_divisible(number, of) for number, of in zip(numbers, within, strict=True))
+        members.setdefault(key, []).append(sizes)
+    return {key: tuple(members[key]) for key in sorted(members, key=lambda key: [(c < 0, abs(c)) for c in key])}
+
+
+def _divisible(number: int, units: frozenset[int]) -> int:
+    """0, 1, or a negative number that counts the units whose product with the number is a multiple of 16."""
+    return number if number in (0, 1) else -1 - sum(number * unit % 16 == 0 for unit in units)
 
 
 class Chooser:
@@ -122,9 +189,14 @@ class Chooser:
         self.key: dict[str, Any] = {}
 
     def pick(self, name: str, options: Sequence[T], rare: Sequence[T] = ()) -> T:
-        """One of the options, or what is forced under that name (rare options come only so)."""
+        """One of the options, or what is forced under that name (rare options come only so).
+
+        What has been picked under that name before stays.
+        """
         chosen: T
-        if name in self._forced:
+        if name in self.key:
+            chosen = self.key[name]
+        elif name in self._forced:
             chosen = self._forced[name]
             if chosen not in options and chosen not in rare:
                 raise ValueError(f"{name} is forced to {chosen!r}, expected one of {[*options, *rare]}")
@@ -136,13 +208,14 @@ class Chooser:
             self.key[name] = chosen
         return chosen
 
-    def size(self, name: str, low: int, high: int) -> tuple[int, int]:
-        """An integer in [low, high], and the largest of its class there; the class is a choice of that name."""
-        members: dict[int, list[int]] = {}
-        for number in range(low, high + 1):
-            members.setdefault(size_class(number), []).append(number)
-        chosen = members[self.pick(name, sorted(members, key=lambda c: (c < 0, abs(c))))]
-        return chosen[self.integer(0, len(chosen) - 1)], chosen[-1]
+    def member(self, name: str, classes: Mapping[Any, Sequence[T]], *, by_size: bool = False) -> T:
+        """One of the members of a class; which class is a choice of that name, which member is none.
+
+        Classes are as likely as one another, or ``by_size`` as they have members.
+        """
+        options = [c for c, members in classes.items() for _ in members] if by_size else list(classes)
+        members = classes[self.pick(name, options)]
+        return members[self.integer(0, len(members) - 1)]
 
     def integer(self, low: int, high: int) -> int:
         """An integer in [low, high]."""
@@ -278,26 +351,21 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
     return Case(signature.op, tensors, flags, regime, seed, literals)
 
 
-def _sizes(choose: Chooser, width: int) -> tuple[int, int, int]:
-    """B, F and the tokens of a frame; fewer tokens where rows are wide."""
-    size = choose.pick("size", [s for s in SIZES if s not in RARE_SIZES], RARE_SIZES)
-    batches, frames, tokens = SIZES[size]
-    if size == "many_rows":
-        return 2, 1, choose.size("tokens.class", *tokens)[0]
-    batch, most = choose.size("batch.class", *batches)
-    if size == "square":
-        return batch, 1, batch
-    count, most_frames = choose.size("frames.class", *frames)
-    low, high = tokens
-    if size not in ("sixteens", "far"):
-        # From the classes, not from the numbers: which classes of tokens there are may not depend on the latter.
-        high = max(low, min(high, MAX_ELEMENTS // max(most * most_frames * width, 1)))
-    return batch, count, choose.size("tokens.class", low, high)[0]
+def _sizes(choose: Chooser, width: int, rows: Iterable[int]) -> Sizes:
+    """B, F and the tokens of a frame, fewer where rows are wide; ``rows`` are the `_units` of the tensors."""
+    units = frozenset(math.gcd(row, 16) for row in rows)
+    classes = _size_classes(choose.pick("size", COMMON_SIZES, RARE_SIZES), width, units)
+    return choose.member("sizes", classes, by_size=True)
 
 
-def _width(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> int:
+def _width(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """A width, and the widest of its class."""
     kind = choose.pick("width", [w for w in table if w not in RARE_WIDTHS], [w for w in table if w in RARE_WIDTHS])
-    return choose.pick("width.value", table[kind])
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for width in table[kind]:
+        classes.setdefault(width_class(width), []).append(width)
+    width = choose.member("width.class", classes)
+    return width, max(classes[width_class(width)])
 
 
 def _mixed(choose: Chooser, name: str, dtype: str, dtypes: Sequence[str]) -> str:
@@ -313,17 +381,15 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         case "offset1":
             offset = 1
         case "gapped":
-            # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not.
-            gap = choose.pick(f"{name}.gap", (8, 1, 3, 16))
+            gap = _gap(choose, name, sizes[-1])
         case "transposed" if len(shape) > 1:
             # Swapping the outer two keeps the last dimension contiguous, swapping the inner two does not.
             first = choose.pick(f"{name}.swap", (0, len(shape) - 2))
             order[first], order[first + 1] = order[first + 1], order[first]
         case "strided_last":
-            step = choose.pick(f"{name}.step", (2, 3))
+            step = _step(choose, name)
         case "packed" | "chunked":
-            # One of three (q of a packed qkv) or of six (shift, scale, gate, twice) rows of the last dimension.
-            parts = 3 if layout == "packed" else 6
+            parts = PARTS[layout]
             width = sizes[-1] if sizes else 1
             part = choose.pick(f"{name}.part", range(parts))
             gap, offset = (parts - 1) * width, part * width
@@ -345,6 +411,50 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
     return TensorSpec(shape, dtype, tuple(strides), offset, name)
 
 
+def _units(choose: Chooser, name: str, row: int, layouts: Sequence[str], *, inner: bool = True) -> tuple[int, ...]:
+    """What the strides of a tensor that grow with its sizes are multiples of, before the sizes are known.
+
+    Args:
+        choose: chooses the tensor's layout.
+        name: the tensor's.
+        row: the length of its rows.
+        layouts: to choose from.
+        inner: whether the dimension outside of the rows' own is a size, or a count that every case of a key has.
+    """
+    layout = choose.pick(f"{name}.layout", layouts, RARE_LAYOUTS)
+    match layout:
+        case "gapped":
+            return (row + _gap(choose, name, row),)
+        case "strided_last":
+            return (row * _step(choose, name),)
+        case "packed" | "chunked":
+            return (row * PARTS[layout],)
+        case "transposed" if inner:
+            return 1, row  # that dimension may be the innermost
+    return (row,)
+
+
+def _step(choose: Chooser, name: str) -> int:
+    return choose.pick(f"{name}.step", (2, 3))
+
+
+def _gap(choose: Chooser, name: str, row: int) -> int:
+    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not. After a row of an odd length these would
+    # lead to strides with powers of two that the class of the width does not tell: 2 and 4 do not.
+    gap = choose.pick(f"{name}.gap", (8, 1, 3, 16))
+    return gap + 1 if gap % 2 and row % 2 else gap
+
+
+def _modulation_units(choose: Chooser, name: str, width: int) -> tuple[int, ...]:
+    """`_units` of a modulation argument."""
+    form = choose.pick(f"{name}.form", FORMS if name != "gate" else (*FORMS, "none"))
+    if form in ("indexed", "indexed[B]"):
+        return _units(choose, f"{name}.index", 1, INDEX_LAYOUTS, inner=False)
+    if form in ("none", "scalar", "[1]", "[D]"):
+        return ()
+    return _units(choose, name, width, MODULATION_LAYOUTS, inner=False)
+
+
 def _modulation(
     choose: Chooser, name: str, sizes: tuple[int, int, int, int], dtype: str, dtypes: Sequence[str]
 ) -> dict[str, TensorSpec]:
@@ -356,14 +466,12 @@ def _modulation(
         return {}
     dtype = _mixed(choose, name, dtype, dtypes)
     if form in ("indexed", "indexed[B]"):
-        rows, _ = choose.size(f"{name}.table.rows", 1, 4)
+        rows = choose.pick(f"{name}.table.rows", (1, 2, 3, 4))
         shape: tuple[int, ...] = (rows, width) if form == "indexed" else (batch, rows, width)
         index_dtype = choose.pick(f"{name}.index.dtype", ("int64", "int32"))
         return {
             f"{name}.table": _layout(choose, f"{name}.table", shape, dtype, ("contiguous", "offset1", "gapped")),
-            f"{name}.index": _layout(
-                choose, f"{name}.index", (batch, length), index_dtype, ("contiguous", "offset1", "strided_last")
-            ),
+            f"{name}.index": _layout(choose, f"{name}.index", (batch, length), index_dtype, INDEX_LAYOUTS),
         }
     shape = {
         "scalar": (),
@@ -396,39 +504,40 @@ def _affine(
 
 
 def _modulated(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
-    width = _width(choose, WIDTHS)
-    batch, frames, tokens = _sizes(choose, width)
+    width, widest = _width(choose, WIDTHS)
+    activations = [name for name in ("residual", "x") if name in signature]
+    units = [unit for name in activations for unit in _units(choose, name, width, ACTIVATION_LAYOUTS)]
+    units += [unit for name in signature.modulations for unit in _modulation_units(choose, name, width)]
+    batch, frames, tokens = _sizes(choose, widest, units)
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
     shape = (batch, frames * tokens, width)
-    tensors = {
-        name: _layout(choose, name, shape, dtype, ACTIVATION_LAYOUTS) for name in ("residual", "x") if name in signature
-    }
+    tensors = {name: _layout(choose, name, shape, dtype, ACTIVATION_LAYOUTS) for name in activations}
     for name in signature.modulations:
         tensors |= _modulation(choose, name, (batch, frames, tokens, width), dtype, dtypes)
     return tensors | _affine(signature, choose, width, dtype, dtypes)
 
 
 def _norm(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
-    width = _width(choose, WIDTHS)
-    batch, frames, tokens = _sizes(choose, width)
+    width, widest = _width(choose, WIDTHS)
+    rank = choose.pick("rank", (3, 1, 2, 4))
+    layouts = ACTIVATION_LAYOUTS if rank > 1 else ROW_LAYOUTS
+    batch, frames, tokens = _sizes(choose, widest, _units(choose, "x", width, layouts))
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
-    rank = choose.pick("rank", (3, 1, 2, 4))
     shape = {
         1: (width,),
         2: (batch * frames * tokens, width),
         3: (batch, frames * tokens, width),
         4: (batch, frames, tokens, width),
     }[rank]
-    layouts = ACTIVATION_LAYOUTS if rank > 1 else ROW_LAYOUTS
     tensors = {"x": _layout(choose, "x", shape, dtype, layouts)}
     return tensors | _affine(signature, choose, width, dtype, dtypes)
 
 
 def _qk_layouts(choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: str) -> dict[str, TensorSpec]:
     """Lay q and k out: each on its own, both in one packed ``[B, S, 3, H, head_dim]`` buffer, one as both."""
-    layout = choose.pick("qk.layout", ("own", "packed", "same"))
+    layout = choose.pick("qk.layout", QK_LAYOUTS)
     if layout == "same" and q == k:
         return dict.fromkeys(("q", "k"), _layout(choose, "q", q, dtype, ACTIVATION_LAYOUTS))
     if layout != "packed" or q != k or len(q) != 4:
@@ -448,14 +557,21 @@ def _qk_layouts(choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: 
 
 def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     rope = "cos" in signature
-    width = _width(choose, HEAD_DIMS if rope else HEAD_DIMS | ODD_HEAD_DIMS)
-    batch, frames, tokens = _sizes(choose, width * 4)
+    width, widest = _width(choose, HEAD_DIMS if rope else HEAD_DIMS | ODD_HEAD_DIMS)
+    heads = choose.pick("heads", HEADS)
+    other = choose.pick("k.shape", ("same", "heads", "length", "rank"))
+    units = [width * heads]
+    if choose.pick("qk.layout", QK_LAYOUTS) != "packed" or other != "same":
+        k_heads = {"heads": heads + 1, "rank": 1}.get(other, heads)
+        units = [heads * unit for unit in _units(choose, "q", width, ACTIVATION_LAYOUTS, inner=False)]
+        units += [k_heads * unit for unit in _units(choose, "k", width, ACTIVATION_LAYOUTS, inner=other == "rank")]
+    if rope:
+        units += _angle_units(choose, width, ANGLE_LAYOUTS)
+    batch, frames, tokens = _sizes(choose, widest * max(heads, 1) * 2, units)
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
     length = frames * tokens
-    heads = choose.pick("heads", (2, 1, 3, 0))
     q: tuple[int, ...] = (batch, length, heads, width)
-    other = choose.pick("k.shape", ("same", "heads", "length", "rank"))
     k: tuple[int, ...] = q
     if other == "heads":
         k = (batch, length, heads + 1, width)
@@ -471,40 +587,53 @@ def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]
     return tensors | (_angles(choose, batch, length, width, dtype, dtypes) if rope else {})
 
 
+def _angle_units(choose: Chooser, width: int, layouts: Sequence[str]) -> list[int]:
+    """`_units` of cos and sin."""
+    row = _rotated(choose, width) // 2
+    return [unit for name in ("cos", "sin") for unit in _units(choose, name, row, layouts)]
+
+
+def _rotated(choose: Chooser, width: int) -> int:
+    return width if width < 4 or choose.pick("rotary_dim", ("full", "partial")) == "full" else 2 * (width // 4)
+
+
 def _angles(
     choose: Chooser, batch: int, length: int, width: int, dtype: str, dtypes: Sequence[str]
 ) -> dict[str, TensorSpec]:
-    rotated = width if width < 4 or choose.pick("rotary_dim", ("full", "partial")) == "full" else 2 * (width // 4)
-    shape: tuple[int, ...] = (length, rotated // 2)
+    shape: tuple[int, ...] = (length, _rotated(choose, width) // 2)
     if choose.pick("cos.form", ("[S,Dr/2]", "[B,S,Dr/2]")) == "[B,S,Dr/2]":
         shape = (batch, *shape)
     angle_dtype = _mixed(choose, "cos", dtype, dtypes)
-    layouts = ("contiguous", "offset1", "gapped", "strided_last", "expanded")
-    return {name: _layout(choose, name, shape, angle_dtype, layouts) for name in ("cos", "sin")}
+    return {name: _layout(choose, name, shape, angle_dtype, ANGLE_LAYOUTS) for name in ("cos", "sin")}
 
 
 def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
-    width = _width(choose, HEAD_DIMS)
-    batch, frames, tokens = _sizes(choose, width * 3)
+    del signature
+    width, widest = _width(choose, HEAD_DIMS)
+    heads = choose.pick("heads", HEADS)
+    units = [heads * unit for unit in _units(choose, "x", width, ACTIVATION_LAYOUTS, inner=False)]
+    units += _angle_units(choose, width, ANGLE_LAYOUTS)
+    batch, frames, tokens = _sizes(choose, widest * max(heads, 1), units)
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
     length = frames * tokens
-    heads = choose.pick("heads", (2, 1, 3, 0))
-    del signature
     x = _layout(choose, "x", (batch, length, heads, width), dtype, ACTIVATION_LAYOUTS)
     return {"x": x} | _angles(choose, batch, length, width, dtype, dtypes)
 
 
 def _split_rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
-    width = _width(choose, HEAD_DIMS)
-    batch, frames, tokens = _sizes(choose, width * 3)
+    del signature
+    width, widest = _width(choose, HEAD_DIMS)
+    heads = choose.pick("heads", [n for n in HEADS if n])
+    layouts = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "expanded")
+    angle_units = [unit for name in ("cos", "sin") for unit in _units(choose, name, width // 2, layouts)]
+    units = [n * unit for n in (1, heads) for unit in angle_units]
+    units += _units(choose, "x", heads * width, ACTIVATION_LAYOUTS)
+    batch, frames, tokens = _sizes(choose, widest * heads, units)
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
     length = frames * tokens
-    heads = choose.pick("heads", (2, 1, 3))
-    del signature
     x = _layout(choose, "x", (batch, length, heads * width), dtype, ACTIVATION_LAYOUTS)
     angle_dtype = _mixed(choose, "cos", dtype, dtypes)
     shape = (batch, heads, length, width // 2)
-    layouts = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "expanded")
     return {"x": x} | {name: _layout(choose, name, shape, angle_dtype, layouts) for name in ("cos", "sin")}

@@ -34,6 +34,7 @@ class QWeightForBoth(RightOps):
     QKN,
     "of a packed qkv with one token .contiguous() is the view itself, so an out-of-place call writes into it",
     MODIFIED,
+    ALIAS,  # where the result has the input's bits: zeros
 )
 class InPlaceThroughContiguous(RightOps):
     def qk_norm(self, q: Tensor, k: Tensor, *rest: Any, **kwargs: Any) -> tuple[Tensor, ...]:
