@@ -11,25 +11,30 @@ lie inside the frame, then over channels; what scikit-image computes in float64 
 ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``. (Of float32 frames scikit-image computes in
 float32, which lies up to 6e-6 from its own float64 on flat frames and on small ones.)
 
-A frame is read in bands of rows whose intermediate values fit a core's second-level cache, so that the
-memory taken does not depend on the count of frames, and hardly on their size. With ``s = x + y`` and
-``d = x - y`` four filtered planes do where x, y, x^2, y^2 and xy would be five: the weighted variances of s
-and d add up to ``2 (var x + var y)`` and differ by ``4 cov(x, y)``, as their squared means do likewise.
+A frame is read in bands of rows, so that the memory taken does not depend on the count of frames, and hardly on
+their size. With ``s = x + y`` and ``d = x - y`` four filtered planes do where x, y, x^2, y^2 and xy would be five:
+the weighted variances of s and d add up to ``2 (var x + var y)`` and differ by ``4 cov(x, y)``, as their squared
+means do likewise, so that SSIM is ``(1 - 2 a) (1 - 2 b)`` with the shares of d in the sums of the squared means
+(with C1) and of the variances (with C2): exactly 1 where d is 0.
+
+float32 would take 0.6 of the time, and is not enough: it was off by 6e-6 on a noisy clip and by up to 1e-4 on flat
+frames. The variance of a flat part is the difference of two numbers up to data_range^2, whose roundings of 6e-8 stand
+against C2 = 9e-4 data_range^2, and no colour that is subtracted first suits a frame of several flat parts.
 """
 
 import dataclasses
 import math
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from validation.threads import one_thread
 
 TILE = 32
 
@@ -38,9 +43,12 @@ RADIUS = int(3.5 * SIGMA + 0.5)
 SSIM_WINDOW = 2 * RADIUS + 1
 K1, K2 = 0.01, 0.03
 
-# Rows of a band. On a core with 1 MB of second-level cache 12, 16 and 24 took 29.5 ms for a frame of 832 x 480,
-# 32 took 33 ms. On a GPU launches would cost more than memory does.
+# Rows of a band. On a core with 1 MB of second-level cache 12 took 22.7 ms for a frame of 832 x 480, 16 and 24 took
+# 21.9 ms, 32 took 22.7 ms. On a GPU launches would cost more than memory does.
 BAND_ROWS = {"cpu": 16, "cuda": 128}
+# Columns that one small matrix product makes. 24 took 6.8 ms a frame; 16 and 32, 10.8 and 12.1 ms, as many shifted
+# additions as there are taps 10.6 ms.
+BLOCK = 24
 
 Frames = npt.NDArray[Any]
 
@@ -189,46 +197,39 @@ def _measure_all(reference: Frames, candidate: Frames, data_range: float, device
         return [measure(t) for t in times]
     # Threads over frames rather than inside an operation: a frame is tens of milliseconds of work without a
     # point where one thread waits (spinning, with OpenMP) for another whose core is taken.
-    with _one_thread_each(), ThreadPoolExecutor(min(len(times), len(os.sched_getaffinity(0)))) as pool:
+    with one_thread(), ThreadPoolExecutor(min(len(times), len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(measure, times))
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Bands:
     """The memory in which one thread measures frames of one size, band by band."""
 
     def __init__(self, shape: tuple[int, ...], data_range: float, device: torch.device) -> None:
-        _, self.height, width, channels = shape
+        _, self.height, self.width, self.channels = shape
         self.constants = 2 * (K1 * data_range) ** 2, 2 * (K2 * data_range) ** 2
-        self.row, self.channels = width * channels, channels
-        inner = (width - 2 * RADIUS) * channels
         rows = min(BAND_ROWS.get(device.type, BAND_ROWS["cuda"]) + 2 * RADIUS, self.height)
-        outputs = rows - 2 * RADIUS
+        outputs, windows = rows - 2 * RADIUS, self.width - 2 * RADIUS
+        self.blocks = -(-windows // BLOCK)
+        self.last = windows - (self.blocks - 1) * BLOCK
+        # Columns beyond the frame stay 0: the last tile and the last block are as wide as the others.
+        self.padded = -(-max(self.width, self.blocks * BLOCK + 2 * RADIUS) // TILE) * TILE
 
         def new(*sizes: int) -> Tensor:
             return torch.zeros(sizes, dtype=torch.float64, device=device)
 
-        self.x, self.y = new(rows, width, channels), new(rows, width, channels)
-        # s, d, s^2, d^2; the columns beyond the frame stay 0, so that the last tile is as wide as the others.
-        self.planes = new(rows, 4, -(-width // TILE) * TILE * channels)
-        self.across, self.both, self.products = new(rows, 4, inner), new(outputs, 4, inner), new(outputs, 4, inner)
+        self.x, self.y = new(rows, self.channels, self.padded), new(rows, self.channels, self.padded)
+        # s, d, s^2 + d^2 and d^2; of a row, one channel after the other.
+        self.planes = new(4, rows, self.channels * self.padded)
+        self.down = new(4 * outputs * self.channels * self.padded)
+        self.both = new(self.blocks * 4 * outputs * self.channels * BLOCK)
         self.totals = new(2)
         distance = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
         weights = torch.exp(-0.5 / SIGMA**2 * distance**2)
-        self.weights: list[float] = (weights / weights.sum()).tolist()
-        # The filter down the columns as a product with a banded matrix, a row for each row that comes out.
-        self.down = new(outputs, rows)
-        for offset, weight in enumerate(self.weights):
-            self.down.diagonal(offset).fill_(weight)
+        # The filter as products with banded matrices: down from the left, across from the right.
+        self.from_left, self.from_right = new(outputs, rows), new(BLOCK + 2 * RADIUS, BLOCK)
+        for offset, weight in enumerate((weights / weights.sum()).tolist()):
+            self.from_left.diagonal(offset).fill_(weight)
+            self.from_right.diagonal(-offset).fill_(weight)
 
     def measure(self, reference: Frames, candidate: Frames) -> _Frame:
         """Measure the last of one or two successive frames."""
@@ -236,67 +237,69 @@ class _Bands:
         self.totals.zero_()
         start = kept = 0
         while start < self.height:
-            end = min(self.height, start + len(self.across) - kept)
+            end = min(self.height, start + self.planes.shape[1] - kept)
             rows, new = kept + end - start, slice(start, end)
-            planes = self.planes[: end - start]
+            planes = self.planes[:, kept:rows]
             self._load(planes, reference[-1, new], candidate[-1, new])
-            tiles.append(planes[:, 3].view(len(planes), -1, TILE * self.channels).sum(2))
+            tiles.append(planes[3].view(end - start, self.channels, -1, TILE).sum(3).sum(1))
             if len(reference) > 1:
-                self._add_step_error(planes[:, 1, : self.row], reference[0, new], candidate[0, new])
-            self._filter_across(planes, self.across[kept:rows])
+                self._add_step_error(planes[1], reference[0, new], candidate[0, new])
             self._add_similarity(rows)
             # The windows of the next band begin in the last rows of this one.
             kept, start = 2 * RADIUS, end
             if start < self.height:
-                self.across[:kept].copy_(self.across[rows - kept : rows])
-        similarity, step_error = self.totals.tolist()
-        windows = (self.height - 2 * RADIUS) * self.across.shape[2]
-        return _frame(torch.cat(tiles).cpu().numpy(), reference.shape[2:], step_error, similarity / windows)
+                self.planes[:, :kept].copy_(self.planes[:, rows - kept : rows])
+        distance, step_error = self.totals.tolist()
+        windows = (self.height - 2 * RADIUS) * (self.width - 2 * RADIUS) * self.channels
+        tile_errors = torch.cat(tiles)[:, : -(-self.width // TILE)]
+        return _frame(tile_errors.cpu().numpy(), (self.width, self.channels), step_error, 1 - distance / windows)
 
     def _to(self, target: Tensor, rows: Frames) -> Tensor:
         target = target[: len(rows)]
+        inside = target[:, :, : self.width]
         if target.device.type == "cpu":
-            np.copyto(target.numpy(), rows)
+            np.copyto(inside.numpy(), rows.transpose(0, 2, 1))
         else:
             # As they are to the device, float64 there: a quarter of the bytes, or an eighth.
-            target.copy_(torch.from_numpy(np.array(rows)).to(target.device))
+            inside.copy_(torch.from_numpy(np.array(rows)).to(target.device).transpose(1, 2))
         return target.flatten(1)
 
     def _load(self, planes: Tensor, reference: Frames, candidate: Frames) -> None:
         x, y = self._to(self.x, reference), self._to(self.y, candidate)
-        torch.add(x, y, out=planes[:, 0, : self.row])
-        torch.sub(x, y, out=planes[:, 1, : self.row])
-        torch.mul(planes[:, :2], planes[:, :2], out=planes[:, 2:])
+        s, d, squares, square = planes
+        torch.add(x, y, out=s)
+        torch.sub(x, y, out=d)
+        torch.mul(d, d, out=square)
+        torch.addcmul(square, s, s, out=squares)
 
     def _add_step_error(self, difference: Tensor, reference: Frames, candidate: Frames) -> None:
         # (x1 - x0) - (y1 - y0) is (x1 - y1) - (x0 - y0).
         step = self._to(self.x, reference).sub_(self._to(self.y, candidate)).sub_(difference).flatten()
         self.totals[1] += step.dot(step)
 
-    def _filter_across(self, planes: Tensor, filtered: Tensor) -> None:
-        def shifted(offset: int) -> Tensor:
-            return planes[:, :, offset * self.channels :][:, :, : filtered.shape[2]]
-
-        torch.mul(shifted(RADIUS), self.weights[RADIUS], out=filtered)
-        for offset in range(RADIUS):
-            filtered.add_(shifted(offset), alpha=self.weights[offset])
-            filtered.add_(shifted(2 * RADIUS - offset), alpha=self.weights[offset])
-
     def _add_similarity(self, rows: int) -> None:
-        """Add up SSIM over the windows of so many rows of `across`."""
+        """Add up 1 - SSIM over the windows of so many rows of `planes`."""
         outputs = rows - 2 * RADIUS
-        both, products = self.both[:outputs], self.products[:outputs]
-        torch.mm(self.down[:outputs, :rows], self.across[:rows].flatten(1), out=both.flatten(1))
-        # Squared means of s and d, then their variances.
-        squares, variances = products[:, :2], both[:, 2:]
-        torch.mul(both[:, :2], both[:, :2], out=squares)
-        variances.sub_(squares)
-        upper, lower = products[:, 2:], both[:, :2]
-        for plane, (pair, constant) in enumerate(zip((squares, variances), self.constants, strict=True)):
-            pair[:, 0].add_(constant)
-            torch.sub(pair[:, 0], pair[:, 1], out=upper[:, plane])
-            torch.add(pair[:, 0], pair[:, 1], out=lower[:, plane])
-        self.totals[0] += upper[:, 0].mul_(upper[:, 1]).div_(lower[:, 0].mul_(lower[:, 1])).sum()
+        lines = outputs * self.channels
+        down = self.down[: 4 * lines * self.padded].view(4, outputs, -1)
+        for plane, filtered in zip(self.planes[:, :rows], down, strict=True):
+            torch.mm(self.from_left[:outputs, :rows], plane, out=filtered)
+        # Each block reads the first columns of the next one too.
+        blocks = down.as_strided((self.blocks, 4 * lines, len(self.from_right)), (BLOCK, self.padded, 1))
+        both = self.both[: self.blocks * 4 * lines * BLOCK].view(self.blocks, 4 * lines, BLOCK)
+        torch.bmm(blocks, self.from_right.expand(self.blocks, -1, -1), out=both)
+        # Means become squared means, of both and of d; then mean squares become variances.
+        means, mean, variances, variance = both.view(self.blocks, 4, lines, BLOCK).unbind(1)
+        torch.mul(mean, mean, out=mean)
+        torch.addcmul(mean, means, means, out=means)
+        variances.sub_(means)
+        variance.sub_(mean)
+        for part, whole, constant in zip((mean, variance), (means, variances), self.constants, strict=True):
+            part.div_(whole.add_(constant))
+            part[-1, :, self.last :] = 0
+        # 1 - (1 - 2 a) (1 - 2 b)
+        variance.addcmul_(mean, variance, value=-2)
+        self.totals[0] += 2 * (mean.sum() + variance.sum())
 
 
 def _frame(errors: npt.NDArray[np.float64], shape: tuple[int, ...], step_error: float, similarity: float) -> _Frame:

@@ -39,7 +39,10 @@ class Pair:
 
 @st.composite
 def pairs(draw: st.DrawFn, smallest: int = metrics.SSIM_WINDOW) -> Pair:
-    """Noise or one colour, and the same with noise of some size; values fill the range."""
+    """Noise or one colour, and the same with noise of some size.
+
+    Values fill the range, hardly differ, or, where they are no integers, lie far below it and above or far beyond it.
+    """
     shape = draw(st.tuples(*(st.integers(low, high) for low, high in ((1, 3), (smallest, 70), (smallest, 70), (1, 4)))))
     dtype, data_range = draw(
         st.sampled_from(
@@ -50,11 +53,16 @@ def pairs(draw: st.DrawFn, smallest: int = metrics.SSIM_WINDOW) -> Pair:
     clean = generator.random(shape if draw(st.booleans()) else (1, 1, 1, shape[3])) * np.ones(shape)
     noise = draw(st.sampled_from([0.0, 1e-5, 1e-3, 0.05, 1.0])) * generator.standard_normal(shape)
     layout = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))]
-    reference, candidate = (layout((video.clip(0, 1) * data_range).astype(dtype)) for video in (clean, clean + noise))
+    lowest, highest = draw(st.sampled_from([(0, 1), (0.4, 0.4001), *([] if dtype is np.uint8 else BEYOND)]))
+    reference, candidate = (
+        layout(((lowest + (highest - lowest) * video.clip(0, 1)) * data_range).astype(dtype))
+        for video in (clean, clean + noise)
+    )
     return Pair(reference, candidate, data_range)
 
 
 RANGES = (1e-3, 1.0, 2.0, 255.0, 4095.0)
+BEYOND = ((-4, 5), (10, 10.001))
 
 
 def scikit_image_ssim(reference: Frames, candidate: Frames, data_range: float, **changed: Any) -> float:
