@@ -61,7 +61,8 @@ class Width:
 
 WIDTHS = (
     Width("Helios", 40, 128, torch.bfloat16, torch.float32, "float32"),
-    Width("Hunyuan3D-2", 16, 64, torch.bfloat16, torch.bfloat16, "input"),
+    Width("Hunyuan3D-2", 16, 64, torch.float16, torch.float16, "input"),
+    Width("FLUX", 24, 128, torch.bfloat16, torch.bfloat16, "input"),
 )
 
 

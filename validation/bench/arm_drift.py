@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import reference_ops
+from validation import composed
 from validation.bench import subjects
 from validation.bench.arms import Arm, Running
 from validation.bench.ops import one_line
@@ -24,7 +25,7 @@ from validation.bench.subjects import Subject
 from validation.drift import measure, replay, verdicts
 from validation.drift.cache import hash_files
 from validation.drift.teacher import forwards_to_watch
-from validation.drift.verdicts import DriftVerdict
+from validation.drift.verdicts import Verdict
 from validation.errors import UsageError
 from validation.models import helios, hunyuan3d, mount
 from validation.models.mount import SiteError
@@ -52,7 +53,7 @@ class ArmVerdict:
         reason: in a sentence.
     """
 
-    verdicts: tuple[DriftVerdict, ...]
+    verdicts: tuple[Verdict, ...]
     reason: str
 
     @property
@@ -128,7 +129,7 @@ class DriftOfArms:
             return ArmVerdict((), f"what the others are held against; {same}")
         if not self.repeats:
             reason = "the path before does not repeat itself to the bit: rounding cannot be told from chance here"
-            return ArmVerdict((DriftVerdict(Status.INCONCLUSIVE, "reference", reason),), reason)
+            return ArmVerdict((Verdict(Status.INCONCLUSIVE, "reference", reason),), reason)
         candidate = arm.ops or OpSet("none", {}, "")
         names = None if arm.compiled else arm.sites
         with self.subject.mount(arm.ops or replay.truth(), names, compact=arm.compact, packed=arm.packed) as mounted:
@@ -159,9 +160,9 @@ class DriftOfArms:
             raise
         except Exception as error:  # the arm's time is known by now, and must not be lost
             status = error.status if isinstance(error, SiteError) else Status.RUNTIME_ERROR
-            return ArmVerdict((DriftVerdict(status, "sites", one_line(error)),), one_line(error))
+            return ArmVerdict((Verdict(status, "sites", one_line(error)),), one_line(error))
         if arm.compiled:
-            found: tuple[DriftVerdict, ...] = (verdicts.judge_band(drift, require),)
+            found: tuple[Verdict, ...] = (verdicts.judge_band(drift, require),)
         else:
             found = verdicts.verdicts(drift, require)
         wrong = [verdict for verdict in found if verdict.status is not Status.PASSED]
@@ -179,7 +180,7 @@ class DriftOfArms:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
         device = self.subject.device
         sources = sorted(Path(reference_ops.__path__[0]).glob("*.py"))
-        sources += [Path(str(module.__file__)) for module in (replay, helios, hunyuan3d, mount, subjects)]
+        sources += [Path(str(module.__file__)) for module in (composed, replay, helios, hunyuan3d, mount, subjects)]
         return {
             "weights": self.subject.weights,
             "content": self.content,

@@ -16,6 +16,7 @@ before the first round and after the last (`DECODES`), and not with each arm.
 that a copy of as many bytes takes.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -42,6 +43,7 @@ from validation.bench.timing import GpuTimer, Timer
 from validation.drift import measure
 from validation.drift.cache import default_folder
 from validation.errors import CannotExpress, UsageError
+from validation.models.mount import SiteError
 from validation.models.trajectory import peak_memory, reset_peak_memory
 from validation.ops import OpSet
 from validation.parity import default_tier
@@ -361,8 +363,8 @@ def _prepare(timed: Timed, subject: Subject) -> Running:
     return running
 
 
-def _profile(running: Running) -> list[Activity]:
-    """What one step launches and runs, seen by CUPTI."""
+def _profile(running: Running) -> list[Activity] | None:
+    """What one step launches and runs, seen by CUPTI; None where it may not look at the device."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.no_grad(), running.entered():
         walk = running.subject.sample(running.forward, SEED, 2)
@@ -371,11 +373,12 @@ def _profile(running: Running) -> list[Activity]:
         with torch.profiler.profile(activities=kinds) as profiler:
             next(walk)
             torch.cuda.synchronize()
-    return [
+    seen = [
         Activity(event.name, event.device_type == DeviceType.CUDA, 1e-6 * event.time_range.elapsed_us())
         for event in profiler.events() or ()
         if not getattr(event, "is_user_annotation", False)
     ]
+    return seen if any(activity.is_kernel for activity in seen) else None
 
 
 def time_decode(subject: Subject) -> float:
@@ -410,6 +413,7 @@ def run(
     require: str = "close",
     step_bytes: Callable[[Arm], StepBytes | None] = lambda _arm: None,
     copy: float | None = None,
+    keep: Callable[[Result], object] = lambda _result: None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Result:
     """Time arms on a subject.
@@ -423,36 +427,51 @@ def run(
         drift: measures each arm too. require: the tier that it is held to.
         step_bytes: the byte model of an arm.
         copy: from `copy_bandwidth`.
+        keep: called once the times are known, before the drift is measured.
         progress: called with a line of text as the work goes on.
 
     Raises:
-        Exception: whatever the path before raises. Other arms' errors are written down.
+        Exception: whatever the path before raises. Other arms' errors are written down, and they are left out.
     """
     gpu = subject.device.type == "cuda"
     kept = [Timed(arm, step_bytes=step_bytes(arm), left_out=arm.left_out) for arm in arms]
     result = Result(subject.name, subject.weights, subject.size, full, gpu, steps, rounds, kept, copy=copy)
     running: dict[str, Running] = {}
-    for timed in kept:
-        if timed.left_out:
-            continue
-        progress(f"{timed.arm.name}: warming up")
+    by_name = {timed.arm.name: timed for timed in kept}
+
+    @contextlib.contextmanager
+    def left_out_if_it_fails(timed: Timed) -> Iterator[None]:
         try:
-            running[timed.arm.name] = _prepare(timed, subject)
+            yield
         except Exception as error:
             if timed.arm.name == BEFORE:
                 raise
-            cannot = isinstance(error, (CannotExpress, UsageError, torch.OutOfMemoryError))
+            why = error.__cause__ if isinstance(error, SiteError) else error
+            cannot = isinstance(why, (CannotExpress, UsageError, torch.OutOfMemoryError))
             timed.left_out, timed.failed = one_line(error), timed.arm.ops is not None and not cannot
-    by_name = {timed.arm.name: timed for timed in kept}
+            timed.visits.clear()
+            running.pop(timed.arm.name, None)
+        if timed.left_out and gpu:  # what it held, for the arms that follow
+            torch.cuda.empty_cache()
+
+    for timed in kept:
+        if not timed.left_out:
+            progress(f"{timed.arm.name}: warming up")
+            with left_out_if_it_fails(timed):
+                running[timed.arm.name] = _prepare(timed, subject)
     if decodes:
         progress("decoding")
         result.decode.append(time_decode(subject))
-    for n, name in enumerate(order(list(running), rounds)):
-        progress(f"visit {n + 1} of {2 * rounds * len(running)}: {name}")
-        by_name[name].visits.append(visit(running[name], steps))
+    visits = list(order(list(running), rounds))
+    for n, name in enumerate(visits):
+        if name in running:
+            progress(f"visit {n + 1} of {len(visits)}: {name}")
+            with left_out_if_it_fails(by_name[name]):
+                by_name[name].visits.append(visit(running[name], steps))
     if decodes > 1:
         progress("decoding")
         result.decode.append(time_decode(subject))
+    keep(result)
     if drift is not None:
         result.drift_on = drift.about
         for name in running:
@@ -475,6 +494,7 @@ def benchmark(
     drift: str | None = None,
     replays: int = measure.REPLAYS,
     cache: Path | None = None,
+    keep: Callable[[Result], object] = lambda _result: None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Result:
     """Make a model, time the arms, measure their drift: what the command does.
@@ -486,6 +506,7 @@ def benchmark(
         steps, rounds, decodes: as of `run`.
         drift: ``embedded``, ``model`` or ``none``; None is the model's if tiny, else the embedded checkpoint's.
         replays: legal replays of each kind. cache: folder of the bands; None is the default one.
+        keep: as of `run`.
         progress: called with a line of text as the work goes on.
 
     Raises:
@@ -520,6 +541,7 @@ def benchmark(
         require=default_tier(ops) or "close",
         step_bytes=lambda arm: moved.get(arm.name),
         copy=copy,
+        keep=keep,
         progress=progress,
     )
 
@@ -743,13 +765,12 @@ def to_dict(result: Result, device: str, measures: str) -> dict[str, Any]:
     }
 
 
-def write(result: Result, device: str, folder: Path, *, profile: bool = False) -> list[Path]:
-    """Write ``denoise-<model>-<UTC time>.json``, its picture ``.svg`` and, where asked, tables of kernels ``.txt``.
+def write(result: Result, device: str, folder: Path, stamp: str, *, profile: bool = False) -> list[Path]:
+    """Write ``denoise-<model>-<stamp>.json``, its picture ``.svg`` and, where asked, tables of kernels ``.txt``, anew.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     measures = "events on the device's stream" if result.gpu else "wall clock: a test of the harness, no measurement"
     goal = GOALS[result.model]
     bars = [

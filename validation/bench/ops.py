@@ -1,5 +1,7 @@
 """``validate bench ops``: every op at every workload of the real models, beside everything else that computes it.
 
+Ops and widths that no model has here are timed at shapes of their own (`validation.bench.shapes`).
+
 Arms of one workload are timed in turn, there and back, in every round, on arguments that rotate past the cache;
 results are kept as long, so that outputs rotate too. ``copy`` is one of the arms: a device-to-device copy that
 moves exactly as many bytes as the op must (`traffic`). An op's share of the roof is the copy's time over its own.
@@ -9,7 +11,6 @@ import dataclasses
 import json
 import math
 import statistics
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn import functional
 import reference_ops
 from validation import aot
 from validation.bench.picture import share_of_roof
+from validation.bench.shapes import GROUP, shapes
 from validation.bench.timing import Sample, Timer
 from validation.bench.traffic import Traffic, argument_sets, compact, traffic
 from validation.cases.workloads import Workload, workloads
@@ -30,7 +32,7 @@ from validation.ops import check_op_name, load_op_set
 from validation.record import Environment
 
 SCHEMA = 1
-MODELS = {"helios": "Helios", "hunyuan3d": "Hunyuan3D-2"}  # and what `aot` calls them
+MODELS = {"helios": "Helios", "hunyuan3d": "Hunyuan3D-2", GROUP: "FLUX"}  # and whose widths `aot` compiles
 OURS, COPY, NORM_ALONE = "fused_ops", "copy", "torch norm alone"
 ADAPTERS = ("torch_native", "liger", "flaggems")
 ARMS = (OURS, "reference_ops", "torch.compile", NORM_ALONE, *ADAPTERS)
@@ -40,10 +42,10 @@ ROOF_GOAL, HEAD_ROOF_GOAL, HEAD = 0.90, 0.80, 128  # share of the copy; heads ar
 
 
 def chosen(names: Sequence[str] = (), models: Sequence[str] = ()) -> list[Workload]:
-    """The workloads of these ops and models, or of all, each with its compact form.
+    """The workloads of these ops and models, or of all, a model's each with its compact form.
 
     Raises:
-        UsageError: an unknown op or model, or an op that no such model calls.
+        UsageError: an unknown op or model, or an op that has no workload there.
     """
     for name in names:
         check_op_name(name)
@@ -52,11 +54,24 @@ def chosen(names: Sequence[str] = (), models: Sequence[str] = ()) -> list[Worklo
             raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(MODELS)}")
     found = []
     for name in names or reference_ops.OP_NAMES:
-        own = [workload for workload in workloads(name) if not models or workload.model in models]
+        of_models = (each for workload in workloads(name) for each in (workload, compact(workload)))
+        own = [each for each in (*of_models, *shapes(name)) if each and (not models or each.model in models)]
         if names and not own:
-            raise UsageError(f"--op: {name} is at no site of {' or '.join(models or MODELS)}, expected an op that is")
-        found += [each for workload in own for each in (workload, compact(workload)) if each is not None]
+            raise UsageError(f"--op: {name} is at no site of {' or '.join(models)}, expected an op that is")
+        found += own
     return found
+
+
+def chosen_arms(names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Ours and these arms, or all.
+
+    Raises:
+        UsageError: an unknown arm.
+    """
+    for name in names:
+        if name not in ARMS:
+            raise UsageError(f"--arm: unknown arm {name!r}, expected some of: {', '.join(ARMS)}")
+    return tuple(dict.fromkeys((OURS, *names))) if names else ARMS
 
 
 def norm_alone(
@@ -157,7 +172,7 @@ class Row:
     def shortfalls(self) -> list[str]:
         """What falls short of the goals, in words."""
         if OURS not in self.arms:
-            return [f"not timed: {self.left_out[OURS]}"]
+            return [f"not timed: {self.left_out[OURS]}"] if OURS in self.left_out else []
         ours, found = self.arms[OURS], []
         if self.share(OURS) < self.goal:
             found.append(f"{self.share(OURS):.0%} of the copy, aimed at {self.goal:.0%}")
@@ -168,6 +183,17 @@ class Row:
             if name not in (OURS, COPY) and not less and (ratio := ours.ratio_to(timed))[0] > 1:
                 found.append(f"{ratio[0]:.2f} x the time of {name} ({ratio[1]:.2f} to {ratio[2]:.2f})")
         return found
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any], workload: Workload) -> "Row":
+        """What `to_dict` made, at its workload."""
+        arms = {
+            name: Timed([Sample(*pair) for pair in zip(arm["device_seconds"], arm["host_seconds"], strict=True)])
+            for name, arm in kept["arms"].items()
+        }
+        moved = Traffic(kept["bytes_read"], kept["bytes_written"])
+        shape = tuple(kept["shape"])
+        return cls(workload, shape, kept["dtype"], moved, kept["argument_sets"], arms, kept["left_out"])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it; seconds."""
@@ -212,22 +238,36 @@ def time_workload(
         calls: of a sample.
 
     Raises:
-        Exception: whatever `fused_ops` or `reference_ops` raise, but for a lack of memory. Other arms' errors are
-            written down.
+        Exception: whatever `fused_ops` or `reference_ops` raise at first, but for a lack of memory, and the copy at
+            any time. Other errors are written down, and their arm is left out.
     """
     case = workload.make(whole)
     moved = traffic(case)
     # Between two uses of a set, twice what the cache holds has gone by.
     count = max(2, 1 + math.ceil(2 * timer.cache_bytes / moved.total))
-    sets = argument_sets(case, timer.device, count)
-    arms, left_out = _prepared(workload.op, names, sets, timer, calls)
-    arms[COPY] = _copy(moved.total, timer.device, count)
-    timed = {name: Timed() for name in arms}
+    x = case.tensors["x" if "x" in case.tensors else "q"]
+    row = Row(workload, x.shape, x.dtype, moved, count, {}, {})
+    try:
+        sets = argument_sets(case, timer.device, count)
+        copy = _copy(moved.total, timer.device, count)
+    except torch.OutOfMemoryError as error:
+        row.left_out = dict.fromkeys(names, f"its arguments: {one_line(error)}")
+        return row
+    arms, row.left_out = _prepared(workload.op, names, sets, timer, calls)
+    arms[COPY] = copy
+    row.arms = {name: Timed() for name in arms}
     for n in range(rounds):
         for name in list(arms)[:: 1 if n % 2 else -1]:
-            timed[name].samples.append(timer.sample(arms[name], calls))
-    x = case.tensors["x" if "x" in case.tensors else "q"]
-    return Row(workload, x.shape, x.dtype, moved, count, timed, left_out)
+            if name not in row.arms:
+                continue
+            try:
+                row.arms[name].samples.append(timer.sample(arms[name], calls))
+            except RuntimeError as error:  # of memory, or of a run that took too long to queue
+                if name == COPY:
+                    raise
+                row.left_out[name] = one_line(error)
+                del row.arms[name]
+    return row
 
 
 def _prepared(
@@ -296,18 +336,24 @@ def run(
             torch.cuda.empty_cache()
 
 
-def write(rows: Sequence[Row], timer: Timer, device: str, folder: Path) -> tuple[Path, Path]:
-    """Write ``ops-<UTC time>.json`` and the picture beside it, ``.svg``; returns both paths.
+def about(timer: Timer, device: str) -> dict[str, Any]:
+    """Where and how is measured, as `write` takes it."""
+    return {
+        "environment": dataclasses.asdict(Environment.capture(device=device, seed=0, profile="")),
+        "measures": timer.measures,
+        "cache_bytes": timer.cache_bytes,
+    }
+
+
+def write(rows: Sequence[Row], where: dict[str, Any], folder: Path, stamp: str) -> tuple[Path, Path]:
+    """Write ``ops-<stamp>.json`` and the picture beside it, ``.svg``, anew; returns both paths.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     data = {
         "schema": SCHEMA,
-        "environment": dataclasses.asdict(Environment.capture(device=device, seed=0, profile="")),
-        "measures": timer.measures,
-        "cache_bytes": timer.cache_bytes,
+        **where,
         "goals": {"share_of_copy": ROOF_GOAL, "share_of_copy_of_heads": HEAD_ROOF_GOAL, "host_seconds": HOST_GOAL},
         "ops_without_workload": without_workload(),
         "rows": [row.to_dict() for row in rows],
@@ -315,7 +361,7 @@ def write(rows: Sequence[Row], timer: Timer, device: str, folder: Path) -> tuple
     paths = folder / f"ops-{stamp}.json", folder / f"ops-{stamp}.svg"
     texts = (
         json.dumps(data, indent=1) + "\n",
-        str(share_of_roof([bar(row) for row in rows], OURS, f"{device}, {stamp}")),
+        str(share_of_roof([bar(row) for row in rows], OURS, f"{where['environment']['device']}, {stamp}")),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -324,6 +370,30 @@ def write(rows: Sequence[Row], timer: Timer, device: str, folder: Path) -> tuple
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}, expected a writable folder") from error
     return paths
+
+
+def read(paths: Sequence[Path]) -> tuple[list[Row], dict[str, Any]]:
+    """The rows that `write` wrote, a workload's last one, in the order of `chosen`; and where they were measured.
+
+    Raises:
+        UsageError: no such files, they are of different devices, or hold what is no workload any more.
+    """
+    found = chosen()
+    known = {(each.model, each.site, each.op): n for n, each in enumerate(found)}
+    rows: dict[int, Row] = {}
+    where: dict[str, Any] = {}
+    for path in paths:
+        try:
+            data = json.loads(path.read_text())
+            where = where or {name: data[name] for name in ("environment", "measures", "cache_bytes")}
+            for kept in data["rows"]:
+                n = known[kept["model"], kept["site"], kept["op"]]
+                rows[n] = Row.from_dict(kept, found[n])
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"--merge: {path}: {one_line(error)}, expected results of this version") from error
+        if data["environment"]["device"] != where["environment"]["device"]:
+            raise UsageError(f"--merge: {path} was measured on another device, expected results of one")
+    return [rows[n] for n in sorted(rows)], where
 
 
 def bar(row: Row) -> tuple[str, str, dict[str, float], float]:
@@ -401,6 +471,7 @@ def without_gpu(found: Sequence[Workload], target: str = "sm_90") -> str:
     ops = {workload.op for workload in found}
     models = [name for model, name in MODELS.items() if any(workload.model == model for workload in found)]
     kernels = aot.compile_kernels([target], models, ["aligned"])
+    alone = [op for op in without_workload() if op in ops]
     return "\n".join(
         [
             "Bytes that must move: each input once, each output once.",
@@ -411,7 +482,7 @@ def without_gpu(found: Sequence[Workload], target: str = "sm_90") -> str:
             "",
             aot.table([kernel for kernel in kernels if kernel.op.split()[0] in ops]),
             "",
-            f"At no site of {' or '.join(MODELS)}: {', '.join(without_workload())}.",
+            *([f"At no site of a model, so at shapes of their own alone: {', '.join(alone)}."] if alone else []),
             "Nothing was timed: timings need a GPU (validate bench ops --gpu).",
         ]
     )

@@ -1,6 +1,6 @@
 """Every kernel compiled for sm_80, sm_90, sm_100 and gfx942 without a GPU, and the check seen to fail.
 
-About a minute on two cores: 240 kernels.
+About a minute on two cores: 304 kernels.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def test_aligned_kernels_use_128_bits_few_registers_and_no_local_memory(aligned:
 
 def takes_input_mode(kernel: Compiled) -> bool:
     has_mode = kernel.op.split()[0] not in ("layer_norm", "rotary_embedding", "split_rotary_embedding")
-    return kernel.model == "Hunyuan3D-2" and has_mode
+    return kernel.model != "Helios" and has_mode
 
 
 def test_float32_mode_rounds_each_element_once(aligned: list[Compiled]) -> None:
@@ -52,10 +52,10 @@ def test_float32_mode_rounds_each_element_once(aligned: list[Compiled]) -> None:
         stored = sum(n * bits // 16 for bits, n in kernel.store_bits.items())
         if not takes_input_mode(kernel):
             assert rounded == stored, kernel
-        elif kernel.target == "gfx942":
+        elif kernel.target == "gfx942" and kernel.model == "FLUX":
             assert rounded > stored, kernel
-        # On NVIDIA a 16-bit product or sum that is rounded at once becomes 16-bit arithmetic, which rounds to
-        # nearest without a conversion: the counts say nothing.
+        # A 16-bit product or sum that is rounded at once becomes 16-bit arithmetic, which rounds to nearest without
+        # a conversion, where there is such arithmetic: then the counts say nothing. gfx942 has none of bfloat16.
 
 
 def test_declared_roundings_are_not_contracted_away(aligned: list[Compiled]) -> None:

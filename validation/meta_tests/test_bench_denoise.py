@@ -28,7 +28,7 @@ from validation.bench.denoise import Activity, Interval, Result, Timed
 from validation.bench.subjects import TINY, Subject
 from validation.bench.traffic import compact, traffic
 from validation.cases.workloads import Workload, workloads
-from validation.drift.verdicts import DriftVerdict
+from validation.drift.verdicts import Verdict
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
 from validation.models import helios
 from validation.ops import OpSet, op_set_from
@@ -38,13 +38,7 @@ RIGHT = op_set_from(torch_native, "torch_native", "torch_native")
 FIXTURES = Path(cli.__file__).parents[1] / "fixtures"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Equal bits need the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +142,7 @@ def met(result: Result) -> list[bool | None]:
 def with_verdict(result: Result, status: Status = Status.PASSED, peaks: Sequence[int] = (9, 8)) -> Result:
     for timed, peak in zip(result.arms, peaks, strict=True):
         timed.peak_bytes = peak
-    result.arms[1].drift = ArmVerdict((DriftVerdict(status, "band", "", "lossless"),), "")
+    result.arms[1].drift = ArmVerdict((Verdict(status, "band", "", "lossless"),), "")
     return result
 
 
@@ -330,6 +324,40 @@ def test_an_arm_that_raises_is_listed_and_fails_the_benchmark() -> None:
     assert "does not provide" in result.arms[1].left_out
 
 
+@pytest.mark.parametrize("visits", [1, 3])
+def test_an_arm_that_runs_out_of_memory_later_is_left_out_and_the_others_go_on(visits: int) -> None:
+    """While it warms up, and in the first round; the path before must run."""
+    left = [visits * sum(site.calls for site in tiny("helios").sites if site.name == "norm2") * 2]
+
+    def full(*arguments: Any, **options: Any) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("3 GB\nsecond line")
+        y: Tensor = reference_ops.layer_norm(*arguments, **options)
+        return y
+
+    arms = [
+        arm_of("helios", "before"),
+        arm_of("helios", "#24059", reference(layer_norm=full)),
+        arm_of("helios", "compact"),
+    ]
+    kept: list[list[str]] = []
+    result = denoise.run(
+        tiny("helios"),
+        arms,
+        full=False,
+        steps=1,
+        rounds=2,
+        keep=lambda result: kept.append([timed.arm.name for timed in result.timed]),
+    )
+    assert left[0] < 0
+    assert kept == [["before", "compact"]]
+    assert [len(timed.visits) for timed in result.arms] == [4, 0, 4]
+    assert "3 GB" in result.arms[1].left_out
+    assert not result.failed
+    assert "3 GB" in denoise.table(result)
+
+
 @pytest.mark.parametrize("model", subjects.MODELS)
 def test_the_whole_benchmark_at_a_tiny_size(model: str, cache: Path, tmp_path: Path) -> None:
     names = [arm.name for arm in arms_of(tiny(model), RIGHT) if not arm.compiled]
@@ -346,7 +374,7 @@ def test_the_whole_benchmark_at_a_tiny_size(model: str, cache: Path, tmp_path: P
     assert "not counted" in text
     assert "a graph needs a GPU" in text
     assert set(met(result)) == {None}
-    path, picture = denoise.write(result, "<a device & its name>", tmp_path / "made")
+    path, picture = denoise.write(result, "<a device & its name>", tmp_path / "made", "now")
     data = json.loads(path.read_text())
     assert set(data["arms"]) == set(names)
     for timed in result.timed:
@@ -397,7 +425,7 @@ def test_an_op_that_raises_fails_the_drift_verdict(cache: Path) -> None:
 
 def test_a_failure_outweighs_what_is_not_concluded() -> None:
     def word(*statuses: Status) -> str:
-        return ArmVerdict(tuple(DriftVerdict(status, "", "", "close") for status in statuses), "").word
+        return ArmVerdict(tuple(Verdict(status, "", "", "close") for status in statuses), "").word
 
     assert word() == "-"
     assert word(Status.PASSED, Status.PASSED) == "close"
@@ -522,13 +550,6 @@ def test_launches_and_kernels_are_told_apart() -> None:
 # The command
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return tmp_path
-
-
 def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(FIXTURES / "checkpoints" / "helios-tiny")
     assert cli.main(["bench", "denoise", "--model", "helios", "--checkpoint", checkpoint]) == cli.PASSED
@@ -552,12 +573,19 @@ def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pyt
         ("--model helios --tiny --checkpoint nowhere", "no folder nowhere"),
     ],
 )
-def test_bad_input_is_one_line(arguments: str, says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "denoise", *arguments.split()]) == cli.USAGE
-    err = capsys.readouterr().err
-    assert says in err
-    assert len(err.splitlines()) == 1
-    assert not list(here.iterdir())
+def test_bad_input_is_one_line(arguments: str, says: str, refused: Callable[[list[str], str], None]) -> None:
+    refused(["bench", "denoise", *arguments.split()], says)
+
+
+def test_a_model_that_does_not_fit_is_one_line(
+    refused: Callable[[list[str], str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nsecond line")
+
+    monkeypatch.setattr(subjects, "make", full)
+    says = "--model helios: the path before the fusions does not fit: CUDA out of memory."
+    refused(["bench", "denoise", "--model", "helios", "--tiny"], says)
 
 
 def test_the_command_times_a_tiny_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from reference_ops import IndexedRows
 from validation import cli
 from validation.bench import ops
 from validation.bench.picture import share_of_roof
+from validation.bench.shapes import GROUP, WIDTHS, shapes
 from validation.bench.timing import CpuTimer, Sample
 from validation.bench.traffic import Traffic, argument_sets, compact, traffic
 from validation.cases.case import Case, TensorSpec
@@ -27,7 +28,7 @@ from validation.cases.workloads import Workload, workloads
 from validation.errors import UsageError
 
 WORKLOADS = ops.chosen()
-FIRST = {op: workloads(op)[0] for op in reference_ops.OP_NAMES if workloads(op)}
+FIRST = {op: (*workloads(op), *shapes(op))[0] for op in reference_ops.OP_NAMES}
 
 
 def spec(*shape: int, dtype: str = "float32", strides: tuple[int, ...] | None = None, storage: str = "x") -> TensorSpec:
@@ -92,7 +93,7 @@ def tensors_of(arguments: dict[str, Any]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "workload", [w for w in WORKLOADS if "96x160" in w.name or w.model == "hunyuan3d"], ids=lambda w: w.name
+    "workload", [w for w in WORKLOADS if "96x160" in w.name or w.model != "helios"], ids=lambda w: f"{w.op} {w.name}"
 )
 def test_the_model_counts_what_the_tensors_of_a_call_hold(workload: Workload) -> None:
     case = workload.make(False)
@@ -151,14 +152,31 @@ def test_argument_sets_lie_apart_and_are_finite() -> None:
 def test_unknown_names_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="unknown op 'odd'"):
         ops.chosen(["odd"])
-    with pytest.raises(UsageError, match="unknown model 'odd', expected one of: helios, hunyuan3d"):
+    with pytest.raises(UsageError, match="unknown model 'odd', expected one of: helios, hunyuan3d, shapes"):
         ops.chosen(models=["odd"])
     with pytest.raises(UsageError, match="scale_shift is at no site of helios or hunyuan3d"):
-        ops.chosen(["scale_shift"])
+        ops.chosen(["scale_shift"], ["helios", "hunyuan3d"])
+    with pytest.raises(UsageError, match="unknown arm 'odd', expected some of: fused_ops, reference_ops"):
+        ops.chosen_arms(["odd"])
     with pytest.raises(UsageError, match="qk_norm is at no site of helios"):
         ops.chosen(["qk_norm"], ["helios"])
     assert {w.op for w in ops.chosen(["qk_norm", "rms_norm"])} == {"qk_norm", "rms_norm"}
-    assert {*FIRST, *ops.without_workload()} == set(reference_ops.OP_NAMES)
+    assert ops.chosen_arms(["liger"]) == (ops.OURS, "liger")
+    assert {w.op for w in WORKLOADS if w.model != GROUP} | {*ops.without_workload()} == set(reference_ops.OP_NAMES)
+
+
+def test_every_op_and_every_width_with_a_goal_has_a_workload() -> None:
+    """Float32 modulation of every token included; heads of 64 and of 128."""
+    assert {w.op for w in WORKLOADS} == set(reference_ops.OP_NAMES)
+    made = [(w.op, w.make(True).tensors) for w in WORKLOADS]
+    for op in reference_ops.OP_NAMES:
+        tensors = [tensors for name, tensors in made if name == op]
+        widths = {of["x" if "x" in of else "q"].shape[-1] for of in tensors}
+        assert widths & {64, 128, 3072} or op == "split_rotary_embedding"
+        modulated = [of["gate" if "gate" in of else "shift"] for of in tensors if {"gate", "shift"} & set(of)]
+        if modulated:
+            strided = {m.shape[-1] for m in modulated if m.dtype == "float32" and m.strides[1] > m.shape[-1]}
+            assert strided == set(WIDTHS), op
 
 
 # Timing
@@ -248,6 +266,53 @@ def test_what_others_cannot_do_is_written_down(monkeypatch: pytest.MonkeyPatch) 
     assert "torch_native: ValueError: planted" in ops.table([row])
 
 
+class Failing(CpuTimer):
+    """Fails for one call, from one sample on."""
+
+    def __init__(self, arm: int, after: int, error: Exception) -> None:
+        self.arm, self.after, self.error = arm, after, error
+        self.seen: list[Callable[[int], object]] = []
+        self.count = 0
+
+    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
+        self.seen += [] if call in self.seen else [call]
+        if self.seen.index(call) == self.arm:
+            self.count += 1
+            if self.count > self.after:
+                raise self.error
+        return super().sample(call, calls)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_arm_that_runs_out_of_memory_is_left_out(after: int) -> None:
+    """While it warms up, in the first round, and in the second."""
+    timer = Failing(1, after, torch.OutOfMemoryError("3 GB\nsecond line"))
+    names = [ops.OURS, "reference_ops", "torch_native"]
+    row = ops.time_workload(FIRST["rms_norm"], timer, whole=False, names=names, rounds=3, calls=1)
+    assert {name: len(timed.samples) for name, timed in row.arms.items()} == {
+        ops.OURS: 3,
+        "torch_native": 3,
+        ops.COPY: 3,
+    }
+    assert row.left_out == {"reference_ops": "OutOfMemoryError: 3 GB"}
+    assert "reference_ops: OutOfMemoryError: 3 GB" in ops.table([row])
+    with pytest.raises(torch.OutOfMemoryError):
+        ops.time_workload(
+            FIRST["rms_norm"], Failing(1, 0, timer.error), whole=False, names=[ops.OURS], rounds=1, calls=1
+        )
+
+
+def test_a_workload_whose_arguments_do_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("3 GB")
+
+    monkeypatch.setattr(ops, "argument_sets", full)
+    (row,) = ops.run([FIRST["rms_norm"]], CpuTimer(), whole=False, names=[ops.OURS], rounds=1, calls=1)
+    assert row.shortfalls == ["not timed: its arguments: OutOfMemoryError: 3 GB"]
+    assert "its arguments: OutOfMemoryError: 3 GB" in ops.table([row])
+    ops.write([row], ops.about(CpuTimer(), "a device"), tmp_path, "now")
+
+
 def test_an_op_of_ours_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_ops, "rms_norm", fail)
     with pytest.raises(ValueError, match="planted"):
@@ -306,7 +371,8 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_results_are_written_with_their_environment(tmp_path: Path) -> None:
     found = [FIRST["rms_norm"], FIRST["qk_norm"]]
     rows = list(ops.run(found, CpuTimer(), whole=False, names=[ops.OURS, "reference_ops"], rounds=1, calls=1))
-    path, picture = ops.write(rows, CpuTimer(), "<a device & its name>", tmp_path / "made")
+    where = ops.about(CpuTimer(), "<a device & its name>")
+    path, picture = ops.write(rows, where, tmp_path / "made", "now")
     data = json.loads(path.read_text())
     assert data["environment"]["device"] == "<a device & its name>"
     assert "no measurement" in data["measures"]
@@ -322,7 +388,29 @@ def test_results_are_written_with_their_environment(tmp_path: Path) -> None:
     assert "&lt;a device &amp; its name&gt;" in picture.read_text()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):
-        ops.write(rows, CpuTimer(), "", tmp_path / "file")
+        ops.write(rows, where, tmp_path / "file", "now")
+
+
+def test_parts_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was timed in two calls of the command is one table; of what was timed twice the later row stands."""
+    parts = []
+    for n, device in enumerate(({ops.OURS: 99.0}, {ops.OURS: 120.0, "liger": 80.0})):
+        rows = [row_of(op, device) for op in (("rms_norm", "scale_shift"), ("rms_norm",))[n]]
+        parts.append(ops.write(rows, ops.about(CpuTimer(), "a device"), tmp_path, f"part{n}")[0])
+    assert cli.main(["bench", "ops", "--merge", *map(str, parts), "--out", str(tmp_path / "merged")]) == cli.PASSED
+    out = capsys.readouterr().out
+    assert "1.50 x the time of liger" in out
+    assert "91" in next(line for line in out.splitlines() if line.startswith("  shapes width")).split()
+    (path,) = (tmp_path / "merged").glob("*.json")
+    found, where = ops.read([path])
+    assert [row.to_dict() for row in found] == [
+        row.to_dict() for row in (rows[0], row_of("scale_shift", {ops.OURS: 99}))
+    ]
+    assert where["environment"]["device"] == "a device"
+    elsewhere = ops.write(found, ops.about(CpuTimer(), "another"), tmp_path, "elsewhere")[0]
+    for paths, says in (([path, elsewhere], "another device"), ([tmp_path / "none"], "FileNotFoundError")):
+        with pytest.raises(UsageError, match=says):
+            ops.read(paths)
 
 
 def test_the_picture_shows_every_arm_and_the_goal() -> None:
@@ -350,13 +438,6 @@ def test_the_picture_shows_every_arm_and_the_goal() -> None:
 # The command
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return tmp_path
-
-
 def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "ops", "--op", "qk_norm", "--model", "hunyuan3d"]) == cli.PASSED
     out = capsys.readouterr().out
@@ -378,14 +459,12 @@ def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pyt
         ("--op odd", "unknown op 'odd'"),
         ("--model odd", "unknown model 'odd'"),
         ("--rounds 0", "expected an integer >= 1"),
+        ("--arm odd", "unknown arm 'odd'"),
+        ("--merge nowhere.json", "--merge: nowhere.json: FileNotFoundError"),
     ],
 )
-def test_bad_input_is_one_line(arguments: str, says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "ops", *arguments.split()]) == cli.USAGE
-    err = capsys.readouterr().err
-    assert says in err
-    assert len(err.splitlines()) == 1
-    assert not list(here.iterdir())
+def test_bad_input_is_one_line(arguments: str, says: str, refused: Callable[[list[str], str], None]) -> None:
+    refused(["bench", "ops", *arguments.split()], says)
 
 
 def test_rows_keep_their_fields_in_json() -> None:

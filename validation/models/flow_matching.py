@@ -137,7 +137,8 @@ def denoise(velocity: Velocity, noise: Tensor, sigmas: Tensor, num_train_timeste
     latents = noise
     wide = torch.promote_types(noise.dtype, torch.float32)
     for sigma, sigma_next in itertools.pairwise(sigmas):
-        timestep = (sigma * num_train_timesteps).to(latents).expand(len(latents))
+        # Else each step would wait until the device has done the one before.
+        timestep = (sigma * num_train_timesteps).to(latents, non_blocking=True).expand(len(latents))
         v = velocity(latents, timestep / num_train_timesteps)
         # The step is a 0-d tensor, which does not promote: the product is rounded to v's dtype.
         latents = (latents.to(wide) + (sigma_next - sigma) * v).to(v.dtype)
