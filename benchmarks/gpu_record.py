@@ -1,20 +1,26 @@
-"""What only a GPU can show of the op catalogue, in one command, kept as a record.
+"""What only a GPU can show, in one command, kept as a record.
 
-    python benchmarks/gpu_record.py [--out FOLDER] [--op NAME ...] [--profile NAME] [--steps NAME ...]
+    python benchmarks/gpu_record.py [--minutes N] [--steps NAME ...] [--op NAME ...] [--profile NAME] [--out FOLDER]
 
-Runs, each in a process of its own:
+Runs its parts one after the other, each in a process of its own that may take `--limit` seconds (570):
 
-    parity       ``validate parity --gpu``: the declared corners, every real workload whole, offsets past 2^31
-                 elements, a side stream, replay of a CUDA graph; truth in float64 on the GPU
+    parity       ``validate parity --gpu``, op by op: the declared corners, every real workload whole, offsets past
+                 2^31 elements, a side stream, replay of a CUDA graph; truth in float64 on the GPU
     no-fusion    the same with ``TRITON_DEFAULT_FP_FUSION=0``: products and sums are not contracted
-    faults       ``validate faults --gpu``: the planted faults, those that only a GPU shows among them
+    faults       ``validate faults --gpu``, op by op: the planted faults, those that only a GPU shows among them
+    ops          ``validate bench ops --gpu``, op by op, and one table and picture of all of them
+    denoise      ``validate bench denoise --gpu``, model by model: the fused arms with their drift; torch.compile alone
     memcheck     the quick profile under ``compute-sanitizer --tool memcheck``, with PyTorch's caching allocator
                  off, so that an access past a tensor's end is past an allocation's end
     racecheck    the same under ``--tool racecheck``: shared memory
 
-and writes ``gpu-<date>.json`` to FOLDER (default ``benchmarks/results``): environment, and of each step the
-command, exit status, seconds and the end of what it printed. Exit status 1 where a step failed, 2 without a GPU.
-Where compute-sanitizer (CUDA toolkit) is not on the PATH its two steps are recorded as not run, and that is said.
+and after each part writes ``gpu-<date>.json`` to FOLDER (default ``benchmarks/results``): environment, and of each
+part the command, exit status (124: it was stopped), seconds and the end of what it printed. Called again, it goes on
+with the parts that have not passed at this commit by the same command (`--again`: with all of them; what is not
+committed is not known to it); `--minutes` ends it before a session on a borrowed machine does.
+
+Exit status 0 where all parts asked for have passed, 1 where one failed, 2 without a GPU, 3 where some are to do yet.
+Where compute-sanitizer (CUDA toolkit) is not on the PATH its parts are recorded as not run, and that is said.
 """
 
 import argparse
@@ -23,77 +29,174 @@ import datetime as dt
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import reference_ops
 from validation.device import select
 from validation.errors import UsageError
 from validation.record import Environment
 
-STEPS = ("parity", "no-fusion", "faults", "memcheck", "racecheck")
+OF_AN_OP = ("parity", "no-fusion", "faults", "ops", "memcheck", "racecheck")
+STEPS = (*OF_AN_OP[:4], "denoise", *OF_AN_OP[4:])
+MODELS = ("helios", "hunyuan3d")
+FUSED_ARMS = {
+    "helios": ("#24059", "all sites", "compact", "CUDA graph"),
+    "hunyuan3d": ("#24287", "all sites", "CUDA graph"),
+}
 RESULTS = Path(__file__).resolve().parent / "results"
+STOPPED = 124
 
 
-def command(step: str, ops: list[str], profile: str, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The command line of a step, and what it adds to the environment."""
-    validate = [sys.executable, "-m", "validation", "parity", "--gpu"]
-    if step == "faults":
-        validate[-2] = "faults"
-    checked = step in ("memcheck", "racecheck")
-    for op in ops:
-        validate += ["--op", op]
-    validate += ["--profile", "quick" if checked else profile, "--out", str(folder / step)]
-    match step:
-        case "no-fusion":
-            return validate, {"TRITON_DEFAULT_FP_FUSION": "0"}
-        case "memcheck" | "racecheck":
-            tool = ["compute-sanitizer", "--tool", step, "--error-exitcode", "7", "--target-processes", "all"]
-            return [*tool, *validate], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return validate, {}
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A process to run: its command line, and what it adds to the environment."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
 
 
-def run(step: str, ops: list[str], profile: str, folder: Path) -> dict[str, Any]:
-    """Run a step and say what became of it."""
-    line, environment = command(step, ops, profile, folder)
-    done: dict[str, Any] = {"step": step, "command": line, "environment": environment}
-    if shutil.which(line[0]) is None:
-        return done | {"status": None, "reason": f"{line[0]} is not on the PATH"}
+def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path, out: Path) -> Iterator[Part]:
+    """The parts of these steps for these ops; results of single ops go to ``scratch``, all others to ``out``."""
+    validate = (sys.executable, "-m", "validation")
+
+    def of_op(step: str, op: str) -> Part:
+        name, run = f"{step} {op}", ("--out", str(scratch / f"{step}-{op}"))
+        sweep = ("parity", "--gpu", "--op", op, *run, "--profile")
+        match step:
+            case "faults":
+                return Part(name, (*validate, "faults", *sweep[1:], profile))
+            case "ops":
+                return Part(name, (*validate, "bench", "ops", "--gpu", "--op", op, *run))
+            case "memcheck" | "racecheck":
+                tool = ("compute-sanitizer", "--tool", step, "--error-exitcode", "7", "--target-processes", "all")
+                uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+                return Part(name, (*tool, *validate, *sweep, "quick"), uncached)
+        fusion = (("TRITON_DEFAULT_FP_FUSION", "0"),) if step == "no-fusion" else ()
+        return Part(name, (*validate, *sweep, profile), fusion)
+
+    for step in steps:
+        if step in OF_AN_OP:
+            yield from (of_op(step, op) for op in ops)
+        if step == "ops":
+            timed = (str(path) for op in ops for path in sorted((scratch / f"ops-{op}").glob("*.json")))
+            yield Part("ops table", (*validate, "bench", "ops", "--out", str(out), "--merge", *timed))
+        for model in MODELS if step == "denoise" else ():
+            bench = (*validate, "bench", "denoise", "--gpu", "--model", model, "--out", str(out))
+            fused = (word for arm in FUSED_ARMS[model] for word in ("--arm", arm))
+            yield Part(f"denoise {model}", (*bench, "--profile", *fused))
+            compiled = ("--arm", "torch.compile", "--drift", "none", "--decodes", "0")
+            yield Part(f"denoise {model} torch.compile", (*bench, *compiled))
+
+
+def run(part: Part, limit: float) -> dict[str, Any]:
+    """Run a part, stop it after so many seconds, and say what became of it."""
+    done: dict[str, Any] = {"command": [*part.command], "environment": dict(part.environment)}
+    if shutil.which(part.command[0]) is None:
+        return done | {"status": None, "reason": f"{part.command[0]} is not on the PATH"}
     start = time.perf_counter()
-    result = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
-    seconds = round(time.perf_counter() - start, 1)
-    return done | {"status": result.returncode, "seconds": seconds, "printed": result.stdout[-6000:]}
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(
+            part.command,
+            env=os.environ | dict(part.environment),
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too, which may hang on the GPU
+            process.wait()
+            status = STOPPED
+        seconds = round(time.perf_counter() - start, 1)
+        printed.seek(0)
+        return done | {"status": status, "seconds": seconds, "printed": printed.read()[-6000:]}
+
+
+def go_on(
+    path: Path,
+    environment: dict[str, Any],
+    asked: Callable[[], Iterator[Part]],
+    *,
+    limit: float,
+    until: float,
+    again: bool = False,
+) -> int:
+    """Run the parts that have not passed at this commit, writing the record after each; returns the exit status.
+
+    Args:
+        path: of the record, which is made where there is none.
+        environment: of this call; its commit decides what counts as done.
+        asked: the parts, in order; each is asked for when those before it have run.
+        limit: seconds that a part may take.
+        until: of `time.monotonic`, when no part may run any more.
+        again: run those that have passed too.
+    """
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    known, to_do = record["parts"], []
+    record["environment"], commit = environment, environment["commit"].rstrip("+")
+    for part in asked():
+        last = known.get(part.name, {})
+        same = (last.get("commit"), last.get("command")) == (commit, [*part.command])
+        if same and last["status"] == 0 and not again:
+            continue
+        left = until - time.monotonic()
+        if left <= 0:
+            to_do.append(part.name)
+            continue
+        done = run(part, min(limit, left)) | {"commit": commit}
+        if done["status"] == STOPPED and left < limit:
+            to_do.append(part.name)
+            continue
+        known[part.name] = done
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps({"part": part.name} | {k: v for k, v in done.items() if k != "printed"}), flush=True)
+        print(done.get("printed", ""), flush=True)
+    if to_do:
+        print(f"to do yet, by the same command: {', '.join(to_do)}")
+        return 3
+    return int(any(known[part.name]["status"] for part in asked()))
 
 
 def main() -> int:
-    """Run the steps, write the record, return the exit status."""
+    """Run the parts, write the record, return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--op", action="append", default=[])
+    parser.add_argument("--op", nargs="+", choices=reference_ops.OP_NAMES, default=reference_ops.OP_NAMES)
     parser.add_argument("--profile", default="default")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--limit", type=float, default=570, help="seconds a part (default: 570)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of this call (default: no limit)")
+    parser.add_argument("--again", action="store_true", help="run parts that have passed too")
     arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
     try:
         device = select(gpu=True)
     except UsageError as error:
         print(f"gpu_record: {error}", file=sys.stderr)
         return 2
-    steps = []
-    with tempfile.TemporaryDirectory() as folder:
-        for step in arguments.steps:
-            steps.append(run(step, arguments.op, arguments.profile, Path(folder)))
-            print(json.dumps({key: value for key, value in steps[-1].items() if key != "printed"}), flush=True)
-            print(steps[-1].get("printed", ""), flush=True)
+    name = f"gpu-{dt.datetime.now(dt.UTC).date().isoformat()}"
     environment = Environment.capture(device=device.name, seed=0, profile=arguments.profile)
-    today = dt.datetime.now(dt.UTC).date().isoformat()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"gpu-{today}.json"
-    path.write_text(json.dumps({"environment": dataclasses.asdict(environment), "steps": steps}, indent=1) + "\n")
+    path = arguments.out / f"{name}.json"
+    status = go_on(
+        path,
+        dataclasses.asdict(environment),
+        lambda: parts(arguments.steps, arguments.op, arguments.profile, arguments.out / name, arguments.out),
+        limit=arguments.limit,
+        until=until,
+        again=arguments.again,
+    )
     print(path)
-    return int(any(step["status"] for step in steps))
+    return status
 
 
 if __name__ == "__main__":
