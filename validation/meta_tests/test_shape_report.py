@@ -1,6 +1,7 @@
 """The report's section on sampled shapes, written from records of real comparisons of formula shapes."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from validation.record import Level, Record, Run, Status
 from validation.report import page
 from validation.report.html import write_report
 from validation.report.shape_section import is_shape
-from validation.session import ShapeOptions
+from validation.report.terminal import print_table
+from validation.shape_options import ShapeOptions
 from validation.shape_quality import Gates, Plan, _keep, judge, make_plan
 
 GATES = Gates("loose", {"mesh_candidate_rms": 1e-3, "mesh_reference_rms": 1e-3}, {"shaded_psnr_worst_view": 30.0})
@@ -144,3 +146,15 @@ def test_records_that_ended_early_have_no_players(plan: Plan, tmp_path: Path) ->
     assert "inside logits 0" in shown.text()
     assert page.render("shapes.html", samples=[])
     assert record.status.failed
+
+
+def test_the_terminal_names_samples_and_drift_apart_and_explains_no_column_that_is_empty(
+    plan: Plan, tmp_path: Path
+) -> None:
+    record, _ = write(plan, tmp_path, shape_of(plan, 0.0))
+    file = io.StringIO()
+    print_table([record, dataclasses.replace(record, level=Level.MODEL)], file=file)
+    text = file.getvalue()
+    assert "hunyuan3d samples" in text
+    assert "hunyuan3d drift" in text
+    assert "budget %:" not in text

@@ -6,15 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from validation.record import Level, Record, Status, read_run
-from validation.report import fault_section, op_section, page, sample_section, shape_section, summary
+from validation.report import drift_section, fault_section, op_section, page, sample_section, shape_section, summary
+from validation.report.pull_request import pull_request_text
 
 # A further section is a file with one such function, and its entry here.
 SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
     op_section.section,
+    drift_section.section,
     sample_section.section,
     shape_section.section,
     fault_section.section,
 )
+# What a row of the overview is about, where one model has several.
+_KINDS = {**dict.fromkeys(Level, ""), Level.MODEL: ", drift", Level.SAMPLE: ", samples"}
+
 MAX_OTHERS = 8  # further cases listed with each kind of failure; all of them are in records.jsonl
 
 
@@ -41,7 +46,9 @@ def write_report(folder: Path) -> Path:
         verdict=verdict,
         sentence=sentence,
         judged=_judged(records),
+        paste=pull_request_text(environment, records),
         rows=summary.rows(records),
+        kinds=_KINDS,
         failures=[group for group in groups if group.status.failed],
         inconclusive=[group for group in groups if group.status is Status.INCONCLUSIVE],
         sections=sections,

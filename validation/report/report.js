@@ -82,6 +82,29 @@ for (const player of document.querySelectorAll(".player")) {
     timer = 0;
     buttons.play.textContent = "Play";
   };
+  // The candidate in the reference's place: as the button says, and the other way while the pointer is there.
+  let pressed = false;
+  let pointed = false;
+  const flip = () => {
+    const flipped = pressed !== pointed;
+    const [reference, candidate] = player.querySelectorAll("[data-count]");
+    const sprite = reference.querySelector(".sprite");
+    const caption = reference.querySelector("figcaption");
+    reference.origin ??= { sprite: sprite.className, name: caption.textContent };
+    sprite.className = flipped ? candidate.querySelector(".sprite").className : reference.origin.sprite;
+    caption.textContent = flipped ? "candidate, flipped in" : reference.origin.name;
+    caption.className = flipped ? "candidate" : "reference";
+    reference.querySelector(".pane").setAttribute("aria-label", caption.textContent);
+  };
+  if (buttons.flip) {
+    const pane = player.querySelector("[data-count] .pane");
+    for (const [event, inside] of [["mouseenter", true], ["mouseleave", false]]) {
+      pane.addEventListener(event, () => {
+        pointed = inside;
+        flip();
+      });
+    }
+  }
   const actions = {
     play: () => {
       if (timer) return stop();
@@ -94,17 +117,9 @@ for (const player of document.querySelectorAll(".player")) {
     last: () => { stop(); show(last); },
     worst: () => { stop(); show(Number(player.dataset.worst)); },
     flip: () => {
-      const flipped = buttons.flip.getAttribute("aria-pressed") !== "true";
-      const [reference, candidate] = player.querySelectorAll("[data-count]");
-      const shown = flipped ? candidate : reference;
-      const sprite = reference.querySelector(".sprite");
-      reference.origin ??= { sprite: sprite.className, name: reference.querySelector("figcaption").textContent };
-      sprite.className = flipped ? candidate.querySelector(".sprite").className : reference.origin.sprite;
-      const caption = reference.querySelector("figcaption");
-      caption.textContent = flipped ? "candidate, flipped in" : reference.origin.name;
-      caption.className = flipped ? "candidate" : "reference";
-      reference.querySelector(".pane").setAttribute("aria-label", caption.textContent);
-      buttons.flip.setAttribute("aria-pressed", String(flipped));
+      pressed = !pressed;
+      buttons.flip.setAttribute("aria-pressed", String(pressed));
+      flip();
     },
   };
   for (const [name, button] of Object.entries(buttons)) button.addEventListener("click", actions[name]);

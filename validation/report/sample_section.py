@@ -1,20 +1,28 @@
 """The report's section on sampled videos: both arms, their difference, the numbers over the frames."""
 
-import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from validation.record import Level, Record
-from validation.report import page, shape_section, summary
+from validation.record import Record
+from validation.report import page, sampled, shape_section, summary
+from validation.report.curve import figure
+from validation.report.drift_section import STEPS, distance_figure
 from validation.report.player import Frames, player, read_arms
 
 RATE = 16.0  # frames a second, where the case names no ``fps``
 
 _PER_FRAME = "_per_frame"
+_TO_TRUTH = re.compile("_distance_per_step$|_band_|_to_truth_")  # drawn together
+_TITLES = {
+    "psnr_per_frame": "PSNR per frame, candidate to reference, dB",
+    "ssim_per_frame": "SSIM per frame, candidate to reference",
+    "latents_per_step": "Distance of the candidate's latents to the reference's, in shares of their spread, per step",
+}
 _UNITS = {"psnr": "dB", "ssim": ""}
 _LABELS = {
     "psnr": "PSNR, all frames pooled",
@@ -33,43 +41,23 @@ _LABELS = {
 
 def section(folder: Path, records: Sequence[Record]) -> page.Section | None:
     """The section, or None where nothing was sampled."""
-    rows = [
-        row for row in summary.rows(records) if row.level is Level.SAMPLE and not shape_section.is_shape(row.records[0])
-    ]
-    if not rows:
-        return None
-    samples: list[dict[str, Any]] = []
-    style: list[str] = []
-    for row in rows:
-        # Failures first here as well.
-        for n, record in enumerate(sorted(row.records, key=lambda r: not r.status.failed)):
-            sample, css = _sample(folder, record, f"s{len(samples)}")
-            samples.append(sample | {"anchor": row.anchor if n == 0 else ""})
-            style += css
-    body = page.render("samples.html", samples=samples)
-    return page.Section("Samples", body, frozenset(row.anchor for row in rows), "\n".join(style))
+    return sampled.section(
+        folder,
+        records,
+        title="Samples",
+        template="samples.html",
+        prefix="s",
+        mine=lambda record: not shape_section.is_shape(record),
+        make=_sample,
+    )
 
 
-def _sample(folder: Path, record: Record, name: str) -> tuple[dict[str, Any], list[str]]:
+def _sample(folder: Path, record: Record, name: str) -> sampled.Made:
     arms, problems = read_arms(folder, record, "frames")
     shown, style = _player(record, arms, name) if arms else (None, [])
     if shown is not None and shown["left_out"]:
         problems.append(shown["left_out"])
-    files = [
-        (role, file if (folder / file).is_file() else f"{file} (missing)") for role, file in record.artifacts.items()
-    ]
-    return {
-        "record": record,
-        "verdict": summary.verdict_of([record]),
-        "problems": problems,
-        "player": shown,
-        "title": _title(record),
-        "curves": [_curve(record, name, values) for name, values in record.series.items() if values],
-        "numbers": _numbers(record),
-        "case": json.dumps(record.case, indent=2),
-        "files": files,
-        "seconds": summary.seconds([record]),
-    }, style
+    return {"problems": problems, "player": shown, "curves": _curves(record), "numbers": _numbers(record)}, style
 
 
 def _player(record: Record, arms: dict[str, Frames], name: str) -> tuple[dict[str, Any], list[str]]:
@@ -95,7 +83,7 @@ def _rate(record: Record) -> float:
 def _note(record: Record, frame: int, worst: bool) -> str:
     parts = [f"frame {frame}{', the worst' if worst else ''}"]
     for series, values in record.series.items():
-        if series.endswith(_PER_FRAME) and frame < len(values):
+        if series.endswith(_PER_FRAME) and not _TO_TRUTH.search(series) and frame < len(values):
             parts.append(f"{_quantity(series.removesuffix(_PER_FRAME))} {_shown(series, values[frame])}")
     return " · ".join(parts)
 
@@ -112,21 +100,39 @@ def _shown(name: str, value: float | str | None) -> str:
     return summary.number(value, 4) + (unit if value is not None else "")
 
 
-def _title(record: Record) -> str:
-    """What was sampled, such as the prompt and the seed, as far as the case says."""
-    prompt, seed = (record.case.get(key) for key in ("prompt", "seed"))
-    return ", ".join([*([str(prompt)] if prompt else []), *([] if seed is None else [f"seed {seed}"])])
+def _curves(record: Record) -> list[Markup]:
+    """Figures of the series: distances to the truth beside their bands, each other one by itself."""
+    series = record.series
+    found = [_curve(record, name, values) for name, values in series.items() if values and not _TO_TRUTH.search(name)]
+    frames = {arm: series.get(f"{arm}_psnr_to_truth_per_frame", []) for arm in ("reference", "candidate")}
+    if any(frames.values()):
+        edges = (series.get(f"lossless_band_psnr_to_truth_{end}_per_frame", []) for end in ("least", "greatest"))
+        note = _series_note([*frames["reference"], *frames["candidate"]], "frame")
+        title = "PSNR per frame, to the truth's frames, dB"
+        found.insert(0, figure(title, frames, note=note, bands={"lossless band": (next(edges), next(edges))}))
+    if (steps := distance_figure(series, "")) is not None:
+        found.append(steps)
+    return found
 
 
-def _curve(record: Record, series: str, values: list[float]) -> tuple[str, Markup]:
-    """Caption and chart of a series: over frames or, where its name ends in ``_per_step``, over steps."""
+def _curve(record: Record, series: str, values: list[float]) -> Markup:
+    """A series over frames or, where its name ends in ``_per_step``, over steps."""
     name, _, axis = series.rpartition("_per_")
     unit = _UNITS.get(name, "")
-    title = f"{_quantity(name)} per {axis}{f', {unit}' if unit else ''}" if name else series
+    plain = f"{_quantity(name)} per {axis}{f', {unit}' if unit else ''}" if name else series
+    title = _TITLES.get(series, plain)
     worst = record.numbers.get("worst_ssim_frame" if name == "ssim" else "worst_frame")
-    marked = worst if axis == "frame" and isinstance(worst, int) and 0 <= worst < len(values) else None
-    chart = page.curve(values, label=title, floors=_floors(record, series), marked=marked, axis=axis or series)
-    return f"{title}. {_series_note(values, axis)}".strip(), chart
+    marked = [worst] if axis == "frame" and isinstance(worst, int) and 0 <= worst < len(values) else []
+    return figure(
+        title,
+        {"candidate": values},
+        note=_series_note(values, axis),
+        floors=_floors(record, series),
+        marked=marked,
+        axis=axis or series,
+        at=range(1, len(values) + 1) if axis == "step" else None,
+        log=axis == "step",
+    )
 
 
 def _series_note(values: list[float], axis: str) -> str:
@@ -148,15 +154,17 @@ def _floors(record: Record, series: str) -> dict[str, float]:
 
 def _numbers(record: Record) -> list[tuple[str, str]]:
     """Labels and values: each floor beside what it bounds, the calls of all sites in one."""
-    numbers, calls, found = record.numbers, [], []
+    numbers, found = record.numbers, []
     for name, value in numbers.items():
-        if name.startswith("calls_"):
-            calls.append(f"{name.removeprefix('calls_')} {summary.number(value)}")
-        elif not (name.startswith("floor_") and name.removeprefix("floor_") in numbers):
+        bounds = name.startswith("floor_") and name.removeprefix("floor_") in numbers
+        if not bounds and not name.startswith("calls_"):
             floor = f" (floor {_shown(name, numbers[f'floor_{name}'])})" if f"floor_{name}" in numbers else ""
             found.append((_label(name), _shown(name, value) + floor))
-    return [*found, ("calls of the sites", ", ".join(calls))] if calls else found
+    return [*found, *sampled.calls(record)]
 
 
 def _label(name: str) -> str:
+    rank = re.fullmatch(r"(lossless|close)_rank_(\w+)", name)
+    if rank and rank[2] in STEPS:
+        return f"{rank[1]} replays nearer to the truth, {STEPS[rank[2]]}"
     return _LABELS.get(name, name.removesuffix("_mib").replace("_", " "))

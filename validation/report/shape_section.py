@@ -1,18 +1,17 @@
 """The report's section on sampled shapes: both arms' views, a turntable, and the rungs' numbers beside their bands."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from validation.drift.band import tested_steps
-from validation.record import Level, Record
-from validation.report import page, summary
+from validation.record import Record
+from validation.report import page, sampled, summary
+from validation.report.drift_section import STEPS
 from validation.report.player import player, read_arms
 
 PANE = 256  # pixels: reference, candidate and difference stand beside each other
 
-_STEPS = {"first": "first step", "second": "second step", "half": "end of the first half", "last": "last step"}
 _VIEW_KINDS = ("shaded", "normals")
 _NAMES = {
     "field_rms": ("logits, RMS", ""),
@@ -37,6 +36,17 @@ _NAMES = {
     "silhouette_iou_worst_view": ("silhouette, IoU of the worst view", ""),
 }
 _RUNGS = {"field": "field", "mesh": "mesh"}
+_PLACES = {
+    "field_worst": "grid point where the logits differ most",
+    "mesh_candidate_mean": "points to the other surface, mean (d)",
+    "mesh_reference_mean": "and back, mean (d)",
+    **{
+        f"{kind}_worst_{part}": f"worst {part}, {kind}"
+        for part in ("view", "tile")
+        for kind in ("shaded", "normal", "depth", "silhouette")
+    },
+    "forwards": "forwards of the denoiser",
+}
 
 
 def is_shape(record: Record) -> bool:
@@ -46,22 +56,12 @@ def is_shape(record: Record) -> bool:
 
 def section(folder: Path, records: Sequence[Record]) -> page.Section | None:
     """The section, or None where no shape was sampled."""
-    rows = [row for row in summary.rows(records) if row.level is Level.SAMPLE and is_shape(row.records[0])]
-    if not rows:
-        return None
-    samples: list[dict[str, Any]] = []
-    style: list[str] = []
-    for row in rows:
-        # Failures first here as well.
-        for n, record in enumerate(sorted(row.records, key=lambda r: not r.status.failed)):
-            sample, css = _sample(folder, record, f"h{len(samples)}")
-            samples.append(sample | {"anchor": row.anchor if n == 0 else ""})
-            style += css
-    body = page.render("shapes.html", samples=samples)
-    return page.Section("Shapes", body, frozenset(row.anchor for row in rows), "\n".join(style))
+    return sampled.section(
+        folder, records, title="Shapes", template="shapes.html", prefix="h", mine=is_shape, make=_sample
+    )
 
 
-def _sample(folder: Path, record: Record, name: str) -> tuple[dict[str, Any], list[str]]:
+def _sample(folder: Path, record: Record, name: str) -> sampled.Made:
     players, style, problems = [], [], []
     if record.case.get("until") == "views":
         for role, unit, rate in (("views", "view", 1.0), ("turntable", "frame", 8.0)):
@@ -77,22 +77,13 @@ def _sample(folder: Path, record: Record, name: str) -> tuple[dict[str, Any], li
                 players.append(shown)
                 style += css
                 problems += [shown["left_out"]] * bool(shown["left_out"])
-    files = [
-        (role, file if (folder / file).is_file() else f"{file} (missing)") for role, file in record.artifacts.items()
-    ]
     return {
-        "record": record,
-        "verdict": summary.verdict_of([record]),
         "problems": problems,
         "players": players,
-        "title": f"{record.case.get('prompt')}, seed {record.case.get('seed')}",
         "latents": _latents(record),
         "rungs": _rungs(record),
         "solid": _solid(record),
         "numbers": _numbers(record),
-        "case": json.dumps(record.case, indent=2),
-        "files": files,
-        "seconds": summary.seconds([record]),
     }, style
 
 
@@ -135,7 +126,7 @@ def _latents(record: Record) -> list[list[str]]:
         }
         rows.append(
             [
-                _STEPS[name],
+                STEPS[name],
                 _cell(between[step]),
                 "-",
                 _cell(found.get("reference_distance_per_step")),
@@ -198,14 +189,18 @@ def _solid(record: Record) -> list[list[str]]:
 
 def _numbers(record: Record) -> list[tuple[str, str]]:
     """What is in no table: where it is worst, memory, the calls of all sites in one."""
-    in_tables = {f"{before}{name}" for name in _NAMES for before in ("", "gate_", "reference_", "candidate_")}
-    in_tables |= {f"replays_{name}_{end}" for name in _NAMES for end in ("least", "greatest")}
-    calls, found = [], []
+    shown = {f"{before}{name}" for name in _NAMES for before in ("", "gate_", "reference_", "candidate_")}
+    shown |= {f"replays_{name}_{end}" for name in _NAMES for end in ("least", "greatest")}
+    shown |= {
+        name
+        for name in record.numbers
+        # The ranks are the drift's, over all prompts.
+        if name.startswith("calls_") or name.endswith(("_reference", "_candidate")) or "_rank_" in name
+    }
+    found = []
     for name, value in record.numbers.items():
-        if name.startswith("calls_"):
-            calls.append(f"{name.removeprefix('calls_')} {summary.number(value)}")
-        elif name.endswith("_peak_mib"):
+        if name.endswith("_peak_mib"):
             found.append((f"peak memory, {name.removesuffix('_peak_mib')}", f"{summary.number(value, 4)} MiB"))
-        elif name not in in_tables and not name.endswith(("_reference", "_candidate")):
-            found.append((name.replace("_", " "), summary.number(value)))
-    return [*found, ("calls of the sites", ", ".join(calls))] if calls else found
+        elif name not in shown:
+            found.append((_PLACES.get(name, name.replace("_", " ")), summary.number(value)))
+    return [*found, *sampled.calls(record)]

@@ -70,8 +70,7 @@ class Row:
     @property
     def tier(self) -> str | None:
         """The loosest tier among records and checks; None where a record failed or none has a tier."""
-        tiers = [TIERS.index(record.tier) for record in [*self.records, *self.checks] if record.tier in TIERS]
-        return TIERS[max(tiers)] if tiers and not self.failed else None
+        return None if self.failed else loosest(record.tier for record in [*self.records, *self.checks])
 
     @property
     def worst_budget(self) -> float | None:
@@ -137,17 +136,21 @@ class Group:
 
 
 def not_passed(records: Iterable[Record]) -> list[Group]:
-    """What an engineer has to look at: failures in the rows' order, then what is inconclusive."""
-    found: dict[tuple[bool, int, str, str, int], list[Record]] = {}
+    """What an engineer has to look at: failures in the rows' order, then what is inconclusive.
+
+    A model's checks say different things: each is a group of its own.
+    """
+    found: dict[tuple[bool, int, str, str, int, bool], list[Record]] = {}
     levels, statuses = list(Level), list(Status)
     for record in records:
         if record.status.failed or record.status is Status.INCONCLUSIVE:
             where = (levels.index(record.level), record.subject, record.op_set, statuses.index(record.status))
-            found.setdefault((not record.status.failed, *where), []).append(record)
+            last = record.level is Level.MODEL and record.check != "teacher-forced"
+            found.setdefault((not record.status.failed, *where, last), []).append(record)
     return [
         Group(subject, op_set, statuses[status], sorted(found[key], key=_size), f"group-{n}")
         for n, key in enumerate(sorted(found))
-        for _, _, subject, op_set, status in [key]
+        for _, _, subject, op_set, status, _ in [key]
     ]
 
 
@@ -187,6 +190,12 @@ def failure_text(record: Record) -> str:
 def _number(record: Record, name: str) -> float | None:
     value = record.numbers.get(name)
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def loosest(tiers: Iterable[str | None]) -> str | None:
+    """The loosest of some tiers; None where there is none."""
+    found = [TIERS.index(tier) for tier in tiers if tier in TIERS]
+    return TIERS[max(found)] if found else None
 
 
 def numbers_of(records: Iterable[Record], name: str) -> list[float]:

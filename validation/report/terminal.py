@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from validation.record import Record, Status
+from validation.record import Level, Record, Status
 from validation.report import summary
 
 WIDTH = 100
@@ -18,6 +18,7 @@ _LEGEND = (
     "budget %: worst share of the error budget used; over 100 fails. RMS x: RMS error against the float64",
     "truth over the reference path's, geometric mean of the cases in the worst dtype. tier: the loosest.",
 )
+_KINDS = {Level.MODEL: " drift", Level.SAMPLE: " samples"}
 _COLOURS = {"FAILED": "31", "INCONCLUSIVE": "33", "PASSED": "32"}
 
 
@@ -71,7 +72,7 @@ class _Printer:
 def _print_rows(out: _Printer, rows: list[summary.Row]) -> None:
     cells = [
         (
-            row.subject,
+            row.subject + _KINDS.get(row.level, ""),
             row.op_set,
             f"{len(row.records):,}",
             f"{row.failed:,}",
@@ -97,7 +98,7 @@ def _print_rows(out: _Printer, rows: list[summary.Row]) -> None:
     out.line(text(_COLUMNS))
     for row in cells:
         out.line(text(row), colour=row[-1])
-    for line in _LEGEND:
+    for line in _LEGEND if any(row.worst_budget is not None for row in rows) else ():
         out.line(line)
 
 

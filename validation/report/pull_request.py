@@ -1,0 +1,54 @@
+"""A run in a few lines of Markdown, to paste into a pull request."""
+
+from collections.abc import Sequence
+
+from validation.record import Environment, Level, Record
+from validation.report import summary
+
+_WORST = ("psnr_worst_frame", "shaded_psnr_worst_view")  # of samples: lower is worse
+
+
+def pull_request_text(environment: Environment, records: Sequence[Record]) -> str:
+    """The verdict, a line for each kind of result, and what repeats it."""
+    verdict, sentence = summary.headline(records)
+    rows = summary.rows(records)
+    op_sets = ", ".join(sorted({row.op_set for row in rows if row.op_set}))
+    lines = [f"**{verdict}**: {op_sets + ': ' if op_sets else ''}{sentence}", ""]
+    passed = [row for row in rows if row.level is Level.OP and row.verdict == "PASSED"]
+    if passed:
+        cases = sum(len(row.records) for row in passed)
+        tier = summary.loosest(row.tier for row in passed)
+        lines.append(
+            f"- {summary.counted(len(passed), 'op')} passed in {summary.counted(cases, 'case')}: "
+            f"{tier or 'no tier'}, at most {summary.percent(summary.worst(_all(passed), 'budget_percent'))} % of the "
+            "error budget"
+        )
+    for row in rows:
+        if row.level is Level.MODEL:
+            lines += [f"- {row.subject}, {record.check}: {_told(record)}" for record in row.records]
+        elif row.level is Level.SAMPLE:
+            count = summary.counted(len(row.records), "sample")
+            worst = min(row.records, key=_badness)
+            at = " ".join(str(worst.case[key]) for key in ("prompt_name", "seed") if key in worst.case)
+            lines.append(f"- {row.subject}, {count}, the worst ({at}): {_told(worst)}")
+        elif row.verdict in ("FAILED", "INCONCLUSIVE"):
+            worst = next((r for r in [*row.records, *row.checks] if r.status.failed), row.records[0])
+            lines.append(f"- {row.subject}: {row.failed:,} of {len(row.records):,} failed: {_told(worst)}")
+    versions = (("torch", environment.torch), ("triton", environment.triton), ("diffusers", environment.diffusers))
+    about = [environment.device, *(f"{name} {version}" for name, version in versions if version)]
+    about += [f"commit {environment.commit}"] * bool(environment.commit)
+    return "\n".join([*lines, "", f"{', '.join(about)}: `{environment.command}`"])
+
+
+def _all(rows: Sequence[summary.Row]) -> list[Record]:
+    return [record for row in rows for record in row.records]
+
+
+def _told(record: Record) -> str:
+    return f"{record.status}{f' ({record.tier})' if record.tier else ''}: {record.reason}"
+
+
+def _badness(record: Record) -> tuple[bool, float]:
+    """Failures first, then the lowest of the numbers that samples are known by."""
+    values = summary.numbers_of([record], _WORST[0]) + summary.numbers_of([record], _WORST[1])
+    return not record.status.failed, min(values, default=0.0)
