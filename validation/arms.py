@@ -10,17 +10,50 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from validation.errors import UsageError
-from validation.models.shape_pipeline import Shape
+from validation.ops import OpSet
+
+
+class Arm(Protocol):
+    """What was sampled with one op set: a `Trajectory` or a `Shape`."""
+
+    @property
+    def latents(self) -> list[Tensor]:
+        """After each denoising step, on the CPU."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds by stage."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The greatest memory held meanwhile."""
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """Of each mounted site."""
+
+    @property
+    def forwards(self) -> int:
+        """Of the denoiser."""
+
+
+T = TypeVar("T")
+
+TAKEN = "taken from the run that was interrupted"
+
+MEASURED = ("seconds", "peak_bytes", "calls", "forwards")
 
 
 class ArmStore:
@@ -28,51 +61,75 @@ class ArmStore:
 
     Attributes:
         folder: of its files.
-        resumed: arms that were found.
     """
 
-    def __init__(self, cache: Path, identity: Mapping[str, Any]) -> None:
-        """identity: everything but the code that decides the arms, op set included, as JSON values."""
+    def __init__(self, cache: Path, identity: Mapping[str, Any], ops: OpSet) -> None:
+        """Find the folder; nothing is read or written yet.
+
+        Args:
+            cache: folder of all such.
+            identity: everything but op set and code that decides the arms, as JSON values.
+            ops: the candidate. One relative path names other files in other folders, so its files count; and
+                functions made on the fly have no name by which another process could tell them apart, so nothing is
+                kept where it has such, unless its origin names it (``MODULE:NAME``).
+        """
+        functions = ops.functions.values()
+        local = any("<locals>" in getattr(function, "__qualname__", "<locals>") for function in functions)
+        self._keeps = ":" in ops.origin or not local
+        modules = (sys.modules.get(getattr(function, "__module__", "")) for function in functions)
+        files = {str(getattr(module, "__file__", None)) for module in modules}
+        identity = {**identity, "candidate": [ops.name, ops.origin, *sorted(files)]}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.folder = cache / "arms" / key[:32]
-        self.resumed = 0
 
-    def get(self, name: str) -> Shape | None:
-        """The latents and the field of a finished arm; None if there is none, or code has changed since."""
+    def get(self, name: str, make: Callable[..., T]) -> T | None:
+        """A finished arm; None if there is none, or code has changed since.
+
+        Args:
+            name: under which it was put.
+            make: of the latents, the decoded array or None, and by name what was ``measured``.
+        """
         path = self.folder / f"{name}.safetensors"
+        if not self._keeps:
+            return None
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
                 if about["code"] != _digest(about["files"]):
                     return None
                 latents = [file.get_tensor(f"latents {step}").clone() for step in range(about["steps"])]
-                field = file.get_tensor("field").numpy().copy() if about["field"] else None
+                decoded = file.get_tensor("decoded").numpy().copy() if about["decoded"] else None
+            return make(latents, decoded, **about["measured"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
-        self.resumed += 1
-        measured = {key: about[key] for key in ("seconds", "peak_bytes", "calls", "forwards")}
-        return Shape(latents, field, **measured)
 
-    def put(self, name: str, shape: Shape) -> None:
-        """Keep a finished arm.
+    def put(
+        self, name: str, arm: Any, decoded: npt.NDArray[Any] | None = None, measured: Sequence[str] = MEASURED
+    ) -> None:
+        """Keep a finished arm, with what was decoded of it on the device: a video's frames, a shape's field.
+
+        Args:
+            name: under which `get` finds it.
+            arm: an `Arm`, or whatever has latents.
+            decoded: an array or None.
+            measured: names of its attributes that are JSON values, to keep.
 
         Raises:
             UsageError: the file cannot be written.
         """
+        if not self._keeps:
+            return
         files = _loaded_files()
         about = {
             "files": files,
             "code": _digest(files),
-            "steps": len(shape.latents),
-            "field": shape.field is not None,
-            "seconds": shape.seconds,
-            "peak_bytes": shape.peak_bytes,
-            "calls": shape.calls,
-            "forwards": shape.forwards,
+            "steps": len(arm.latents),
+            "decoded": decoded is not None,
+            "measured": {key: getattr(arm, key) for key in measured},
         }
-        tensors = {f"latents {step}": latents.contiguous() for step, latents in enumerate(shape.latents)}
-        if shape.field is not None:
-            tensors["field"] = torch.from_numpy(np.ascontiguousarray(shape.field))
+        tensors = {f"latents {step}": latents.contiguous() for step, latents in enumerate(arm.latents)}
+        if decoded is not None:
+            tensors["decoded"] = torch.from_numpy(np.ascontiguousarray(decoded))
         path = self.folder / f"{name}.safetensors"
         temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from validation.errors import UsageError
+from validation.shape_options import ShapeOptions, add_shape_options
 
 PASSED, FAILED, USAGE, INCONCLUSIVE = 0, 1, 2, 3
 
@@ -22,6 +23,7 @@ replaces, measured, on inputs chosen to hurt.
   validate faults                             planted bugs, each of which the suite must catch
   validate bench ops --gpu                    how fast each op is, beside the copy, the eager chain and others
   validate bench denoise --model helios --gpu how fast a whole denoiser is with them, beside each arm's drift
+  validate compare REFERENCE CANDIDATE        two kept videos of two runs
   validate repro '{"op": ...}'                one case again, from a failure's last line
 """
 
@@ -69,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "Judges wrong ops, each with one known bug, and prints the kill matrix: which check caught which bug, in\n"
         "which value regimes. Fails if a bug survives, or if no check that names it caught it.",
     )
+    compare = command(
+        "compare",
+        "judge one kept video against another",
+        "Judges the frames of one file against those of another, as a run does its arms'. A file that is missing or\n"
+        "damaged, and another count, size or rate, is a failure; nothing is trimmed.",
+    )
     repro = command(
         "repro",
         "judge one case again",
@@ -79,17 +87,28 @@ def _parser() -> argparse.ArgumentParser:
     bench_ops = benches.add_parser(
         "ops",
         help="every op at every workload of the real models",
-        description="Times each op at each site of Helios and Hunyuan3D-2 beside the eager reference, torch.compile\n"
-        "of it, PyTorch's norms and other libraries' kernels, and a copy of as many bytes. Without --gpu:\n"
-        "the bytes that must move and what the compiler made of the kernels; nothing is timed.",
+        description="Times each op at each site of Helios and Hunyuan3D-2, and at shapes that neither has, beside the\n"
+        "eager reference, torch.compile of it, PyTorch's norms and other libraries' kernels, and a copy of as many\n"
+        "bytes. Results are written after each workload, and --merge makes one of those of several calls. Without\n"
+        "--gpu: the bytes that must move and what the compiler made of the kernels; nothing is timed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench_ops.add_argument("--gpu", action="store_true", help="time on the GPU; a usage error where there is none")
     bench_ops.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
     bench_ops.add_argument(
-        "--model", action="append", default=[], metavar="NAME", help="helios or hunyuan3d (default: both)"
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="workloads of helios, of hunyuan3d, or shapes that neither has; may be repeated (default: all)",
+    )
+    bench_ops.add_argument(
+        "--arm", action="append", default=[], metavar="NAME", help="time this beside ours and a copy; may be repeated"
     )
     bench_ops.add_argument("--rounds", type=int, default=9, metavar="N", help="samples of each (default: 9)")
+    bench_ops.add_argument(
+        "--merge", type=Path, nargs="+", metavar="FILE", help="time nothing: one table and picture of earlier results"
+    )
     bench_ops.add_argument(
         "--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="folder of the JSON and the picture"
     )
@@ -201,26 +220,12 @@ def _parser() -> argparse.ArgumentParser:
             "--cache", type=Path, metavar="DIR", help="where the band is kept (default: ~/.cache/fused-op-validation)"
         )
     shapes = quality.add_argument_group("with --model hunyuan3d")
-    shapes.add_argument(
-        "--until", default="views", metavar="RUNG", help="end with the shape, the mesh or the views (default: views)"
+    add_shape_options(shapes.add_argument)
+    compare.add_argument("reference", type=Path, metavar="REFERENCE", help="a video: .npz or .mkv, or a lossy .mp4")
+    compare.add_argument("candidate", type=Path, metavar="CANDIDATE", help="a video")
+    compare.add_argument(
+        "--floors", type=Path, metavar="FILE", help="of PSNR and SSIM, as fixtures/tolerances has them"
     )
-    shapes.add_argument(
-        "--image",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="picture to make a shape of, background removed (alpha 0); may be repeated",
-    )
-    shapes.add_argument(
-        "--image-encoder", type=Path, metavar="DIR", help="DINOv2 as transformers saves it (default: the checkpoint's)"
-    )
-    shapes.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: the prompt's; 50)")
-    shapes.add_argument("--guidance", type=float, metavar="X", help="guidance scale (default: the prompt's; 5)")
-    shapes.add_argument(
-        "--octree-resolution", type=int, metavar="N", help="cells along the grid's edge (default: the prompt's; 384)"
-    )
-    shapes.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds of each prompt (default: 1)")
     repro.add_argument("case", metavar="CASE", help="JSON text of a case, or the path of a file that holds it")
     report.add_argument("folder", type=Path, metavar="RUN_DIR", help="such as runs/20260101-120000")
     return parser
@@ -233,20 +238,9 @@ def _progress(text: str) -> None:
 def _session_command(arguments: argparse.Namespace) -> int:
     from validation import parity
     from validation.report.terminal import print_table
-    from validation.session import Options, Session, ShapeOptions
+    from validation.session import Options, Session
 
     sites = getattr(arguments, "sites", None)
-    shape = ShapeOptions()
-    if arguments.command == "quality":
-        shape = ShapeOptions(
-            until=arguments.until,
-            images=tuple(arguments.image),
-            image_encoder=arguments.image_encoder,
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-            octree_resolution=arguments.octree_resolution,
-            seeds=arguments.seeds,
-        )
     session = Session(
         Options(
             ops=arguments.ops,
@@ -266,7 +260,7 @@ def _session_command(arguments: argparse.Namespace) -> int:
             prompts=getattr(arguments, "prompts", None),
             replays=getattr(arguments, "replays", 0),
             cache=getattr(arguments, "cache", None),
-            shape=shape,
+            shape=ShapeOptions.read(arguments) if arguments.command == "quality" else ShapeOptions(),
         )
     )
     if arguments.command in ("run", "quality"):
@@ -373,19 +367,30 @@ def _bench_ops(arguments: argparse.Namespace) -> int:
     from validation.bench import ops
     from validation.bench.timing import GpuTimer
 
-    found = ops.chosen(arguments.op, arguments.model)
-    if not arguments.gpu:
+    found, names = ops.chosen(arguments.op, arguments.model), ops.chosen_arms(arguments.arm)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    if arguments.merge:
+        rows, where = ops.read(arguments.merge)
+        paths = ops.write(rows, where, arguments.out, stamp)
+    elif not arguments.gpu:
         print(ops.without_gpu(found))
         return PASSED
-    require_writable(arguments.out)
-    timer = GpuTimer()
-    rows = list(ops.run(found, timer, whole=True, rounds=arguments.rounds, progress=_progress))
+    else:
+        require_writable(arguments.out)
+        timer = GpuTimer()
+        rows, where = [], ops.about(timer, device.name)
+        for row in ops.run(found, timer, whole=True, names=names, rounds=arguments.rounds, progress=_progress):
+            rows.append(row)
+            # After each: what was measured outlives a run that is cut short.
+            paths = ops.write(rows, where, arguments.out, stamp)
     print(ops.table(rows))
-    print("results:", *ops.write(rows, timer, device.name, arguments.out))
+    print("results:", *paths)
     return PASSED
 
 
 def _bench_denoise(arguments: argparse.Namespace) -> int:
+    import torch
+
     from validation.device import select
     from validation.media.video import require_writable
     from validation.ops import load_op_set
@@ -405,24 +410,45 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
         print(denoise.without_gpu(arguments.model, ops, arguments.checkpoint))
         return PASSED
     require_writable(arguments.out)
-    result = denoise.benchmark(
-        arguments.model,
-        ops,
-        device.torch,
-        tiny=arguments.tiny,
-        checkpoint=arguments.checkpoint,
-        names=arguments.arm,
-        steps=arguments.steps,
-        rounds=arguments.rounds,
-        decodes=arguments.decodes,
-        drift=arguments.drift,
-        replays=arguments.replays,
-        cache=arguments.cache,
-        progress=_progress,
-    )
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+    def keep(result: denoise.Result) -> list[Path]:
+        return denoise.write(result, device.name, arguments.out, stamp, profile=arguments.profile)
+
+    try:
+        result = denoise.benchmark(
+            arguments.model,
+            ops,
+            device.torch,
+            tiny=arguments.tiny,
+            checkpoint=arguments.checkpoint,
+            names=arguments.arm,
+            steps=arguments.steps,
+            rounds=arguments.rounds,
+            decodes=arguments.decodes,
+            drift=arguments.drift,
+            replays=arguments.replays,
+            cache=arguments.cache,
+            keep=keep,
+            progress=_progress,
+        )
+    except torch.OutOfMemoryError as error:
+        said = next(iter(str(error).splitlines()), "")
+        raise UsageError(f"--model {arguments.model}: the path before the fusions does not fit: {said}") from error
     print(denoise.table(result))
-    print("results:", *denoise.write(result, device.name, arguments.out, profile=arguments.profile))
+    print("results:", *keep(result))
     return FAILED if result.failed else PASSED
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from validation.quality import read_floors
+    from validation.sample_runs import FIXTURES
+    from validation.video_files import judge_files
+
+    floors = read_floors(arguments.floors or FIXTURES / "tolerances" / "helios.json")
+    verdict = judge_files(arguments.reference, arguments.candidate, floors)
+    print(f"{verdict.status}{f' ({verdict.tier})' if verdict.tier else ''}: {verdict.reason}")
+    return exit_status([verdict.status])
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -443,6 +469,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "repro":
             return _repro(arguments)
+        if arguments.command == "compare":
+            return _compare(arguments)
         if arguments.command == "report":
             return _report(arguments)
         if arguments.command == "faults":

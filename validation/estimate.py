@@ -19,6 +19,8 @@ class Estimate:
 
     def done(self, kind: str, seconds: float, count: int = 1) -> None:
         """So many samples of a kind are there, after so many seconds; cached ones take none."""
+        if not count:
+            return
         self.left[kind] = max(self.left.get(kind, 0) - count, 0)
         self.count[kind] = self.count.get(kind, 0) + count
         self.spent[kind] = self.spent.get(kind, 0.0) + seconds

@@ -18,6 +18,7 @@ from validation.device import gpu_of_worker, pin_gpu
 from validation.errors import UsageError
 from validation.record import Record, Status
 from validation.session import DEFAULT_OPS, DEFAULT_SEED, Options, Session
+from validation.shape_options import ShapeOptions, add_shape_options
 
 MARKERS = {
     "parity": "op level: each op on generated cases against its reference",
@@ -49,11 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--xfail", type=Path, metavar="FILE", help="known failures: op[:status or corner][:dtype]  # reason"
     )
     group.addoption("--model", metavar="NAME", help="model to sample (default: all)")
-    group.addoption("--checkpoint", type=Path, metavar="DIR", help="a checkpoint in diffusers' folder format")
+    group.addoption(
+        "--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder, in diffusers' or the official layout"
+    )
     group.addoption("--sites", metavar="SITE[,SITE]", help="mount only these sites")
     group.addoption("--prompts", type=Path, metavar="FILE", help="JSON of what to sample")
     group.addoption("--replays", type=int, default=8, metavar="N", help="legal replays a prompt; 0: floors alone")
     group.addoption("--cache", type=Path, metavar="DIR", help="where the replays' distances are kept")
+    add_shape_options(parser.getgroup("validation of shapes", "with --model hunyuan3d").addoption)
     group.addoption("--json", type=Path, metavar="FILE", help="write environment and records as JSON as well")
     group.addoption("--out", type=Path, metavar="DIR", help="run folder (default: a new one under runs/)")
 
@@ -83,6 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
         prompts=config.getoption("--prompts"),
         replays=config.getoption("--replays"),
         cache=config.getoption("--cache"),
+        shape=ShapeOptions.read(config.option),
     )
     started_with: dict[str, str] = getattr(config, "workerinput", {})
     try:

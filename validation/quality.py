@@ -20,32 +20,31 @@ What tells them apart is measured over all prompts together (`validation.drift`)
 """
 
 import dataclasses
-import json
-import math
-import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from validation import composed, sample_runs
+from validation.arms import TAKEN, ArmStore
 from validation.device import Device
-from validation.drift import band, measure, verdicts
-from validation.drift.cache import default_folder, hash_files
+from validation.drift import measure
+from validation.drift.cache import hash_files
+from validation.drift.verdicts import Numbers, Verdict
 from validation.errors import UsageError
 from validation.estimate import Estimate
 from validation.media import metrics, video
 from validation.models.mount import Site, SiteError
-from validation.models.prompts import Prompt, embed_prompt, read_json
-from validation.models.trajectory import Trajectory
+from validation.models.prompts import Prompt, embed_prompt
+from validation.models.trajectory import Frames, Trajectory
 from validation.ops import OpSet, load_op_set
-from validation.parity import default_tier
 from validation.record import Level, Record, Status, cpu_name
+from validation.sample_runs import FIXTURES, Progress, Request, Subject, silent
 from validation.session import Session
-
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 TINY = FIXTURES / "checkpoints" / "helios-tiny"  # random weights, two prompts
 DEFAULT = FIXTURES / "checkpoints" / "helios-trained"
@@ -67,52 +66,55 @@ def check_request(session: Session) -> None:
     """
     from validation import shape_quality
 
-    options = session.options
+    request = _request(session, session.options.out)
     for model in _models_of(session):
-        chosen = (options.checkpoint, options.sites, options.prompts)
+        chosen = (request.checkpoint, request.sites, request.prompts)
         if model in SHAPE_MODELS:
             shape_quality.make_plan(
-                session.ops, *chosen, seed=options.seed, replays=options.replays, shape=options.shape
+                session.ops, *chosen, seed=request.seed, replays=request.replays, shape=request.shape
             )
         else:
-            if options.model is not None and (words := options.shape.words()):
+            if session.options.model is not None and (words := request.shape.words()):
                 raise UsageError(f"{words[0]}: {model} has no such option, expected --model {SHAPE_MODELS[0]}")
-            make_plan(model, session.ops, *chosen, replays=options.replays)
-    if options.out is not None:
-        video.require_writable(options.out)
-    if options.replays:
-        video.require_writable(options.cache or default_folder())
+            make_plan(model, session.ops, *chosen, replays=request.replays)
+    request.check_folders()
 
 
-def quality(session: Session, progress: Callable[[str], None] = lambda _text: None) -> Iterator[Record]:
+def quality(session: Session, progress: Progress = silent) -> Iterator[Record]:
     """Judge the session's op set by the session's models, and keep the frames in its run folder.
 
     Where no model was named, one that calls none of the set's ops is passed over.
     """
     from validation import shape_quality
 
-    options = session.options
     models = _models_of(session)
     for model in MODELS:
         if model not in models and not _names_one_model(session):
             progress(f"{model}: calls no op that {session.ops.name} provides, not sampled")
     for model in models:
-        chosen: dict[str, Any] = {
-            "device": session.device,
-            "checkpoint": options.checkpoint,
-            "sites": options.sites,
-            "prompts": options.prompts,
-            "seed": options.seed,
-            "replays": options.replays,
-            "require": session.require or "close",
-            "cache": options.cache,
-            "folder": session.run.folder,
-            "progress": progress,
-        }
+        request = _request(session, session.run.folder, progress)
         if model in SHAPE_MODELS:
-            yield from shape_quality.run_quality(session.ops, **chosen, shape=options.shape)
+            yield from shape_quality.run_quality(session.ops, request)
         else:
-            yield from run_quality(model, session.ops, **chosen)
+            yield from run_quality(model, session.ops, request)
+
+
+def _request(session: Session, folder: Path | None, progress: Progress = silent) -> Request:
+    """What a session asks of each of its models."""
+    options = session.options
+    return Request(
+        session.device,
+        options.checkpoint,
+        options.sites,
+        options.prompts,
+        seed=options.seed,
+        replays=options.replays,
+        require=session.require or "close",
+        cache=options.cache,
+        folder=folder,
+        shape=options.shape,
+        progress=progress,
+    )
 
 
 def _names_one_model(session: Session) -> bool:
@@ -165,13 +167,27 @@ def make_plan(
     floors: Path | None = None,
     replays: int = measure.REPLAYS,
 ) -> Plan:
-    """Read and check everything that `run_quality` needs but the weights; arguments and errors as there."""
+    """Read and check everything that a run needs but the weights.
+
+    Args:
+        model: one of `VIDEO_MODELS`.
+        ops: the candidate.
+        checkpoint: a folder in diffusers' format; None is `DEFAULT`.
+        sites: where to mount (`validation.models.helios.SITE_NAMES`); None is wherever the set has the op.
+        prompts: a JSON file for `Prompt.read`; None is the one of ``fixtures/prompts/`` that is named like the
+            checkpoint folder, or else that of `DEFAULT`.
+        floors: a JSON file for `read_floors`; None is the one of ``fixtures/tolerances/`` that is named
+            like the checkpoint folder, or else like the model.
+        replays: see `Request`.
+
+    Raises:
+        UsageError: an unknown model or site, nothing to mount, a bad file or number.
+    """
     if model not in VIDEO_MODELS:
         raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(VIDEO_MODELS)}")
     from validation.models import helios  # diffusers takes seconds to import
 
-    if replays != 0 and replays < 4:
-        raise UsageError(f"--replays: {replays}, expected at least 4, or 0 to leave the drift out")
+    sample_runs.check_replays(replays)
     checkpoint = DEFAULT if checkpoint is None else checkpoint
     read = Prompt.read(prompts or _fixture("prompts", checkpoint, DEFAULT.name))
     chosen = helios.check(checkpoint, ops, sites, read)
@@ -188,84 +204,57 @@ def _fixture(folder: str, checkpoint: Path, otherwise: str) -> Path:
     return named if named.is_file() else FIXTURES / folder / f"{otherwise}.json"
 
 
-def run_quality(
-    model: str,
-    ops: OpSet,
-    *,
-    device: Device,
-    checkpoint: Path | None = None,
-    sites: Sequence[str] | None = None,
-    prompts: Path | None = None,
-    floors: Path | None = None,
-    seed: int = 0,
-    replays: int = measure.REPLAYS,
-    require: str = "lossless",
-    cache: Path | None = None,
-    folder: Path | None = None,
-    progress: Callable[[str], None] = lambda _text: None,
-) -> Iterator[Record]:
+def run_quality(model: str, ops: OpSet, request: Request) -> Iterator[Record]:
     """Judge an op set by sampled videos: one record a prompt, and two on the drift over all of them.
 
     Everything that can be refused is refused by the call, before the first record is asked for.
 
     Args:
-        model: one of `MODELS`.
+        model: one of `VIDEO_MODELS`.
         ops: the candidate.
-        device: where to sample.
-        checkpoint: a folder in diffusers' format; None is `DEFAULT`.
-        sites: where to mount (`validation.models.helios.SITE_NAMES`); None is wherever the set has the op.
-        prompts: a JSON file for `Prompt.read`; None is the one of ``fixtures/prompts/`` that is named like the
-            checkpoint folder, or else that of `DEFAULT`.
-        floors: a JSON file for `read_floors`; None is the one of ``fixtures/tolerances/`` that is named
-            like the checkpoint folder, or else like the model.
-        seed: added to the seed of each prompt.
-        replays: legal replays of each kind for each prompt, at least 4; where there are so few prompts that the
-            test could not reject, more are made. 0 leaves the drift out: floors alone are judged then.
-        require: the tier that the drift is held to.
-        cache: where the replays' distances are kept; None is `validation.drift.cache.default_folder`.
-        folder: the run folder, for frames and previews; None keeps none.
-        progress: called with a line of text as the work goes on.
+        request: see `make_plan` for its defaults.
 
     Raises:
         UsageError: an unknown model or site, nothing to mount, a bad file or number, an unwritable folder.
     """
-    plan = make_plan(model, ops, checkpoint, sites, prompts, floors, replays)
-    if folder is not None:
-        video.require_writable(folder)
-    if replays:
-        video.require_writable(cache or default_folder())
+    device, sites = request.device, request.sites
+    plan = make_plan(model, ops, request.checkpoint, sites, request.prompts, request.bounds, request.replays)
+    request.check_folders()
     about = {"model": model, "checkpoint": plan.checkpoint.resolve().name, "floors": plan.floors_name}
-    samples = [dataclasses.replace(prompt, seed=prompt.seed + seed) for prompt in plan.prompts]
-    repro = _command(
-        model,
-        ops,
-        device,
-        plan.checkpoint,
-        sites=sites,
-        prompts=prompts,
-        seed=seed,
-        replays=replays,
-        require=require,
-    )
+    samples = [dataclasses.replace(prompt, seed=prompt.seed + request.seed) for prompt in plan.prompts]
+    repro = request.command(model, ops, DEFAULT)
+    subject = Subject(model, ops, str(DTYPE).removeprefix("torch."), repro)
     if device.bfloat16_problems:
-        return (_not_judged(model, ops, prompt, device, about, repro) for prompt in samples)
+        reason = f"bfloat16 cannot be judged here: {device.bfloat16_problems[0]}"
+        verdict = Verdict(Status.BFLOAT16_NOT_JUDGED, "bfloat16", reason)
+        return (
+            subject.record(Level.SAMPLE, verdict, [reason], case={**about, **_case_of(prompt)}) for prompt in samples
+        )
     from validation.models import helios
 
-    progress(f"{model}: loading {plan.checkpoint}")
+    request.progress(f"{model}: loading {plan.checkpoint}")
     pipeline = helios.load(plan.checkpoint, DTYPE, device.torch)
     helios.mount(pipeline.transformer, ops, sites).unmount()
     estimate = Estimate({"reference": 2 * len(samples), "candidate": len(samples)})
+    seen = drift_model(pipeline, plan, device, estimate)
+    run = {**seen.identity, "prompts": [dataclasses.asdict(prompt) for prompt in samples]}
+    store = ArmStore(request.cache_folder, run, ops)
     drift = None
-    if replays:
-        seen = drift_model(pipeline, plan, device, estimate)
+    if request.replays:
         drift = measure.Drift(
-            seen, ops, samples, cache=cache or default_folder(), replays=replays, progress=lambda text: say(text)
+            seen,
+            ops,
+            samples,
+            cache=request.cache_folder,
+            replays=request.replays,
+            store=store,
+            progress=lambda text: say(text),
         )
         estimate.plan({"truth": len(samples), "replay": 2 * drift.replays * len(samples)})
     prompt_name = ""
 
     def say(text: str) -> None:
-        progress(f"{model} {prompt_name}: {text} ({estimate})")
+        request.progress(f"{model} {prompt_name}: {text} ({estimate})")
 
     def records() -> Iterator[Record]:
         nonlocal prompt_name
@@ -279,13 +268,15 @@ def run_quality(
                 sites=sites,
                 drift=drift,
                 estimate=estimate,
-                folder=folder,
+                store=store,
+                folder=request.folder,
                 repro=repro,
                 progress=say,
             )
             yield dataclasses.replace(record, case=about | record.case)
         if drift is not None:
-            yield from drift_records(drift, ops, require, plan, about, repro)
+            yield from subject.drift_records(drift, request.require, [site.name for site in plan.sites], about)
+        store.clear()
 
     return records()
 
@@ -299,9 +290,17 @@ def drift_model(pipeline: Any, plan: Plan, device: Device, estimate: Estimate) -
     from validation.models import helios, mount
 
     sources = [*sorted(Path(reference_ops.__path__[0]).glob("*.py"))]
-    sources += [Path(str(module.__file__)) for module in (replay, helios, mount)]
-    parts = ("transformer", "scheduler", "text_encoder", "tokenizer")
+    sources += [Path(str(module.__file__)) for module in (composed, replay, helios, mount, metrics)]
+    parts = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
     names = [site.name for site in plan.sites]
+
+    decoded: dict[int, tuple[Sequence[torch.Tensor], Frames]] = {}  # the last truth; held, so that its id stays its own
+
+    def frames_to_truth(prompt: Prompt, truth: Sequence[torch.Tensor], latents: Sequence[torch.Tensor]) -> list[float]:
+        if id(truth) not in decoded:
+            decoded.clear()
+            decoded[id(truth)] = truth, helios.decode(pipeline, truth, prompt.frames)
+        return psnr_per_frame(decoded[id(truth)][1], helios.decode(pipeline, latents, prompt.frames))
 
     def sample(ops: OpSet, prompt: Prompt) -> list[torch.Tensor]:
         start = time.perf_counter()
@@ -319,92 +318,20 @@ def drift_model(pipeline: Any, plan: Plan, device: Device, estimate: Estimate) -
             "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
             "sites": names,
             "code": hash_files(sources),
+            "beside": "PSNR of each frame",
         },
         sample=sample,
         steps=lambda prompt: helios.steps_of(pipeline, prompt),
         forwards_per_step=helios.forwards_per_step,
         place_of=helios.place_of,
         places=sum(site.calls for site in plan.sites),
+        beside=frames_to_truth,
     )
 
 
-def drift_records(
-    drift: measure.Drift[Prompt], ops: OpSet, require: str, plan: Plan, about: Mapping[str, Any], repro: str
-) -> Iterator[Record]:
-    """The verdicts of the drift over all prompts, as two records of the model."""
-    case = {
-        **about,
-        "prompts": [f"{prompt.name} seed {prompt.seed}" for prompt in drift.prompts],
-        "sites": [site.name for site in plan.sites],
-        "replays": drift.replays,
-        "require": require,
-        "places": drift.teacher.places_by_site(),
-    }
-    dtype = str(DTYPE).removeprefix("torch.")
-    for verdict in verdicts.verdicts(drift, require):
-        title = f"{drift.model.name}  {ops.name}  {dtype}  {verdict.status}"
-        lines = [title, f"{verdict.check}, over {len(drift.prompts)} prompts", verdict.reason, f"repeat: {repro}"]
-        yield Record(
-            level=Level.MODEL,
-            subject=drift.model.name,
-            op_set=ops.name,
-            status=verdict.status,
-            check=verdict.check,
-            reason=verdict.reason,
-            case=case,
-            dtype=dtype,
-            tier=verdict.tier,
-            numbers=verdict.numbers,
-            series=verdict.series,
-            message="\n".join(lines) if verdict.status.failed else "",
-            repro=repro,
-        )
-
-
-def _command(
-    model: str,
-    ops: OpSet,
-    device: Device,
-    checkpoint: Path,
-    *,
-    sites: Sequence[str] | None,
-    prompts: Path | None,
-    seed: int,
-    replays: int,
-    require: str,
-) -> str:
-    words = ["validate", "quality", "--model", model, "--ops", ops.origin]
-    if sites is not None:
-        words += ["--sites", ",".join(sites)]
-    if checkpoint.resolve() != DEFAULT:
-        words += ["--checkpoint", str(checkpoint)]
-    if prompts is not None:
-        words += ["--prompts", str(prompts)]
-    if seed:
-        words += ["--seed", str(seed)]
-    if replays != measure.REPLAYS:
-        words += ["--replays", str(replays)]
-    if require != (default_tier(ops) or "close"):
-        words += ["--require", require]
-    if not device.interpreted:
-        words += ["--gpu"]
-    return shlex.join(words)
-
-
-def _not_judged(model: str, ops: OpSet, prompt: Prompt, device: Device, about: Mapping[str, Any], repro: str) -> Record:
-    reason = f"bfloat16 cannot be judged here: {device.bfloat16_problems[0]}"
-    return Record(
-        level=Level.SAMPLE,
-        subject=model,
-        op_set=ops.name,
-        status=Status.BFLOAT16_NOT_JUDGED,
-        check="bfloat16",
-        reason=reason,
-        case={**about, **_case_of(prompt)},
-        dtype="bfloat16",
-        message=f"{model}  {ops.name}  bfloat16  {Status.BFLOAT16_NOT_JUDGED}\n{reason}",
-        repro=repro,
-    )
+def psnr_per_frame(reference: Frames, candidate: Frames) -> list[float]:
+    """PSNR of each frame in dB; inf if identical."""
+    return [metrics.psnr(a[None], b[None], 1.0) for a, b in zip(reference, candidate, strict=True)]
 
 
 def read_floors(path: Path) -> dict[str, float]:
@@ -413,27 +340,10 @@ def read_floors(path: Path) -> dict[str, float]:
     Raises:
         UsageError: no such file, an unknown name, no number, or none for ``psnr_worst_frame``.
     """
-    floors = read_json(path).get("floors")
-    if not isinstance(floors, dict) or "psnr_worst_frame" not in floors:
+    floors = sample_runs.read_bounds(path, "floors", FLOOR_NAMES)
+    if "psnr_worst_frame" not in floors:
         raise UsageError(f"{path} has no floor for psnr_worst_frame, expected one under 'floors'")
-    for name, value in floors.items():
-        if name not in FLOOR_NAMES:
-            raise UsageError(f"{path}: unknown floor {name!r}, expected some of: {', '.join(FLOOR_NAMES)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UsageError(f"{path}: floor {name} is {json.dumps(value)}, expected a finite number")
-    return {name: float(value) for name, value in floors.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What the comparison of two trajectories says; the fields are those of a `Record`."""
-
-    status: Status
-    check: str
-    reason: str
-    tier: str | None = None
-    numbers: dict[str, float | int | str | None] = dataclasses.field(default_factory=dict)
-    series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    return floors
 
 
 def sample_and_judge(
@@ -446,9 +356,10 @@ def sample_and_judge(
     drift: measure.Drift[Prompt] | None = None,
     estimate: Estimate | None = None,
     reference: Trajectory | None = None,
+    store: ArmStore | None = None,
     folder: Path | None = None,
     repro: str = "",
-    progress: Callable[[str], None] = lambda _text: None,
+    progress: Progress = silent,
 ) -> Record:
     """Sample both arms, compare them, measure the drift and keep the frames.
 
@@ -461,6 +372,7 @@ def sample_and_judge(
         drift: measures this prompt too, if the candidate could be sampled.
         estimate: told of each finished sample.
         reference: its own trajectory, if it was sampled before and found to repeat itself.
+        store: of finished arms, which are taken from there.
         folder: the run folder; files go to ``artifacts/helios-<prompt>-<seed>/`` below it.
         repro: the command line that repeats it.
         progress: called with a line of text as arms begin, and at steps.
@@ -476,7 +388,9 @@ def sample_and_judge(
     verdict: Verdict | None = None
     planned = {"reference": load_op_set("reference_ops"), "repetition": load_op_set("reference_ops"), "candidate": ops}
     for arm, op_set in planned.items() if reference is None else [("candidate", ops)]:
-        progress(arm)
+        name = f"{prompt.name}-{prompt.seed}-{arm}"
+        kept = store.get(name, Trajectory) if store else None
+        progress(arm if kept is None else f"{arm}, {TAKEN}")
         told = start = time.perf_counter()
 
         def say(text: str, arm: str = arm) -> None:
@@ -487,14 +401,17 @@ def sample_and_judge(
                 progress(f"{arm}, {text}")
 
         try:
-            with helios.mount(pipeline.transformer, op_set, names) as mounted:
-                arms[arm] = helios.sample(pipeline, prompt, mounted, say)
+            if kept is None:
+                with helios.mount(pipeline.transformer, op_set, names) as mounted:
+                    arms[arm] = helios.sample(pipeline, prompt, mounted, say)
+                if store:
+                    store.put(name, arms[arm], arms[arm].frames)
+            else:
+                arms[arm] = kept
         except UsageError:
             raise
-        except SiteError as error:
-            verdict = Verdict(error.status, "sites", f"{arm}: {error}")
         except Exception as error:
-            verdict = Verdict(Status.RUNTIME_ERROR, "sites", f"{arm}: {type(error).__name__}: {error}")
+            verdict = sample_runs.failed_arm(arm, error)
         if estimate is not None:
             estimate.done("candidate" if arm == "candidate" else "reference", time.perf_counter() - start)
         if arm == "repetition" and verdict is None:
@@ -511,93 +428,40 @@ def sample_and_judge(
         try:
             measured = drift.add(prompt, arms["reference"].latents, arms["candidate"].latents)
         except SiteError as error:
-            verdict = Verdict(error.status, "sites", f"candidate, teacher-forced: {error}")
+            verdict = sample_runs.failed_arm("candidate, teacher-forced", error)
         else:
-            seconds |= measured.seconds
+            verdict = dataclasses.replace(verdict, series=verdict.series | _to_truth(pipeline, prompt, measured, arms))
             if estimate is not None:
                 estimate.done("replay", 0.0, measured.from_cache)
 
     artifacts: dict[str, str] = {}
-    numbers = dict(verdict.numbers)
     if folder is not None:
-        start = time.perf_counter()
-        artifacts, factor = _keep(arms, prompt, folder)
+        artifacts, factor, spent = _keep(arms, prompt, folder)
         if factor is not None:
-            numbers["difference_factor"] = factor
-        seconds["save"] = time.perf_counter() - start
-    for arm, trajectory in arms.items():
-        seconds |= {f"{arm}_{stage}": spent for stage, spent in trajectory.seconds.items()}
-        numbers[f"{arm}_peak_mib"] = round(trajectory.peak_bytes / 2**20, 1)
-    if "candidate" in arms:
-        numbers["forwards"] = arms["candidate"].forwards
-        numbers |= {f"calls_{site}": calls for site, calls in arms["candidate"].calls.items()}
-    series = dict(verdict.series)
-    if measured is not None:
-        series |= _drift_series(measured)
-        numbers |= _drift_ranks(measured)
+            verdict = dataclasses.replace(verdict, numbers=verdict.numbers | {"difference_factor": factor})
+        seconds |= spent
     case = _case_of(prompt) | {"sites": list(names)}
     if "reference" in arms:
         case["frames"] = len(arms["reference"].frames)
-    dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
-    return Record(
-        level=Level.SAMPLE,
-        subject="helios",
-        op_set=ops.name,
-        status=verdict.status,
-        check=verdict.check,
-        reason=verdict.reason,
-        case=case,
-        dtype=dtype,
-        tier=verdict.tier,
-        numbers=numbers,
-        series=series,
-        artifacts=artifacts,
-        seconds={name: round(spent, 4) for name, spent in seconds.items()},
-        message=_message(verdict, f"helios  {ops.name}  {dtype}", case, repro) if verdict.status.failed else "",
-        repro=repro,
+    subject = Subject("helios", ops, str(pipeline.transformer.dtype).removeprefix("torch."), repro)
+    return subject.sample_record(
+        verdict, _lines(verdict, case), arms, measured, seconds=seconds, case=case, artifacts=artifacts
     )
-
-
-def _drift_series(measured: measure.PromptDrift) -> dict[str, list[float]]:
-    """Distances to the truth's latents over the steps: of both arms, and the edges of the bands."""
-    series = {
-        "candidate_distance_per_step": measured.candidate,
-        "reference_distance_per_step": measured.reference,
-    }
-    for kind, rows in measured.replays.items():
-        if len(rows):
-            series[f"{kind}_band_least_per_step"] = rows.min(axis=0).tolist()
-            series[f"{kind}_band_greatest_per_step"] = rows.max(axis=0).tolist()
-    return series
-
-
-def _drift_ranks(measured: measure.PromptDrift) -> dict[str, float | int | str | None]:
-    """How many replays of each kind lie nearer to the truth than the candidate, at the tested steps."""
-    return {
-        f"{kind}_rank_{name}": int((rows[:, step] < measured.candidate[step]).sum())
-        for kind, rows in measured.replays.items()
-        if len(rows)
-        for name, step in band.tested_steps(len(measured.candidate)).items()
-    }
 
 
 def check_reference(first: Trajectory, second: Trajectory) -> Verdict | None:
     """INCONCLUSIVE unless the reference's frames are finite and its repetition has the same bits."""
 
-    def inconclusive(reason: str) -> Verdict:
-        return Verdict(Status.INCONCLUSIVE, "reference", reason)
-
     if not np.isfinite(first.frames).all():
         frame = int(np.argmin(np.isfinite(first.frames).all(axis=(1, 2, 3))))
-        return inconclusive(f"the reference's own frame {frame} holds NaN or infinity: nothing to compare with")
-    for step, (a, b) in enumerate(zip(first.latents, second.latents, strict=True)):
-        if not _same_bits(a.numpy(), b.numpy()):
-            return inconclusive(
-                f"the reference sampled twice differs from itself, first in the latents of step {step + 1} "
-                f"of {len(first.latents)}: the model is not deterministic here"
-            )
-    if not _same_bits(first.frames, second.frames):
-        return inconclusive(
+        return sample_runs.inconclusive(
+            f"the reference's own frame {frame} holds NaN or infinity: nothing to compare with"
+        )
+    wrong = sample_runs.check_repetition(first, second)
+    if wrong is not None:
+        return wrong
+    if not sample_runs.same_bits(first.frames, second.frames):
+        return sample_runs.inconclusive(
             "the reference sampled twice has equal latents but other frames: the VAE is not deterministic here"
         )
     return None
@@ -605,12 +469,33 @@ def check_reference(first: Trajectory, second: Trajectory) -> Verdict | None:
 
 def judge(reference: Trajectory, candidate: Trajectory, floors: Mapping[str, float]) -> Verdict:
     """Compare a candidate's trajectory with the reference's."""
+    verdict = judge_frames(reference.frames, candidate.frames, floors, 1.0)
+    if verdict.status is Status.INCORRECT_FRAMES:
+        return verdict
+    series = verdict.series | {"latents_per_step": sample_runs.latent_distances(reference, candidate)}
+    if verdict.tier == "bit-exact" and any(series["latents_per_step"]):
+        return dataclasses.replace(verdict, tier=None, series=series, reason=f"{verdict.reason}, the latents are not")
+    if verdict.tier == "bit-exact":
+        return dataclasses.replace(verdict, series=series, reason=f"{verdict.reason}, and all latents")
+    return dataclasses.replace(verdict, series=series)
+
+
+def judge_frames(
+    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], floors: Mapping[str, float], data_range: float
+) -> Verdict:
+    """Compare a candidate's frames with the reference's.
+
+    Args:
+        reference, candidate: ``[T, H, W, C]``.
+        floors: lowest values by name, see `FLOOR_NAMES`.
+        data_range: the distance between black and white.
+    """
     try:
-        found = metrics.compare(reference.frames, candidate.frames, 1.0)
+        found = metrics.compare(reference, candidate, data_range)
     except metrics.FramesDifferError as error:
         return Verdict(Status.INCORRECT_FRAMES, "frames", str(error))
     row, column = found.worst_tile[1:]
-    numbers: dict[str, float | int | str | None] = {
+    numbers: Numbers = {
         "psnr": found.psnr,
         "psnr_worst_frame": found.psnr_worst_frame,
         "worst_frame": found.worst_frame,
@@ -626,14 +511,13 @@ def judge(reference: Trajectory, candidate: Trajectory, floors: Mapping[str, flo
     series = {
         "psnr_per_frame": found.psnr_per_frame,
         "ssim_per_frame": found.ssim_per_frame,
-        "latents_per_step": _latent_distances(reference, candidate),
     }
-    if not np.isfinite(candidate.frames).all():
-        bad = np.flatnonzero(~np.isfinite(candidate.frames).all(axis=(1, 2, 3)))
+    if not np.isfinite(candidate).all():
+        bad = np.flatnonzero(~np.isfinite(candidate).all(axis=(1, 2, 3)))
         return Verdict(
             Status.INCORRECT_NONFINITE,
             "finite",
-            f"{len(bad)} of {len(candidate.frames)} frames hold NaN or infinity, first frame {bad[0]}",
+            f"{len(bad)} of {len(candidate)} frames hold NaN or infinity, first frame {bad[0]}",
             numbers=numbers,
             series=series,
         )
@@ -641,13 +525,13 @@ def judge(reference: Trajectory, candidate: Trajectory, floors: Mapping[str, flo
     below = [
         f"{name} {getattr(found, name):.4g} (floor {floor:.4g})"
         for name, floor in floors.items()
-        if not getattr(found, name) >= floor and not (name == "psnr_temporal" and len(reference.frames) == 1)
+        if not getattr(found, name) >= floor and not (name == "psnr_temporal" and len(reference) == 1)
     ]
     if below:
         reason = f"below the floor: {', '.join(below)}"
         return Verdict(Status.BELOW_FLOOR, "floors", reason, numbers=numbers, series=series)
-    if _same_bits(reference.frames, candidate.frames) and not any(series["latents_per_step"]):
-        reason = f"all {len(reference.frames)} frames and all latents are equal bit for bit"
+    if sample_runs.same_bits(reference, candidate):
+        reason = f"all {len(reference)} frames are equal bit for bit"
         return Verdict(Status.PASSED, "floors", reason, "bit-exact", numbers, series)
     reason = (
         f"PSNR {found.psnr:.1f} dB, worst frame {found.worst_frame} {found.psnr_worst_frame:.1f} dB, "
@@ -656,50 +540,56 @@ def judge(reference: Trajectory, candidate: Trajectory, floors: Mapping[str, flo
     return Verdict(Status.PASSED, "floors", reason, numbers=numbers, series=series)
 
 
-def _latent_distances(reference: Trajectory, candidate: Trajectory) -> list[float]:
-    """RMS of the latents' difference over the standard deviation of the reference's, step by step."""
-    return [
-        float((b.double() - a.double()).square().mean().sqrt() / a.double().std())
-        for a, b in zip(reference.latents, candidate.latents, strict=True)
-    ]
+def _to_truth(
+    pipeline: Any, prompt: Prompt, measured: measure.PromptDrift, arms: Mapping[str, Trajectory]
+) -> dict[str, list[float]]:
+    """PSNR of each frame to the truth's: of the arms, and the least and the greatest of the lossless replays."""
+    from validation.models import helios
 
-
-def _same_bits(a: Any, b: Any) -> bool:
-    return bool(a.shape == b.shape and a.tobytes() == b.tobytes())
+    truth = helios.decode(pipeline, measured.truth, prompt.frames)
+    series = {
+        f"{arm}_psnr_to_truth_per_frame": psnr_per_frame(truth, sampled.frames)
+        for arm, sampled in arms.items()
+        if sampled.frames.shape == truth.shape
+    }
+    if measured.beside.size:
+        series["lossless_band_psnr_to_truth_least_per_frame"] = measured.beside.min(axis=0).tolist()
+        series["lossless_band_psnr_to_truth_greatest_per_frame"] = measured.beside.max(axis=0).tolist()
+    return series
 
 
 def _case_of(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "prompt": prompt.text,
-        "prompt_name": prompt.name,
-        "seed": prompt.seed,
-        "steps": prompt.steps,
-        "guidance_scale": prompt.guidance_scale,
-        "size": [prompt.height, prompt.width],
-        "frames": prompt.frames,
-    }
+    return sample_runs.prompt_case(prompt) | {"size": [prompt.height, prompt.width], "frames": prompt.frames}
 
 
-def _keep(arms: Mapping[str, Trajectory], prompt: Prompt, folder: Path) -> tuple[dict[str, str], int | None]:
-    """Write each arm's frames and a preview, and where they can be subtracted their amplified difference."""
+def _keep(
+    arms: Mapping[str, Trajectory], prompt: Prompt, folder: Path
+) -> tuple[dict[str, str], int | None, dict[str, float]]:
+    """Write each arm's frames and a preview, and where they can be subtracted their amplified difference.
+
+    Returns:
+        The files by role, the difference's factor, and the seconds that each took.
+    """
     relative = Path("artifacts") / f"helios-{prompt.name}-{prompt.seed}"
     shown = {arm: video.to_uint8(trajectory.frames) for arm, trajectory in arms.items()}
     factor = None
     if len(arms) == 2 and arms["reference"].frames.shape == arms["candidate"].frames.shape:
         shown["difference"], factor = video.difference(arms["reference"].frames, arms["candidate"].frames)
-    artifacts = {}
+    artifacts, seconds = {}, {}
     for name, frames in shown.items():
+        start = time.perf_counter()
         for role, suffix in ((f"{name}_frames", ".npz"), (f"{name}_mp4", ".mp4")):
             path = relative / f"{name}{suffix}"
             video.write_video(folder / path, frames, prompt.fps)
             artifacts[role] = path.as_posix()
-    return artifacts, factor
+        seconds[f"{name}_save"] = time.perf_counter() - start
+    return artifacts, factor, seconds
 
 
-def _message(verdict: Verdict, title: str, case: Mapping[str, Any], repro: str) -> str:
+def _lines(verdict: Verdict, case: Mapping[str, Any]) -> list[str]:
+    """The lines of a failure's message."""
     height, width = case["size"]
     lines = [
-        f"{title}  {verdict.status}",
         f'"{case["prompt"]}" seed {case["seed"]}, {case["frames"]} frames of {height} x {width}',
         f"{case['steps']} steps, mounted on {', '.join(case['sites'])}",
         verdict.reason,
@@ -710,4 +600,4 @@ def _message(verdict: Verdict, title: str, case: Mapping[str, Any], repro: str) 
             f"after the first step {verdict.series['latents_per_step'][0]:.1e} of their spread away, "
             f"after the last {verdict.series['latents_per_step'][-1]:.1e}"
         )
-    return "\n".join([*lines, f"repeat: {repro}"] if repro else lines)
+    return lines

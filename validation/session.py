@@ -14,41 +14,11 @@ from validation.isolation import isolated, isolated_by_default
 from validation.judge.verdict import TIERS
 from validation.ops import OpSet, check_op_name, load_op_set
 from validation.record import Environment, Level, Record, Run
+from validation.shape_options import ShapeOptions
 from validation.xfail import XFail
 
 DEFAULT_OPS = "fused_ops"
 DEFAULT_SEED = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ShapeOptions:
-    """Options of ``--model hunyuan3d`` alone, as given; None leaves a number to the prompt.
-
-    Attributes:
-        until: where an arm ends: ``shape`` (the decoded field), ``mesh`` or ``views``.
-        images: pictures to make shapes of.
-        image_encoder: folder of DINOv2, or None for the checkpoint's own.
-        steps: denoising steps. guidance: the guidance scale.
-        octree_resolution: cells along an edge of the grid.
-        seeds: how many seeds each prompt gets, from its own on.
-    """
-
-    until: str = "views"
-    images: tuple[Path, ...] = ()
-    image_encoder: Path | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    octree_resolution: int | None = None
-    seeds: int = 1
-
-    def words(self) -> list[str]:
-        """As a command line has them; none that is the default."""
-        words = [word for image in self.images for word in ("--image", str(image))]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "images" and value != field.default:
-                words += [f"--{field.name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
-        return words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +63,7 @@ class Options:
     prompts: Path | None = None
     replays: int = REPLAYS
     cache: Path | None = None
-    shape: ShapeOptions = ShapeOptions()
+    shape: ShapeOptions = dataclasses.field(default_factory=ShapeOptions)
 
 
 class Session:

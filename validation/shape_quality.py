@@ -21,9 +21,7 @@ those of `RUNG_REPLAYS` legal replays. They are shown and not judged.
 """
 
 import dataclasses
-import json
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +33,12 @@ import torch
 from torch import Tensor
 
 import reference_ops
-from validation.arms import ArmStore
+from validation import composed, sample_runs
+from validation.arms import TAKEN, ArmStore
 from validation.device import Device
-from validation.drift import band, measure, replay, verdicts
+from validation.drift import measure, replay
 from validation.drift.cache import PromptBand, default_folder, hash_files
+from validation.drift.verdicts import Numbers, Verdict
 from validation.errors import UsageError
 from validation.estimate import Estimate
 from validation.media import field as field_module
@@ -50,15 +50,13 @@ from validation.media.render import KINDS, Camera, turntable
 from validation.models import flow_matching, hunyuan3d, mount, shape_pipeline, shape_vae
 from validation.models.dinov2 import ImagePrompt
 from validation.models.mount import Site, SiteError
-from validation.models.prompts import read_json
 from validation.models.shape_pipeline import DTYPE, PACKED, UNTIL, Parts, Prompt, Shape, ShapePipeline
 from validation.models.shapes import ShapePrompt
 from validation.ops import OpSet, load_op_set
-from validation.parity import default_tier
-from validation.record import Level, Record, Status, cpu_name
-from validation.session import ShapeOptions
+from validation.record import Record, Status, cpu_name
+from validation.sample_runs import FIXTURES, Progress, Request, Subject, silent
+from validation.shape_options import ShapeOptions
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TRAINED = FIXTURES / "checkpoints" / "hunyuan3d-trained"
 PROMPTS = FIXTURES / "prompts" / "hunyuan3d-trained.json"
 CAMERAS = FIXTURES / "cameras" / "views.json"
@@ -92,9 +90,6 @@ RUNGS = ("field", "mesh", "views")
 RUNG_NUMBERS = (*CEILINGS[:2], "field_max", "field_iou", *CEILINGS[2:], *FLOORS[1:])
 """Every number of a rung that is a distance, in the order of the rungs."""
 
-Numbers = dict[str, float | int | str | None]
-Progress = Callable[[str], None]
-
 
 def rung_of(name: str) -> str:
     """The rung that a number belongs to."""
@@ -123,20 +118,10 @@ class Gates:
         Raises:
             UsageError: no such file, an unknown name, no number, or no gate at all.
         """
-        content = read_json(path)
-        found: dict[str, dict[str, float]] = {}
-        for section, known in (("ceilings", CEILINGS), ("floors", FLOORS)):
-            bounds = content.get(section, {})
-            if not isinstance(bounds, dict):
-                raise UsageError(f"{path}: {section} is a {type(bounds).__name__}, expected names and numbers")
-            for name, value in bounds.items():
-                if name not in known:
-                    raise UsageError(
-                        f"{path}: unknown name {name!r} in {section}, expected some of: {', '.join(known)}"
-                    )
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                    raise UsageError(f"{path}: {name} is {json.dumps(value)}, expected a finite number")
-            found[section] = {name: float(value) for name, value in bounds.items()}
+        found = {
+            section: sample_runs.read_bounds(path, section, known)
+            for section, known in (("ceilings", CEILINGS), ("floors", FLOORS))
+        }
         if not any(found.values()):
             raise UsageError(f"{path} has no gates, expected some under 'ceilings' or 'floors'")
         return cls(path.stem, **found)
@@ -198,7 +183,21 @@ def make_plan(
     replays: int = measure.REPLAYS,
     shape: ShapeOptions | None = None,
 ) -> Plan:
-    """Read and check everything that `run_quality` needs but the weights; arguments and errors as there."""
+    """Read and check everything that a run needs but the weights.
+
+    Args:
+        ops: the candidate.
+        checkpoint: see `shape_pipeline.find_parts`; None is ``fixtures/checkpoints/hunyuan3d-trained``.
+        sites: where to mount (`shape_pipeline.SITE_NAMES`); None is wherever the set has the op, the q/k norm on
+            contiguous copies.
+        prompts: a JSON file for `ShapePrompt.read`; None is ``fixtures/prompts/hunyuan3d-trained.json``.
+        gates: a JSON file for `Gates.read`; None is the one of ``fixtures/tolerances/`` that is named like the
+            checkpoint's folder or, where there is none or `shape` changes what its prompts ask for, like the model.
+        seed, replays, shape: see `Request`.
+
+    Raises:
+        UsageError: an unknown site, nothing to mount, a bad file or number.
+    """
     shape = shape or ShapeOptions()
     if shape.until not in UNTIL:
         raise UsageError(f"--until: {shape.until!r}, expected one of: {', '.join(UNTIL)}")
@@ -209,8 +208,7 @@ def make_plan(
         raise UsageError(f"--seeds: {shape.seeds}, expected an integer >= 1")
     if shape.guidance is not None and not 1 <= shape.guidance < math.inf:
         raise UsageError(f"--guidance: {shape.guidance}, expected a number of at least 1")
-    if replays != 0 and replays < 4:
-        raise UsageError(f"--replays: {replays}, expected at least 4, or 0 to leave the drift out")
+    sample_runs.check_replays(replays)
     checkpoint = TRAINED if checkpoint is None else checkpoint
     parts = shape_pipeline.find_parts(checkpoint, shape.image_encoder)
     chosen, packed = shape_pipeline.choose_sites(parts, ops, sites)
@@ -264,59 +262,44 @@ def _read_prompts(parts: Parts, prompts: Path | None, shape: ShapeOptions) -> li
 # The run
 
 
-def run_quality(
-    ops: OpSet,
-    *,
-    device: Device,
-    checkpoint: Path | None = None,
-    sites: Sequence[str] | None = None,
-    prompts: Path | None = None,
-    gates: Path | None = None,
-    seed: int = 0,
-    replays: int = measure.REPLAYS,
-    require: str = "lossless",
-    cache: Path | None = None,
-    folder: Path | None = None,
-    shape: ShapeOptions | None = None,
-    progress: Progress = lambda _text: None,
-) -> Iterator[Record]:
+def run_quality(ops: OpSet, request: Request) -> Iterator[Record]:
     """Judge an op set by sampled shapes: one record a prompt, and two on the drift over all of them.
 
     Everything that can be refused is refused by the call, before the first record is asked for.
 
     Args:
         ops: the candidate.
-        device: where to sample.
-        checkpoint: see `shape_pipeline.find_parts`; None is ``fixtures/checkpoints/hunyuan3d-trained``.
-        sites: where to mount (`shape_pipeline.SITE_NAMES`); None is wherever the set has the op, the q/k norm on
-            contiguous copies.
-        prompts: a JSON file for `ShapePrompt.read`; None is ``fixtures/prompts/hunyuan3d-trained.json``.
-        gates: a JSON file for `Gates.read`; None is the one of ``fixtures/tolerances/`` that is named like the
-            checkpoint's folder or, where there is none or `shape` changes what its prompts ask for, like the model.
-        seed: added to the seed of each prompt.
-        replays: legal replays of each kind for each prompt, at least 4; 0 leaves the drift out.
-        require: the tier that the drift is held to.
-        cache: of the replays' distances and of finished arms; None is `validation.drift.cache.default_folder`.
-        folder: the run folder, for latents, meshes and views; None keeps none.
-        shape: the further options.
-        progress: called with a line of text as the work goes on.
+        request: see `make_plan` for its defaults.
 
     Raises:
         UsageError: an unknown site, nothing to mount, a bad file or number, an unwritable folder.
     """
-    plan = make_plan(ops, checkpoint, sites, prompts, gates, seed=seed, replays=replays, shape=shape)
-    for written in (folder, cache or default_folder()):
-        if written is not None:
-            video.require_writable(written)
-    repro = _command(
-        ops, device, plan, sites, prompts, seed=seed, replays=replays, require=require, shape=shape or ShapeOptions()
+    plan = make_plan(
+        ops,
+        request.checkpoint,
+        request.sites,
+        request.prompts,
+        request.bounds,
+        seed=request.seed,
+        replays=request.replays,
+        shape=request.shape,
     )
-    progress(f"{MODEL}: loading {plan.checkpoint}")
-    pipeline = shape_pipeline.load(plan.parts, device.torch, packed_qk_norm=plan.packed)
+    request.check_folders()
+    request.progress(f"{MODEL}: loading {plan.checkpoint}")
+    pipeline = shape_pipeline.load(plan.parts, request.device.torch, packed_qk_norm=plan.packed)
     for prompt in plan.prompts:
         pipeline.condition(prompt)
-    run = ShapeRun(pipeline, plan, ops, device, cache=cache, replays=replays, progress=progress)
-    return run.records(folder, require, repro)
+    run = ShapeRun(
+        pipeline,
+        plan,
+        ops,
+        request.device,
+        cache=request.cache,
+        replays=request.replays,
+        repro=request.command(MODEL, ops, TRAINED),
+        progress=request.progress,
+    )
+    return run.records(request.folder, request.require)
 
 
 class ShapeRun:
@@ -336,45 +319,56 @@ class ShapeRun:
         cache: Path | None = None,
         replays: int = measure.REPLAYS,
         beside: bool = True,
-        progress: Progress = lambda _text: None,
+        repro: str = "",
+        progress: Progress = silent,
     ) -> None:
         """Prepare; nothing is sampled yet.
 
         Args:
             pipeline: loaded, for the plan's form of the q/k norm.
+            plan: see `make_plan`.
+            ops: the candidate.
+            device, cache, replays, progress: see `Request`.
             beside: put the distances to the truth's shape beside each number of a rung.
-            plan, ops, device, cache, replays, progress: as in `run_quality`.
+            repro: the command line that repeats the run.
         """
         self.pipeline, self.plan, self.ops, self.cache = pipeline, plan, ops, cache or default_folder()
+        self.subject = Subject(MODEL, ops, str(DTYPE).removeprefix("torch."), repro)
         self._with_truth = beside
         self._progress, self._told, self._at = progress, -math.inf, ""
         count = len(plan.prompts)
         self.estimate = Estimate({"reference": 2 * count, "candidate": count})
         self.drift: measure.Drift[Prompt] | None = None
         self.identity = identity_of(plan, device)
-        self._truth: list[Tensor] = []
-        if replays:
-            self.drift = measure.Drift(
-                self._drift_model(), ops, plan.prompts, cache=self.cache, replays=replays, progress=self._say
-            )
-            self.estimate.plan({"truth": count, "replay": 2 * self.drift.replays * count})
         run = {
             **self.identity,
             "mounted": plan.site_names,
             "until": plan.until,
-            "candidate": ops.origin,
             "prompts": [dataclasses.asdict(prompt) for prompt in plan.prompts],
         }
-        self.store = ArmStore(self.cache, run)
+        self.store = ArmStore(self.cache, run, ops)
+        if replays:
+            self.drift = measure.Drift(
+                self._drift_model(),
+                ops,
+                plan.prompts,
+                cache=self.cache,
+                replays=replays,
+                store=self.store,
+                progress=self._say,
+            )
+            self.estimate.plan({"truth": count, "replay": 2 * self.drift.replays * count})
+            if beside:
+                self.estimate.plan({"rungs": (1 + RUNG_REPLAYS) * count})
 
-    def records(self, folder: Path | None, require: str, repro: str) -> Iterator[Record]:
+    def records(self, folder: Path | None, require: str) -> Iterator[Record]:
         """One record a prompt, then those of the drift; finished arms are kept until all are there."""
         about = {"model": MODEL, "checkpoint": self.plan.checkpoint.resolve().name, "gates": self.plan.gates.name}
         for prompt in self.plan.prompts:
-            record = self.judge(prompt, folder=folder, repro=repro)
+            record = self.judge(prompt, folder=folder)
             yield dataclasses.replace(record, case=about | record.case)
         if self.drift is not None:
-            yield from drift_records(self.drift, self.ops, require, self.plan, about, repro)
+            yield from self.subject.drift_records(self.drift, require, self.plan.site_names, about)
         self.store.clear()
 
     def judge(
@@ -384,7 +378,6 @@ class ShapeRun:
         reference: Shape | None = None,
         spoil: Callable[[Shape], Shape] | None = None,
         folder: Path | None = None,
-        repro: str = "",
     ) -> Record:
         """Sample both arms, compare them, measure the drift and keep what was made.
 
@@ -393,7 +386,6 @@ class ShapeRun:
             reference: its own arm, if it was sampled before and found to repeat itself.
             spoil: a planted fault of what was sampled: changes the candidate's arm.
             folder: the run folder; files go to ``artifacts/hunyuan3d-<prompt>-<seed>/`` below it.
-            repro: the command line that repeats it.
         """
         plan, seconds = self.plan, {}
         self._at = f"{prompt.name} seed {prompt.seed}"
@@ -403,51 +395,38 @@ class ShapeRun:
             verdict = judge(arms["reference"], arms["candidate"], plan.gates)
         seconds["compare"] = time.perf_counter() - start
         measured = None
-        numbers, series = dict(verdict.numbers), dict(verdict.series)
+        beside: Numbers = {}
         if self.drift is not None and verdict.check not in ("sites", "reference", "latents"):
             try:
                 measured = self.drift.add(prompt, arms["reference"].latents, arms["candidate"].latents)
             except SiteError as error:
-                verdict = Verdict(error.status, "sites", f"candidate, teacher-forced: {error}")
+                verdict = sample_runs.failed_arm("candidate, teacher-forced", error)
             else:
-                seconds |= measured.seconds
-                series |= drift_series(measured)
                 self.estimate.done("replay", 0.0, measured.from_cache)
                 if self._with_truth:
                     start = time.perf_counter()
-                    numbers |= self._beside(prompt, arms)
+                    beside = self._beside(prompt, measured.truth, arms)
                     seconds["rungs"] = time.perf_counter() - start
         artifacts: dict[str, str] = {}
         if folder is not None:
             start = time.perf_counter()
             artifacts = _keep(arms, prompt, plan, folder)
             seconds["save"] = time.perf_counter() - start
-        for arm, shape in arms.items():
-            seconds |= {f"{arm}_{stage}": spent for stage, spent in shape.seconds.items()}
-            numbers[f"{arm}_peak_mib"] = round(shape.peak_bytes / 2**20, 1)
-        if "candidate" in arms:
-            numbers["forwards"] = arms["candidate"].forwards
-            numbers |= {f"calls_{site}": calls for site, calls in arms["candidate"].calls.items()}
-        case = _case_of(prompt) | {"until": plan.until, "sites": plan.site_names}
+        case = sample_runs.prompt_case(prompt) | {
+            "octree_resolution": prompt.octree_resolution,
+            "until": plan.until,
+            "sites": plan.site_names,
+        }
         if plan.until == "views":
             case["cameras"] = [camera.name for camera in plan.cameras]
-        title = f"{MODEL}  {self.ops.name}  {DTYPE_NAME}"
-        return Record(
-            level=Level.SAMPLE,
-            subject=MODEL,
-            op_set=self.ops.name,
-            status=verdict.status,
-            check=verdict.check,
-            reason=verdict.reason,
+        return self.subject.sample_record(
+            dataclasses.replace(verdict, numbers=verdict.numbers | beside),
+            _lines(verdict, case),
+            arms,
+            measured,
+            seconds=seconds,
             case=case,
-            dtype=DTYPE_NAME,
-            tier=verdict.tier,
-            numbers=numbers,
-            series=series,
             artifacts=artifacts,
-            seconds={name: round(spent, 4) for name, spent in seconds.items()},
-            message=_message(verdict, title, case, repro) if verdict.status.failed else "",
-            repro=repro,
         )
 
     def sample_reference(self, prompt: Prompt) -> "tuple[Shape, Verdict | None]":
@@ -473,10 +452,10 @@ class ShapeRun:
             arms["reference"] = reference
             arm = "candidate"
             arms["candidate"] = self._sample(prompt, "candidate", self.ops, self.plan.until)
-        except SiteError as error:
-            return arms, Verdict(error.status, "sites", f"{arm}: {error}")
-        except RuntimeError as error:  # torch's, such as one of memory
-            return arms, Verdict(Status.RUNTIME_ERROR, "sites", f"{arm}: {type(error).__name__}: {error}")
+        except UsageError:
+            raise
+        except Exception as error:
+            return arms, sample_runs.failed_arm(arm, error)
         if spoil is not None:
             arms["candidate"] = spoil(arms["candidate"])
         return arms, None
@@ -484,12 +463,12 @@ class ShapeRun:
     def _sample(self, prompt: Prompt, arm: str, ops: OpSet, until: str) -> Shape:
         start = time.perf_counter()
         name = f"{prompt.name}-{prompt.seed}-{arm}"
-        kept = self.store.get(name)
+        kept = self.store.get(name, Shape)
 
         def say(text: str) -> None:
             self._say(f"{arm}, {text}")
 
-        taken = "" if kept is None else ", taken from the run that was interrupted"
+        taken = "" if kept is None else f", {TAKEN}"
         self._say(f"{arm}{taken}", always=True)
         if kept is not None:
             shape = shape_pipeline.finish(self.pipeline, kept, prompt, say, until=until, cameras=self.plan.cameras)
@@ -498,7 +477,7 @@ class ShapeRun:
             shape = shape_pipeline.sample(
                 self.pipeline, prompt, ops, names, say, until=until, cameras=self.plan.cameras
             )
-            self.store.put(name, shape)
+            self.store.put(name, shape, shape.field)
         self.estimate.done("candidate" if arm == "candidate" else "reference", time.perf_counter() - start)
         return shape
 
@@ -517,10 +496,7 @@ class ShapeRun:
         def sample(ops: OpSet, prompt: Prompt) -> list[Tensor]:
             start = time.perf_counter()
             latents = self._latents(ops, prompt)
-            truth = ops.name == "truth"
-            if truth:
-                self._truth = latents
-            self.estimate.done("truth" if truth else "replay", time.perf_counter() - start)
+            self.estimate.done("truth" if ops.name == "truth" else "replay", time.perf_counter() - start)
             return latents
 
         return measure.Model(
@@ -538,11 +514,12 @@ class ShapeRun:
         with hunyuan3d.mount(self.pipeline.denoiser, ops, [site.name for site in self.plan.sites]) as mounted:
             return shape_pipeline.sample_latents(self.pipeline, prompt, context, mounted)
 
-    def _beside(self, prompt: Prompt, arms: Mapping[str, Shape]) -> Numbers:
+    def _beside(self, prompt: Prompt, latents: Sequence[Tensor], arms: Mapping[str, Shape]) -> Numbers:
         """The rungs' distances to the truth's shape: both arms', and the least and greatest of legal replays."""
 
         def shape_of(latents: Tensor, what: str) -> Shape:
-            return shape_pipeline.finish(
+            start = time.perf_counter()
+            shape = shape_pipeline.finish(
                 self.pipeline,
                 Shape([latents]),
                 prompt,
@@ -550,8 +527,10 @@ class ShapeRun:
                 until=self.plan.until,
                 cameras=self.plan.cameras,
             )
+            self.estimate.done("rungs", time.perf_counter() - start)
+            return shape
 
-        truth = shape_of(self._truth[-1], "the truth's shape")
+        truth = shape_of(latents[-1], "the truth's shape")
         if truth.problem is not None:
             return {}
         names = [name for name in RUNG_NUMBERS if self.plan.until in UNTIL[RUNGS.index(rung_of(name)) :]]
@@ -565,7 +544,7 @@ class ShapeRun:
             "cameras": [dataclasses.asdict(camera) for camera in self.plan.cameras],
         }
         kept = PromptBand(self.cache, identity, self._progress)
-        kept.begin(self._truth)
+        kept.begin(latents)
         rows = []
         for number in range(RUNG_REPLAYS):
             row = kept.get("lossless", number)
@@ -575,6 +554,8 @@ class ShapeRun:
                 found = distances(truth, shape_of(self._latents(ops, prompt)[-1], what))
                 row = [_float(found.get(name)) for name in names]
                 kept.put("lossless", number, row)
+            else:
+                self.estimate.done("rungs", 0.0)
             rows.append(row)
         numbers: Numbers = {}
         for i, name in enumerate(names):
@@ -588,7 +569,7 @@ class ShapeRun:
 def identity_of(plan: Plan, device: Device) -> dict[str, Any]:
     """Everything that decides the latents but op set and prompt, as JSON values: the cache's key."""
     sources = [*sorted(Path(reference_ops.__path__[0]).glob("*.py"))]
-    modules = (replay, hunyuan3d, flow_matching, mount)
+    modules = (composed, replay, hunyuan3d, flow_matching, mount)
     sources += [Path(str(module.__file__)) for module in modules]
     return shape_pipeline.identity_of(
         plan.parts,
@@ -605,41 +586,19 @@ def identity_of(plan: Plan, device: Device) -> dict[str, Any]:
 # The verdict
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What the comparison of two shapes says; the fields are those of a `Record`."""
-
-    status: Status
-    check: str
-    reason: str
-    tier: str | None = None
-    numbers: Numbers = dataclasses.field(default_factory=dict)
-    series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-
-
 def check_reference(first: Shape, second: Shape) -> Verdict | None:
     """INCONCLUSIVE unless the reference is a shape and its repetition has the same bits, in latents and field."""
     if first.problem is not None:
         problem = first.problem
-        return Verdict(
-            Status.INCONCLUSIVE,
-            "reference",
-            f"the reference's own shape: {problem.status}: {problem}: nothing to compare with",
-            numbers=dict(problem.numbers),
+        return sample_runs.inconclusive(
+            f"the reference's own shape: {problem.status}: {problem}: nothing to compare with", problem.numbers
         )
-    for step, (a, b) in enumerate(zip(first.latents, second.latents, strict=True)):
-        if not _same_bits(a.numpy(), b.numpy()):
-            return Verdict(
-                Status.INCONCLUSIVE,
-                "reference",
-                f"the reference sampled twice differs from itself, first in the latents of step {step + 1} "
-                f"of {len(first.latents)}: the model is not deterministic here",
-            )
-    if first.field is None or second.field is None or not _same_bits(first.field, second.field):
-        return Verdict(
-            Status.INCONCLUSIVE,
-            "reference",
-            "the reference sampled twice has equal latents but another field: the decoder is not deterministic here",
+    wrong = sample_runs.check_repetition(first, second)
+    if wrong is not None:
+        return wrong
+    if first.field is None or second.field is None or not sample_runs.same_bits(first.field, second.field):
+        return sample_runs.inconclusive(
+            "the reference sampled twice has equal latents but another field: the decoder is not deterministic here"
         )
     return None
 
@@ -671,7 +630,7 @@ def judge(reference: Shape, candidate: Shape, gates: Gates) -> Verdict:
     """Compare a candidate's shape with the reference's, rung by rung; the first that fails names the verdict."""
     problem = candidate.problem
     numbers = distances(reference, candidate) if problem is None else dict(problem.numbers)
-    series = {"latents_per_step": _latent_distances(reference, candidate)}
+    series = {"latents_per_step": sample_runs.latent_distances(reference, candidate)}
     judged = {name: value for name, value in gates.numbers().items() if name.removeprefix("gate_") in numbers}
     numbers |= judged
 
@@ -682,14 +641,18 @@ def judge(reference: Shape, candidate: Shape, gates: Gates) -> Verdict:
         return verdict(problem.status, problem.check, str(problem))
     failures = gates.failures(numbers)
     if numbers.get("mesh_watertight_reference") and not numbers["mesh_watertight_candidate"]:
-        failures.append(("mesh", "the mesh is not watertight, as the reference is"))
+        failures.insert(0, ("mesh", "the mesh is not watertight, as the reference is"))
     if failures:
-        first = min((rung for rung, _ in failures), key=RUNGS.index)
-        words = ", ".join(text for _, text in failures)
-        return verdict(Status.BELOW_FLOOR, first, f"past the gate: {words}")
+        first, *others = (rung for rung in RUNGS if any(failed == rung for failed, _ in failures))
+        texts = {rung: [text for failed, text in failures if failed == rung] for rung in (first, *others)}
+        words = [f"past the gate: {', '.join(texts[first])}"]
+        for rung in others:
+            text, *more = texts[rung]
+            words.append(f"{rung} too: {text}{f' and {len(more)} more' if more else ''}")
+        return verdict(Status.BELOW_FLOOR, first, "; ".join(words))
     check = "views" if candidate.views is not None else "mesh" if candidate.mesh is not None else "field"
     same = reference.field is not None and candidate.field is not None
-    if same and not any(series["latents_per_step"]) and _same_bits(reference.field, candidate.field):
+    if same and not any(series["latents_per_step"]) and sample_runs.same_bits(reference.field, candidate.field):
         return verdict(Status.PASSED, check, "all latents and the field are equal bit for bit", "bit-exact")
     parts = [f"field RMS {numbers['field_rms']:.2g} logits, {100 * _float(numbers['field_flips']):.2g} % changed sides"]
     if candidate.mesh is not None:
@@ -706,76 +669,7 @@ def _float(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _latent_distances(reference: Shape, candidate: Shape) -> list[float]:
-    """RMS of the latents' difference over the standard deviation of the reference's, step by step."""
-    pairs = zip(reference.latents, candidate.latents, strict=False)
-    return [band.distance(b, a) if a.shape == b.shape else math.inf for a, b in pairs]
-
-
-def _same_bits(a: Any, b: Any) -> bool:
-    return bool(a.shape == b.shape and a.tobytes() == b.tobytes())
-
-
-DTYPE_NAME = str(DTYPE).removeprefix("torch.")
-
-
-def drift_series(measured: measure.PromptDrift) -> dict[str, list[float]]:
-    """Distances to the truth's latents over the steps: of both arms, and the edges of the bands."""
-    series = {
-        "candidate_distance_per_step": measured.candidate,
-        "reference_distance_per_step": measured.reference,
-    }
-    for kind, rows in measured.replays.items():
-        if len(rows):
-            series[f"{kind}_band_least_per_step"] = rows.min(axis=0).tolist()
-            series[f"{kind}_band_greatest_per_step"] = rows.max(axis=0).tolist()
-    return series
-
-
-def drift_records(
-    drift: measure.Drift[Prompt], ops: OpSet, require: str, plan: Plan, about: Mapping[str, Any], repro: str
-) -> Iterator[Record]:
-    """The verdicts of the drift over all prompts, as two records of the model."""
-    case = {
-        **about,
-        "prompts": [f"{prompt.name} seed {prompt.seed}" for prompt in drift.prompts],
-        "sites": plan.site_names,
-        "replays": drift.replays,
-        "require": require,
-        "places": drift.teacher.places_by_site(),
-    }
-    for verdict in verdicts.verdicts(drift, require):
-        title = f"{MODEL}  {ops.name}  {DTYPE_NAME}  {verdict.status}"
-        lines = [title, f"{verdict.check}, over {len(drift.prompts)} prompts", verdict.reason, f"repeat: {repro}"]
-        yield Record(
-            level=Level.MODEL,
-            subject=MODEL,
-            op_set=ops.name,
-            status=verdict.status,
-            check=verdict.check,
-            reason=verdict.reason,
-            case=case,
-            dtype=DTYPE_NAME,
-            tier=verdict.tier,
-            numbers=verdict.numbers,
-            series=verdict.series,
-            message="\n".join(lines) if verdict.status.failed else "",
-            repro=repro,
-        )
-
-
 # What is kept
-
-
-def _case_of(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "prompt": prompt.text,
-        "prompt_name": prompt.name,
-        "seed": prompt.seed,
-        "steps": prompt.steps,
-        "guidance_scale": prompt.guidance_scale,
-        "octree_resolution": prompt.octree_resolution,
-    }
 
 
 def _keep(arms: Mapping[str, Shape], prompt: Prompt, plan: Plan, folder: Path) -> dict[str, str]:
@@ -812,46 +706,18 @@ def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}, expected a writable folder") from error
 
 
-def _message(verdict: Verdict, title: str, case: Mapping[str, Any], repro: str) -> str:
+def _lines(verdict: Verdict, case: Mapping[str, Any]) -> list[str]:
+    """The lines of a failure's message."""
     lines = [
-        f"{title}  {verdict.status}",
         f'"{case["prompt"]}" seed {case["seed"]}, octree resolution {case["octree_resolution"]}, until {case["until"]}',
         f"{case['steps']} steps, mounted on {', '.join(case['sites'])}",
         verdict.reason,
     ]
     if latents := verdict.series.get("latents_per_step"):
+        beyond = next((step for step, distance in enumerate(latents) if not math.isfinite(distance)), None)
         lines.append(
             f"latents after the first step {latents[0]:.1e} of their spread away, after the last {latents[-1]:.1e}"
+            if beyond is None
+            else f"latents hold NaN or infinity from step {beyond + 1} of {len(latents)} on"
         )
-    return "\n".join([*lines, f"repeat: {repro}"] if repro else lines)
-
-
-def _command(
-    ops: OpSet,
-    device: Device,
-    plan: Plan,
-    sites: Sequence[str] | None,
-    prompts: Path | None,
-    *,
-    seed: int,
-    replays: int,
-    require: str,
-    shape: ShapeOptions,
-) -> str:
-    words = ["validate", "quality", "--model", MODEL, "--ops", ops.origin]
-    if sites is not None:
-        words += ["--sites", ",".join(sites)]
-    if plan.checkpoint.resolve() != TRAINED:
-        words += ["--checkpoint", str(plan.checkpoint)]
-    if prompts is not None:
-        words += ["--prompts", str(prompts)]
-    if seed:
-        words += ["--seed", str(seed)]
-    if replays != measure.REPLAYS:
-        words += ["--replays", str(replays)]
-    if require != (default_tier(ops) or "close"):
-        words += ["--require", require]
-    words += shape.words()
-    if not device.interpreted:
-        words += ["--gpu"]
-    return shlex.join(words)
+    return lines

@@ -33,6 +33,7 @@ from torch import Tensor
 
 import reference_ops
 from reference_ops._contract import expand_modulation
+from validation.composed import ComposedOps
 from validation.ops import Op, OpSet
 
 Kind = Literal["lossless", "close"]
@@ -137,7 +138,7 @@ class _Value:
         return _Value(self.settled() * other.settled(), torch.promote_types(self.dtype, other.dtype))
 
 
-class Replay:
+class Replay(ComposedOps):
     """One legal replay: the twelve ops of `op_set`, drawing from one generator.
 
     Attributes:
@@ -151,21 +152,7 @@ class Replay:
 
     def op_set(self) -> OpSet:
         """The ops; for arguments that the reference ops accept, which are not checked again."""
-        functions: dict[str, Op] = {
-            "layer_norm": self._layer_norm,
-            "rms_norm": self._rms_norm,
-            "layer_norm_scale_shift": self._layer_norm_scale_shift,
-            "rms_norm_scale_shift": self._rms_norm_scale_shift,
-            "scale_residual_layer_norm_scale_shift": self._scale_residual_layer_norm_scale_shift,
-            "scale_residual_rms_norm_scale_shift": self._scale_residual_rms_norm_scale_shift,
-            "scale_shift": self._scale_shift,
-            "residual_gate_add": self._residual_gate_add,
-            "qk_norm": self._qk_norm,
-            "rotary_embedding": self._rotary_embedding,
-            "split_rotary_embedding": self._split_rotary_embedding,
-            "qk_norm_rope": self._qk_norm_rope,
-        }
-        return OpSet(f"{self.kind} replay {self.seed}", functions, "replay")
+        return OpSet(f"{self.kind} replay {self.seed}", self.functions(), "replay")
 
     # Noise and roundings.
 
@@ -258,18 +245,6 @@ class Replay:
         value = self._norm(x, weight, None, eps, casting_mode, centred=False)
         return self._modulated(value, x, shift, scale, casting_mode)
 
-    def _scale_residual_layer_norm_scale_shift(
-        self, residual: Tensor, x: Tensor, gate: Any, *rest: Any, casting_mode: str = "float32", **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        total = self._residual_gate_add(residual, x, gate, casting_mode=casting_mode)
-        return self._layer_norm_scale_shift(total, *rest, casting_mode=casting_mode, **options), total
-
-    def _scale_residual_rms_norm_scale_shift(
-        self, residual: Tensor, x: Tensor, gate: Any, *rest: Any, casting_mode: str = "float32", **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        total = self._residual_gate_add(residual, x, gate, casting_mode=casting_mode)
-        return self._rms_norm_scale_shift(total, *rest, casting_mode=casting_mode, **options), total
-
     def _scale_shift(
         self, x: Tensor, shift: Any, scale: Any, scale_constant: float = 1.0, *, casting_mode: str = "float32"
     ) -> Tensor:
@@ -280,21 +255,6 @@ class Replay:
         if gate is not None:
             added = added * _taken(expand_modulation(gate, x), casting_mode, x)
         return self._rounded(_taken(residual, casting_mode, x) + added, x.dtype)
-
-    def _qk_norm(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_weight: Any,
-        k_weight: Any,
-        eps: float = 1e-6,
-        *,
-        casting_mode: str = "float32",
-        inplace: bool = False,
-    ) -> Any:
-        pairs = ((q, q_weight), (k, k_weight))
-        outputs = tuple(self._rms_norm(x, weight, eps, casting_mode=casting_mode) for x, weight in pairs)
-        return delivered(outputs, (q, k), {"inplace": inplace})
 
     def _rotary_embedding(
         self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False
@@ -309,28 +269,14 @@ class Replay:
         angles = _angles(cos.transpose(1, 2), sin.transpose(1, 2), "float32", x)
         return self._rotated(_taken(heads, "float32", x), angles, x.dtype, interleaved=False).reshape(x.shape)
 
-    def _qk_norm_rope(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_weight: Any,
-        k_weight: Any,
-        cos: Tensor,
-        sin: Tensor,
-        eps: float = 1e-6,
-        *,
-        interleaved: bool = True,
-        casting_mode: str = "float32",
-        inplace: bool = False,
-    ) -> Any:
-        outputs = []
-        for x, weight in ((q, q_weight), (k, k_weight)):
-            value = self._norm(x, weight, None, eps, casting_mode, centred=False)
-            if casting_mode == "input":  # the norm's result is cast to x's dtype, whatever the weight's was
-                value = _Value(_Value(value.settled(), x.dtype).settled(), x.dtype)
-            angles = _angles(cos.unsqueeze(-2), sin.unsqueeze(-2), casting_mode, x)
-            outputs.append(self._rotated(value, angles, x.dtype, interleaved=interleaved))
-        return delivered(tuple(outputs), (q, k), {"inplace": inplace})
+    def _rms_norm_rope(
+        self, x: Tensor, weight: Any, cos: Tensor, sin: Tensor, eps: float, mode: str, *, interleaved: bool
+    ) -> Tensor:
+        value = self._norm(x, weight, None, eps, mode, centred=False)
+        if mode == "input":  # the norm's result is cast to x's dtype, whatever the weight's was
+            value = _Value(_Value(value.settled(), x.dtype).settled(), x.dtype)
+        angles = _angles(cos.unsqueeze(-2), sin.unsqueeze(-2), mode, x)
+        return self._rotated(value, angles, x.dtype, interleaved=interleaved)
 
 
 def _held(x: Tensor, mode: str) -> torch.dtype:

@@ -181,12 +181,9 @@ class TeacherForced:
 
         return OpSet("truth", {op: make(op) for op in reference_ops.OP_NAMES}, "truth")
 
-    def places_by_site(self) -> dict[str, list[str]]:
-        """The places of each site, in the order in which the model runs them."""
-        found: dict[str, dict[str, None]] = {}
-        for error in self.errors:
-            found.setdefault(error.site, {})[error.place] = None
-        return {site: list(of) for site, of in found.items()}
+    def place_names(self) -> list[str]:
+        """The places with their sites, in the order in which the model runs them."""
+        return [str(place) for place in places(self.errors) if place.place]
 
     def _keep(
         self,
@@ -266,17 +263,19 @@ def _infinite_for_nan(t: Tensor) -> Tensor:
 
 
 def _own(arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    # Copies of the buffers, with the same views of them: what works in place depends on strides and neighbours.
-    buffers: dict[int, Tensor] = {}
+    # Copies of the buffers, with the same views of them: what works in place depends on strides and neighbours. By
+    # their bytes, since views of one buffer may differ in dtype; empty buffers all begin at 0, on any device.
+    buffers: dict[tuple[int, torch.device], torch.UntypedStorage] = {}
 
     def own(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         storage = value.untyped_storage()
-        if storage.data_ptr() not in buffers:
-            whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(storage)
-            buffers[storage.data_ptr()] = whole.clone()
-        return buffers[storage.data_ptr()].as_strided(value.shape, value.stride(), value.storage_offset())
+        key = storage.data_ptr(), value.device
+        if key not in buffers:
+            buffers[key] = storage.clone()  # type: ignore[no-untyped-call]
+        empty = torch.empty(0, dtype=value.dtype, device=value.device)
+        return empty.set_(buffers[key], value.storage_offset(), value.shape, value.stride())
 
     return [own(value) for value in arguments], {name: own(value) for name, value in named.items()}
 

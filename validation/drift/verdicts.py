@@ -21,8 +21,8 @@ Series = dict[str, list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class DriftVerdict:
-    """A verdict; the fields are those of a `Record`."""
+class Verdict:
+    """What a comparison says; the fields are those of a `Record`."""
 
     status: Status
     check: str
@@ -32,7 +32,7 @@ class DriftVerdict:
     series: Series = dataclasses.field(default_factory=dict)
 
 
-def verdicts(drift: Drift[Any], require: str) -> tuple[DriftVerdict, DriftVerdict]:
+def verdicts(drift: Drift[Any], require: str) -> tuple[Verdict, Verdict]:
     """Teacher-forced and free-running; both INCONCLUSIVE unless every prompt was measured.
 
     Args:
@@ -42,12 +42,12 @@ def verdicts(drift: Drift[Any], require: str) -> tuple[DriftVerdict, DriftVerdic
     missing = len(drift.prompts) - len(drift.measured)
     if missing:
         reason = f"{missing} of {_counted(len(drift.prompts), 'prompt')} could not be sampled with the candidate"
-        first, second = (DriftVerdict(Status.INCONCLUSIVE, check, reason) for check in ("teacher-forced", "band"))
+        first, second = (Verdict(Status.INCONCLUSIVE, check, reason) for check in ("teacher-forced", "band"))
         return first, second
     return judge_teacher(drift, require), judge_band(drift, require)
 
 
-def judge_teacher(drift: Drift[Any], require: str) -> DriftVerdict:
+def judge_teacher(drift: Drift[Any], require: str) -> Verdict:
     """BELOW_REQUIRED_TIER where a site is further from the truth than the baseline.
 
     Unless ``close`` is required, which allows that, but not a call that is further than roundings explain.
@@ -57,7 +57,7 @@ def judge_teacher(drift: Drift[Any], require: str) -> DriftVerdict:
     first = first_further(found)
     numbers, series = _teacher_numbers(found), _teacher_series(errors, found)
 
-    def verdict(tier: str | None, reason: str) -> DriftVerdict:
+    def verdict(tier: str | None, reason: str) -> Verdict:
         return _verdict("teacher-forced", tier, require, reason, numbers, series)
 
     if first is not None:
@@ -91,14 +91,14 @@ def judge_teacher(drift: Drift[Any], require: str) -> DriftVerdict:
     )
 
 
-def judge_band(drift: Drift[Any], require: str) -> DriftVerdict:
+def judge_band(drift: Drift[Any], require: str) -> Verdict:
     """OUTSIDE_BAND outside both bands; BELOW_REQUIRED_TIER outside that of the required tier."""
     numbers: Numbers = {"prompts": len(drift.prompts), "replays": drift.replays}
     series = {f"{arm}_distance_per_step": _over_prompts(drift.rows(arm)) for arm in ("candidate", "reference")}
     numbers["candidate_distance"] = series["candidate_distance_per_step"][-1]
     numbers["reference_distance"] = series["reference_distance_per_step"][-1]
 
-    def verdict(tier: str | None, reason: str) -> DriftVerdict:
+    def verdict(tier: str | None, reason: str) -> Verdict:
         return _verdict("band", tier, require, reason, numbers, series)
 
     if drift.replays:
@@ -137,17 +137,17 @@ def judge_band(drift: Drift[Any], require: str) -> DriftVerdict:
     if not close.rejected:
         return verdict("close", f"outside the lossless band: {lossless}; inside the close band: {close}")
     reason = f"outside both bands, the lossless and the close: {close}"
-    return DriftVerdict(Status.OUTSIDE_BAND, "band", reason, None, numbers, series)
+    return Verdict(Status.OUTSIDE_BAND, "band", reason, None, numbers, series)
 
 
-def _verdict(check: str, tier: str | None, require: str, reason: str, numbers: Numbers, series: Series) -> DriftVerdict:
+def _verdict(check: str, tier: str | None, require: str, reason: str, numbers: Numbers, series: Series) -> Verdict:
     if tier is None:
         status = Status.INCONCLUSIVE
     elif tier not in TIERS or TIERS.index(tier) < TIERS.index(require):
         status, tier = Status.BELOW_REQUIRED_TIER, None
     else:
         status = Status.PASSED
-    return DriftVerdict(status, check, reason, tier, numbers, series)
+    return Verdict(status, check, reason, tier, numbers, series)
 
 
 # The test against a band
@@ -228,12 +228,13 @@ def _teacher_numbers(found: Sequence[Place]) -> Numbers:
 
 
 def _teacher_series(errors: Sequence[CallErrors], found: Sequence[Place]) -> Series:
-    """RMS errors over the RMS of the truth, by arm: of each site over its places, of all over the watched steps."""
-    series: Series = {}
-    for place in found:
-        if place.place:
-            for arm, error in place.errors.items():
-                series.setdefault(f"{arm}_error_{_name(place)}_per_place", []).append(error)
+    """RMS errors over the RMS of the truth, by arm: at each place as the model runs them, of all over watched steps.
+
+    And the p-value of each place.
+    """
+    here = [place for place in found if place.place]
+    series: Series = {f"{arm}_error_per_place": [place.errors[arm] for place in here] for arm in ARMS}
+    series["p_per_place"] = [place.p for place in here]
     by_step: dict[int, list[CallErrors]] = {}
     for call in errors:
         if call.power:

@@ -121,6 +121,18 @@ def read_video(path: Path, shape: tuple[int, int, int] | None = None) -> UInt8Fr
     return frames
 
 
+def read_rate(path: Path) -> float:
+    """Frames a second of a file that `read_video` reads; errors as there."""
+    _require_suffix(path)
+    try:
+        if path.suffix != ".npz":
+            return float(iio.immeta(path, plugin="FFMPEG")["fps"])
+        with np.load(path, allow_pickle=False) as data:
+            return float(data["fps"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, RuntimeError) as error:
+        raise VideoError(f"{path} names no rate ({error}), expected frames a second") from error
+
+
 def _read_npz(path: Path) -> UInt8Frames:
     with np.load(path, allow_pickle=False) as data:
         frames: UInt8Frames = data["frames"]

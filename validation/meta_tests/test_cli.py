@@ -1,8 +1,6 @@
 """The command line: exit statuses, one clear line for bad input, and nothing left behind."""
 
-import importlib.util
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -10,7 +8,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-import torch
 
 from validation import cli
 from validation.record import Status, read_run
@@ -24,15 +21,6 @@ import reference_ops
 def layer_norm_scale_shift(x, shift, scale, *args, **kwargs):
     return reference_ops.layer_norm_scale_shift(x, scale, shift, *args, **kwargs)
 """
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, on a machine without a GPU."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return tmp_path
 
 
 def test_a_right_op_set_passes_and_leaves_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,20 +164,9 @@ def test_pytest_takes_the_same_options_and_refuses_the_same(here: Path) -> None:
     assert "unknown op 'odd'" in unknown.stderr
 
 
-@pytest.mark.parametrize("step", ["parity", "no-fusion", "faults", "memcheck", "racecheck"])
-def test_the_gpu_record_s_commands_ask_for_a_gpu_and_nothing_that_the_command_line_refuses(
-    step: str, tmp_path: Path
-) -> None:
-    spec = importlib.util.spec_from_file_location("gpu_record", ROOT / "benchmarks" / "gpu_record.py")
-    assert spec is not None
-    assert spec.loader is not None
-    record = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(record)
-    line, environment = record.command(step, ["layer_norm"], "default", tmp_path)
-    line = line[line.index(sys.executable) :]
-    done = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
-    if torch.cuda.is_available():
-        assert done.returncode == 0, done.stdout
-    else:
-        assert "no usable GPU" in done.stderr
-        assert done.returncode == cli.USAGE
+def test_pytest_has_every_option_of_the_quality_command(pytestconfig: pytest.Config) -> None:
+    options = set(vars(cli._parser().parse_args(["quality"])))
+    assert {"model", "image", "octree_resolution", "until"} < options
+    # pytest writes JUnit XML itself.
+    for name in options - {"command", "junit"}:
+        pytestconfig.getoption(name)  # raises where there is none

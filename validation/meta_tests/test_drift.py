@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from validation import controls
 from validation.controls import sampled
 from validation.drift import band, measure, verdicts
 from validation.drift.replay import KINDS
-from validation.drift.teacher import CallErrors, can_reject, first_further, forwards_to_watch, places
+from validation.drift.teacher import CallErrors, _own, can_reject, first_further, forwards_to_watch, places
 from validation.meta_tests.model_op_sets import reference
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
@@ -60,12 +60,7 @@ class Small(nn.Module):
         return x
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sample(ops: OpSet, start: Start, change: Change = lambda _step, x: x) -> list[Tensor]:
@@ -303,6 +298,23 @@ def test_a_candidate_that_writes_to_its_inputs_leaves_the_truth_alone(cache: Pat
     assert drift.rows("reference").tolist() == drift_of(reference(), cache).rows("reference").tolist()
 
 
+def test_a_candidate_s_own_copies_keep_views_dtypes_and_neighbours() -> None:
+    packed = torch.arange(48, dtype=torch.float16)
+    q, k = packed.as_strided((4, 6), (12, 1)), packed.as_strided((4, 6), (12, 1), 6)
+    weight = packed.view(torch.float32)[2:5]  # a second dtype in the same buffer
+    empty = [torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.float16)]  # both begin at 0
+    (own_q, own_k, own_weight, *own_empty), named = _own([q, k, weight, *empty], {"weight": weight, "eps": 1e-6})
+    for own, given in zip((own_q, own_k, own_weight, *own_empty), (q, k, weight, *empty), strict=True):
+        assert (own.dtype, own.stride(), own.storage_offset()) == (given.dtype, given.stride(), given.storage_offset())
+        assert torch.equal(own, given)
+    assert named["eps"] == 1e-6
+    own_q.zero_()
+    assert torch.equal(named["weight"], own_weight)
+    assert own_weight[0] == 0  # its two halves end q's first row
+    assert own_k[0, 0] == packed[6] == 6
+    assert torch.equal(packed, torch.arange(48, dtype=torch.float16))
+
+
 @pytest.mark.parametrize("result", [lambda x: x.float(), lambda x: x[:, 1:], lambda _x: None, lambda x: (x, x)])
 def test_an_op_that_returns_something_else_is_an_error(tmp_path: Path, result: Callable[[Tensor], Any]) -> None:
     def residual_gate_add(residual: Tensor, _x: Tensor, _gate: Tensor) -> Any:
@@ -320,7 +332,7 @@ def test_an_op_that_the_set_lacks_is_not_compared(tmp_path: Path) -> None:
     latents = sample(reference(), STARTS[0])
     drift.add(STARTS[0], latents, latents)
     assert {error.site for error in drift.teacher.errors} == {"gate"}
-    assert drift.teacher.places_by_site() == {"gate": ["layer 0", "layer 1"]}
+    assert drift.teacher.place_names() == ["gate in layer 0", "gate in layer 1"]
 
 
 def errors(further: int, calls: int) -> list[CallErrors]:

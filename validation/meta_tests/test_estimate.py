@@ -15,3 +15,10 @@ def test_an_estimate_goes_by_the_time_of_each_kind() -> None:
     estimate.done("candidate", 100.0)
     estimate.done("reference", 2.0, 2)
     assert str(estimate) == "100 %, about 0 s left"
+
+
+def test_a_kind_of_which_there_is_none_is_no_division_by_zero() -> None:
+    estimate = Estimate({"reference": 2})
+    estimate.done("reference", 10.0)
+    estimate.done("replay", 0.0, 0)  # no band, so none came from the cache
+    assert str(estimate) == "50 %, about 10 s left"

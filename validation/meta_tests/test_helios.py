@@ -2,7 +2,6 @@ import dataclasses
 import json
 import runpy
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +25,9 @@ from validation.models import helios
 from validation.models.mount import SiteCall, SiteError
 from validation.models.prompts import PROMPT_TOKENS, Prompt, embed_prompt
 from validation.ops import OpSet
-from validation.quality import FIXTURES, TINY
+from validation.quality import TINY
 from validation.record import Status
+from validation.sample_runs import FIXTURES
 
 SITE_SETS = [*((name,) for name in helios.SITE_NAMES), helios.SITE_NAMES]
 
@@ -60,13 +60,7 @@ def transformer(dtype: torch.dtype = torch.float32, **settings: Any) -> HeliosTr
     return model
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As `helios.sample` has it: equal bits need the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -215,13 +209,6 @@ def test_a_site_that_is_not_reached_is_an_error() -> None:
         with pytest.raises(SiteError, match="norm_out was called 0 times in forward 1, expected 1") as caught:
             model(**helios.random_inputs(model, batch=1, history=False, seed=0), return_dict=False)
     assert caught.value.status is Status.SITE_NOT_REACHED
-
-
-@pytest.fixture
-def forget_proofs() -> Iterator[None]:
-    helios._prove.cache_clear()
-    yield
-    helios._prove.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_proofs")
@@ -405,11 +392,44 @@ def test_a_checkpoint_with_a_text_encoder_encodes_with_it(tmp_path: Path) -> Non
     )
     assert red.frames.shape == (33, 32, 48, 3)
     assert not torch.equal(red.latents[-1], blue.latents[-1])
+    layer_wise = helios.load(folder, torch.bfloat16, "cpu", free_bytes=0)
+    again = helios.sample(layer_wise, Prompt("p", "a red ball", 0, 32, 48, 33, 1, 1.0))
+    assert torch.equal(red.latents[-1], again.latents[-1])
 
     config.d_model = 16
     UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     with pytest.raises(UsageError, match="text encoder is 16 wide, expected 32"):
         helios.load(folder, torch.bfloat16, "cpu")
+
+
+def test_blocks_that_visit_the_device_one_by_one_give_the_same_bits(
+    pipeline: HeliosPipeline,
+) -> None:
+    layer_wise = helios.load(TINY, torch.bfloat16, "cpu", free_bytes=0)
+    home = {p.data_ptr() for p in layer_wise.transformer.blocks.parameters()}
+    there: list[list[bool]] = []
+
+    def look(block: Any, _arguments: Any) -> None:
+        of_block = {id(p) for p in block.parameters()}
+        others = [p for p in layer_wise.transformer.blocks.parameters() if id(p) not in of_block]
+        there.append([p.data_ptr() in home for p in block.parameters()] + [p.data_ptr() not in home for p in others])
+
+    for block in layer_wise.transformer.blocks:
+        block.register_forward_pre_hook(look)
+    arms = []
+    for loaded in (pipeline, layer_wise):
+        with helios.mount(loaded.transformer, reference()) as mounted:
+            arms.append(helios.sample(loaded, PROMPT, mounted))
+    assert all(torch.equal(a, b) for a, b in zip(arms[0].latents, arms[1].latents, strict=True))
+    assert len(there) == 3 * arms[1].forwards
+    assert not any(map(any, there))  # the block is a copy, and the others are at home
+
+    def fails(*_arguments: Any, **_options: Any) -> Any:
+        raise ValueError("no kernel")
+
+    with helios.mount(layer_wise.transformer, reference(rms_norm=fails)) as mounted, pytest.raises(SiteError):
+        helios.sample(layer_wise, PROMPT, mounted)
+    assert {p.data_ptr() for p in layer_wise.transformer.blocks.parameters()} == home
 
 
 # Prompts
@@ -592,6 +612,7 @@ def test_the_pyramid_is_sampled_like_the_other_pipeline(
     assert first.forwards == forwards == len(first.latents) * helios.forwards_per_step(prompt)
     assert first.calls["norm1"] == 3 * forwards
     assert first.frames.shape == (65, 64, 64, 3)
+    assert helios.decode(loaded, second.latents, prompt.frames).tobytes() == first.frames.tobytes()
     assert second.frames.shape == (0, 0, 0, 3)
     assert (set(first.seconds), set(second.seconds)) == ({"encode", "denoise", "decode"}, {"encode", "denoise"})
     assert first.peak_bytes > 2**20

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import HeliosPipeline
+from diffusers import HeliosDMDScheduler, HeliosPipeline
 from torch import Tensor
 
 from validation.device import Device
@@ -22,7 +22,6 @@ from validation.models.trajectory import Trajectory
 from validation.ops import OpSet, load_op_set
 from validation.quality import (
     DEFAULT,
-    FIXTURES,
     FLOOR_NAMES,
     MODELS,
     TINY,
@@ -35,6 +34,7 @@ from validation.quality import (
     sample_and_judge,
 )
 from validation.record import Level, Record, Status
+from validation.sample_runs import FIXTURES, Request
 from validation.session import Options, Session
 
 FLOORS = read_floors(FIXTURES / "tolerances" / "helios-tiny.json")
@@ -220,7 +220,7 @@ def test_frames_and_previews_are_kept(pipeline: HeliosPipeline, sampled: Traject
     assert factor >= 4
     shown = read_video(tmp_path / record.artifacts["difference_frames"])
     assert shown.max() > 100
-    assert record.seconds["save"] > 0
+    assert min(record.seconds[f"{name}_save"] for name in ("reference", "candidate", "difference")) > 0
     assert {f"{arm}_{stage}" for arm in ("reference", "candidate") for stage in ("encode", "denoise", "decode")} < set(
         record.seconds
     )
@@ -249,14 +249,16 @@ def test_run_quality_gives_one_record_a_prompt(tmp_path: Path) -> None:
         run_quality(
             "helios",
             other_arrangement(),
-            device=CPU,
-            sites=("norm1", "gate"),
-            seed=10,
-            prompts=small_prompts(tmp_path / "prompts.json"),
-            floors=FIXTURES / "tolerances" / "helios.json",
-            replays=0,
-            require="close",
-            progress=told.append,
+            Request(
+                CPU,
+                sites=("norm1", "gate"),
+                seed=10,
+                prompts=small_prompts(tmp_path / "prompts.json"),
+                bounds=FIXTURES / "tolerances" / "helios.json",
+                replays=0,
+                require="close",
+                progress=told.append,
+            ),
         )
     )
     assert [(record.status, record.case["seed"]) for record in records] == [(Status.PASSED, 10), (Status.PASSED, 13)]
@@ -293,7 +295,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
 
     def run(ops: OpSet, **options: Any) -> list[Record]:
         folders: dict[str, Any] = {"prompts": tmp_path / "prompts.json", "cache": tmp_path / "cache"}
-        return list(run_quality("helios", ops, device=CPU, checkpoint=TINY, **folders, **options))
+        return list(run_quality("helios", ops, Request(CPU, checkpoint=TINY, **folders, **options)))
 
     told: list[str] = []
     *samples, teacher, banded = run(other_arrangement(), progress=told.append)
@@ -302,14 +304,25 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
         (Level.MODEL, Status.PASSED, "band"),
     ]
     assert (teacher.tier, banded.tier, banded.case["replays"]) == ("lossless", "lossless", 8)
-    assert teacher.case["places"]["gate"][:2] == ["block 0 self-attention", "block 0 feed-forward"]
-    assert len(teacher.series["candidate_error_qk_norm_per_place"]) == 12
+    names = teacher.case["places"]
+    assert [name for name in names if "rope" not in name][:4] == [
+        "norm1 in block 0",
+        "qk_norm in block 0 self-attention q",
+        "qk_norm in block 0 self-attention k",
+        "gate in block 0 self-attention",
+    ]
+    assert len(teacher.series["candidate_error_per_place"]) == len(teacher.series["p_per_place"]) == len(names)
     assert len(samples) == 6
     for record in samples:
         least, greatest = (record.series[f"lossless_band_{end}_per_step"] for end in ("least", "greatest"))
         assert len(least) == len(record.series["candidate_distance_per_step"]) == 3
         assert all(0 < a < b for a, b in zip(least, greatest, strict=True))
         assert {"teacher_forced", "band"} < set(record.seconds)
+        least, greatest = (
+            record.series[f"lossless_band_psnr_to_truth_{end}_per_frame"] for end in ("least", "greatest")
+        )
+        assert len(least) == len(record.series["candidate_psnr_to_truth_per_frame"]) == record.case["frames"]
+        assert all(40 < a <= b for a, b in zip(least, greatest, strict=True))
     assert any("lossless replay" in text and "left)" in text for text in told)
     assert all(Record.from_json(record.to_json()) == record for record in (teacher, banded))
 
@@ -327,13 +340,44 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
     assert records[-1].series["lossless_band_least_per_step"] == banded.series["lossless_band_least_per_step"]
 
 
+def test_the_distilled_pyramid_is_judged_like_the_other_pipeline(tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY, tmp_path / "distilled")
+    shutil.rmtree(folder / "scheduler")
+    HeliosDMDScheduler().save_pretrained(folder / "scheduler")
+    shared = {"height": 64, "width": 64, "frames": 33, "steps": 1, "guidance_scale": 1.0}
+    prompts = [{"name": "ball", "text": "a red ball", "seed": seed} for seed in range(6)]
+    (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
+    request = Request(
+        CPU,
+        checkpoint=folder,
+        prompts=tmp_path / "prompts.json",
+        sites=("norm1",),
+        replays=4,
+        cache=tmp_path / "cache",
+        folder=tmp_path / "run",
+    )
+    records = list(run_quality("helios", other_arrangement(), request))
+    assert [(record.status, record.tier) for record in records[-2:]] == [(Status.PASSED, "lossless")] * 2
+    for record in records[:-2]:
+        # Three stages of one step, each one forward: no guidance.
+        assert len(record.series["latents_per_step"]) == record.numbers["forwards"] == 3
+        assert record.numbers["calls_norm1"] == 3 * 3
+        stages = {
+            f"{arm}_{stage}" for arm in ("reference", "candidate") for stage in ("encode", "denoise", "decode", "save")
+        }
+        assert stages < set(record.seconds)
+        assert {"reference_peak_mib", "candidate_peak_mib"} < set(record.numbers)
+        assert len(record.series["candidate_psnr_to_truth_per_frame"]) == record.case["frames"] == 33
+
+
 def test_a_candidate_that_fails_leaves_the_drift_open(tmp_path: Path) -> None:
     def rms_norm(*_arguments: Any, **_options: Any) -> Any:
         raise ValueError("no kernel for this width")
 
     prompts = small_prompts(tmp_path / "prompts.json")
     ops = reference(rms_norm=rms_norm)
-    records = list(run_quality("helios", ops, device=CPU, checkpoint=TINY, prompts=prompts, cache=tmp_path))
+    request = Request(CPU, checkpoint=TINY, prompts=prompts, cache=tmp_path)
+    records = list(run_quality("helios", ops, request))
     assert [record.status for record in records] == [*[Status.RUNTIME_ERROR] * 2, *[Status.INCONCLUSIVE] * 2]
     assert "2 of 2 prompts could not be sampled" in records[-1].reason
 
@@ -341,7 +385,8 @@ def test_a_candidate_that_fails_leaves_the_drift_open(tmp_path: Path) -> None:
 def test_a_checkpoint_folder_takes_the_same_road(tmp_path: Path) -> None:
     folder = shutil.copytree(TINY, tmp_path / "another checkpoint")
     prompts = small_prompts(tmp_path / "prompts.json")
-    record = next(run_quality("helios", reference(), device=CPU, checkpoint=folder, prompts=prompts, replays=0))
+    request = Request(CPU, checkpoint=folder, prompts=prompts, replays=0, cache=tmp_path)
+    record = next(run_quality("helios", reference(), request))
     assert record.tier == "bit-exact"
     assert (record.case["checkpoint"], record.case["floors"]) == ("another checkpoint", "helios")
     assert f"--checkpoint '{folder}'" in record.repro
@@ -349,7 +394,7 @@ def test_a_checkpoint_folder_takes_the_same_road(tmp_path: Path) -> None:
 
 def test_bfloat16_that_cannot_be_judged_fails() -> None:
     device = Device("interpreter", "cpu", ("float32 -> bfloat16 truncates",))
-    records = list(run_quality("helios", reference(), device=device))
+    records = list(run_quality("helios", reference(), Request(device)))
     assert {record.status for record in records} == {Status.BFLOAT16_NOT_JUDGED}
     assert "float32 -> bfloat16 truncates" in records[0].message
 
@@ -367,7 +412,7 @@ def only(name: str) -> OpSet:
         ({"ops": only("rms_norm"), "sites": ["norm1"]}, "norm1 calls layer_norm_scale_shift, which one.py does not"),
         ({"checkpoint": Path("nowhere")}, "--checkpoint: no folder nowhere"),
         ({"prompts": Path("nowhere.json")}, r"cannot read nowhere\.json"),
-        ({"floors": Path("nowhere.json")}, r"cannot read nowhere\.json"),
+        ({"bounds": Path("nowhere.json")}, r"cannot read nowhere\.json"),
         ({"folder": Path(__file__)}, "is a file, expected a folder"),
         ({"cache": Path(__file__)}, "is a file, expected a folder"),
         ({"replays": 3}, "--replays: 3, expected at least 4, or 0"),
@@ -375,9 +420,9 @@ def only(name: str) -> OpSet:
     ],
 )
 def test_bad_requests_are_refused_by_the_call(arguments: dict[str, Any], reason: str) -> None:
-    request: dict[str, Any] = {"model": "helios", "ops": reference(), "device": CPU} | arguments
+    model, ops = arguments.pop("model", "helios"), arguments.pop("ops", reference())
     with pytest.raises(UsageError, match=reason):
-        run_quality(request.pop("model"), request.pop("ops"), **request)
+        run_quality(model, ops, Request(CPU, **arguments))
 
 
 @pytest.mark.parametrize(
@@ -385,9 +430,9 @@ def test_bad_requests_are_refused_by_the_call(arguments: dict[str, Any], reason:
     [
         ({}, "has no floor for psnr_worst_frame"),
         ({"floors": {"psnr": 20}}, "has no floor for psnr_worst_frame"),
-        ({"floors": {"psnr_worst_frame": 20, "psnr_best_frame": 1}}, "unknown floor 'psnr_best_frame'"),
-        ({"floors": {"psnr_worst_frame": "20"}}, 'floor psnr_worst_frame is "20", expected a finite number'),
-        ({"floors": {"psnr_worst_frame": math.nan}}, "floor psnr_worst_frame is NaN"),
+        ({"floors": {"psnr_worst_frame": 20, "psnr_best_frame": 1}}, "unknown name 'psnr_best_frame'"),
+        ({"floors": {"psnr_worst_frame": "20"}}, 'psnr_worst_frame in floors is "20", expected a finite number'),
+        ({"floors": {"psnr_worst_frame": math.nan}}, "psnr_worst_frame in floors is NaN"),
     ],
 )
 def test_bad_floors_are_refused(tmp_path: Path, floors: dict[str, Any], reason: str) -> None:

@@ -1,7 +1,12 @@
 """Shapes of pictures: small checkpoints in the official layout, with DINOv2 as transformers saves it."""
 
+import dataclasses
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +20,22 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 from validation import cli
+from validation.drift import band
 from validation.errors import UsageError
-from validation.models import shape_pipeline
+from validation.models import hunyuan3d, shape_pipeline
 from validation.models.dinov2 import MEAN, STD, ImagePrompt, load_image_encoder, prepare_image
+from validation.models.flow_matching import ConsistencyFlowMatchEuler
+from validation.models.shapes import ShapePrompt
+from validation.ops import load_op_set
 from validation.record import Record, Status, read_run
-from validation.shape_quality import TRAINED
+from validation.shape_quality import PROMPTS, TRAINED
 
 DINO = Dinov2Config(
     hidden_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=42, patch_size=14, mlp_ratio=1
 )
 TOKENS = 1 + 3 * 3
+
+DENOISER, VAE = (TRAINED / name for name in ("hunyuan3d-dit-v2-0", "hunyuan3d-vae-v2-0"))
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +58,15 @@ def official_folder(transformers_folder: Path, tmp_path_factory: pytest.TempPath
     """One folder with the whole pipeline, as ``hunyuan3d-dit-v2-0`` is: denoiser, decoder, conditioner, scheduler."""
     folder: Path = tmp_path_factory.mktemp("checkpoint") / "hunyuan3d-dit-v2-0"
     folder.mkdir()
-    denoiser, vae = (TRAINED / name for name in ("hunyuan3d-dit-v2-0", "hunyuan3d-vae-v2-0"))
-    config = yaml.safe_load((denoiser / "config.yaml").read_text())
-    config["vae"] = yaml.safe_load((vae / "config.yaml").read_text())
+    config = yaml.safe_load((DENOISER / "config.yaml").read_text())
+    config["vae"] = yaml.safe_load((VAE / "config.yaml").read_text())
     plain = {key: value for key, value in DINO.to_dict().items() if isinstance(value, (bool, int, float, str))}
     main = {"type": "DinoImageEncoder", "kwargs": {"config": plain, "image_size": 42}}
     config["conditioner"] = {"target": "SingleImageEncoder", "params": {"main_image_encoder": main}}
     config["image_processor"] = {"target": "ImageProcessorV2", "params": {"size": 64, "border_ratio": 0.15}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    weights = load_file(denoiser / "model.fp16.safetensors")
-    weights |= {f"vae.{key}": value for key, value in load_file(vae / "model.fp16.safetensors").items()}
+    weights = load_file(DENOISER / "model.fp16.safetensors")
+    weights |= {f"vae.{key}": value for key, value in load_file(VAE / "model.fp16.safetensors").items()}
     # The names under which transformers saves are those of the official file.
     prefix = "conditioner.main_image_encoder.model."
     weights |= {
@@ -228,9 +238,10 @@ def run(*arguments: object) -> int:
 
 
 def test_the_command_makes_shapes_of_a_picture(official_folder: Path, picture: Path, tmp_path: Path) -> None:
+    what = ["--ops", "reference_ops", "--checkpoint", official_folder, "--image", picture, "--until", "shape"]
     options = ["--steps", 2, "--guidance", 2, "--octree-resolution", 16, "--seeds", 2, "--replays", 0]
-    places = ["--cache", tmp_path / "cache", "--out", tmp_path / "run", "--until", "shape"]
-    status = run("--ops", "reference_ops", "--checkpoint", official_folder, "--image", picture, *options, *places)
+    words = [*what, *options, "--cache", tmp_path / "cache"]
+    status = run(*words, "--out", tmp_path / "run")
     _, records = read_run(tmp_path / "run")
     assert status == cli.PASSED, [record.reason for record in records]
     assert [(record.case["prompt"], record.case["seed"]) for record in records] == [
@@ -240,6 +251,20 @@ def test_the_command_makes_shapes_of_a_picture(official_folder: Path, picture: P
     for record in records:
         check_image_record(record)
     assert f"--image '{picture}'" in records[0].repro
+    # pytest takes the same words, to the same records.
+    command = [sys.executable, "-m", "pytest", "-m", "quality", "validation/test_quality.py", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--model", "hunyuan3d", *map(str, words), "--out", str(tmp_path / "pytest")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, again = read_run(tmp_path / "pytest")
+    assert [(record.case, record.status, record.repro) for record in again] == [
+        (record.case, record.status, record.repro) for record in records
+    ]
 
 
 def check_image_record(record: Record) -> None:
@@ -247,6 +272,116 @@ def check_image_record(record: Record) -> None:
     assert record.seconds["reference_condition"] > 1e-4
     assert (record.case["steps"], record.case["guidance_scale"]) == (2, 2.0)
     assert math.isfinite(float(record.numbers["field_rms"] or 0))
+
+
+# The other official models
+
+
+def turbo_folder(folder: Path) -> Path:
+    """As ``hunyuan3d-dit-v2-0-turbo``: the guidance is an input, few sigmas of a consistency schedule.
+
+    The trained model's weights; the guidance's are drawn.
+    """
+    config = yaml.safe_load((DENOISER / "config.yaml").read_text())
+    config["model"]["params"]["guidance_embed"] = True
+    config["scheduler"] = {
+        "target": "hy3dgen.shapegen.schedulers.ConsistencyFlowMatchEulerDiscreteScheduler",
+        "params": {"num_train_timesteps": 1000, "pcm_timesteps": 100},
+    }
+    weights = load_file(DENOISER / "model.fp16.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for key in [key for key in weights if key.startswith("model.time_in.")]:
+        drawn = torch.randn(weights[key].shape, generator=generator) * weights[key].float().std()
+        weights[key.replace("time_in.", "guidance_in.")] = drawn.half()
+    return write_model(folder / "hunyuan3d-dit-v2-0-turbo", config, weights)
+
+
+def mini_folder(folder: Path) -> Path:
+    """As ``hunyuan3d-dit-v2-mini``: fewer blocks, and fewer latents."""
+    config = yaml.safe_load((DENOISER / "config.yaml").read_text())
+    config["model"]["params"]["depth_single_blocks"] -= 1
+    weights = load_file(DENOISER / "model.fp16.safetensors")
+    last = f"model.single_blocks.{config['model']['params']['depth_single_blocks']}."
+    kept = {key: value for key, value in weights.items() if not key.startswith(last)}
+    vae = yaml.safe_load((VAE / "config.yaml").read_text())
+    vae["params"]["num_latents"] //= 2
+    write_model(folder / "hunyuan3d-vae-v2-mini", vae, load_file(VAE / "model.fp16.safetensors"))
+    return write_model(folder / "hunyuan3d-dit-v2-mini", config, kept)
+
+
+def write_model(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    save_file(weights, folder / "model.fp16.safetensors")
+    return folder
+
+
+def one_prompt(folder: Path) -> Path:
+    content = json.loads(PROMPTS.read_text())
+    path = folder / "prompts.json"
+    path.write_text(json.dumps(content | {"prompts": content["prompts"][:1]}))
+    return path
+
+
+def sampled_by(folder: Path, out: Path, *options: object) -> list[Record]:
+    words = ["--checkpoint", folder, "--octree-resolution", 16, "--until", "shape", "--replays", 0, *options]
+    status = run("--ops", "reference_ops", *words, "--cache", out / "cache", "--out", out)
+    _, records = read_run(out)
+    assert status == cli.PASSED, [record.reason for record in records]
+    assert {(record.status, record.tier) for record in records} == {(Status.PASSED, "bit-exact")}
+    return records
+
+
+def test_a_turbo_checkpoint_takes_one_batch_item_a_step_and_its_guidance_as_an_input(tmp_path: Path) -> None:
+    folder = turbo_folder(tmp_path)
+    shutil.copytree(VAE, tmp_path / VAE.name)
+    prompts = one_prompt(tmp_path)
+    fields = []
+    for guidance in (1, 5):
+        out = tmp_path / f"guidance {guidance}"
+        (record,) = sampled_by(folder, out, "--prompts", prompts, "--steps", 5, "--guidance", guidance)
+        assert (record.numbers["forwards"], record.numbers["calls_norm_final"]) == (5, 5)
+        assert record.case["guidance_scale"] == guidance
+        with np.load(out / record.artifacts["candidate_shape"]) as arrays:
+            fields.append(arrays["field"])
+    assert np.abs(fields[0] - fields[1]).max() > 1e-3
+    # Not what the model of the other kind makes of the same noise.
+    (plain,) = sampled_by(TRAINED, tmp_path / "plain", "--prompts", prompts, "--steps", 5, "--guidance", 5)
+    with np.load(tmp_path / "plain" / plain.artifacts["candidate_shape"]) as arrays:
+        assert np.abs(arrays["field"] - fields[1]).max() > 1e-3
+
+
+def test_fused_ops_pass_on_a_turbo_checkpoint(tmp_path: Path) -> None:
+    """At a batch of one, as no other sampled model has it."""
+    parts = dataclasses.replace(shape_pipeline.find_parts(TRAINED), denoiser=turbo_folder(tmp_path))
+    pipeline = shape_pipeline.load(parts, "cpu")
+    assert isinstance(pipeline.schedule, ConsistencyFlowMatchEuler)
+    prompt = dataclasses.replace(ShapePrompt.read(PROMPTS)[0], steps=1, octree_resolution=16)
+    arms = [
+        shape_pipeline.sample(pipeline, prompt, load_op_set(name), hunyuan3d.SITE_NAMES, until="shape")
+        for name in ("reference_ops", "fused_ops")
+    ]
+    assert arms[1].calls["qk_norm"] == 7
+    distance = band.distance(arms[1].latents[-1], arms[0].latents[-1])
+    assert 0 < distance < 2e-3
+
+
+def test_a_turbo_checkpoint_refuses_more_steps_than_it_was_distilled_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = turbo_folder(tmp_path)
+    shutil.copytree(VAE, tmp_path / VAE.name)
+    assert run("--checkpoint", folder, "--steps", 101, "--out", tmp_path / "run") == cli.USAGE
+    assert "steps is 101, expected at most 100, the distilled noise levels" in capsys.readouterr().err
+
+
+def test_a_mini_checkpoint_has_fewer_blocks_and_latents(tmp_path: Path) -> None:
+    mini_folder(tmp_path)
+    prompts = one_prompt(tmp_path)
+    (record,) = sampled_by(tmp_path, tmp_path / "run", "--prompts", prompts, "--steps", 4)
+    assert record.numbers["calls_pre_norm"] == 4 * 2
+    with np.load(tmp_path / "run" / record.artifacts["candidate_shape"]) as arrays:
+        assert arrays["latents"].shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from validation.models.shape_pipeline import PACKED, SITE_NAMES, Shape, ShapePip
 from validation.models.shapes import KINDS, ShapePrompt
 from validation.ops import OpSet, load_op_set
 from validation.record import Level, Record, Status, read_run
-from validation.session import ShapeOptions
+from validation.sample_runs import FIXTURES, Request
+from validation.shape_options import ShapeOptions
 from validation.shape_quality import (
-    FIXTURES,
     PROMPTS,
     TRAINED,
     Gates,
@@ -50,12 +50,7 @@ STAGES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +220,7 @@ def test_an_op_that_makes_nan_is_named(pipeline: ShapePipeline, prompts: Path) -
     record = record_of(pipeline, prompts, reference(residual_gate_add=residual_gate_add))
     assert (record.status, record.check) == (Status.INCORRECT_NONFINITE, "field")
     assert record.numbers["nan_logits"] == 21**3
+    assert "latents hold NaN or infinity from step 1 of 3 on" in record.message
 
 
 def test_an_op_that_raises_or_returns_another_shape_is_named(pipeline: ShapePipeline, prompts: Path) -> None:
@@ -289,6 +285,17 @@ def test_a_mesh_that_is_open_where_the_reference_is_closed_fails_without_any_gat
     assert "not watertight" in verdict.reason
 
 
+def test_a_failure_tells_the_first_rung_in_full_and_the_others_in_short(sampled: Shape) -> None:
+    plan = make_plan(reference(), replays=0)
+    verdict = judge(sampled, shapes.mesh_mirrored(sampled, plan.cameras), GATES)
+    mesh, views = verdict.reason.split("; ")
+    assert mesh.startswith("past the gate: mesh_candidate_rms ")
+    assert mesh.count("(ceiling ") > 1
+    assert views.startswith("views too: shaded_psnr_worst_view ")
+    assert views.endswith(" more")
+    assert views.count("(floor ") == 1
+
+
 def test_a_nan_is_past_every_gate() -> None:
     names = [*GATES.ceilings, *GATES.floors]
     assert len(GATES.failures(dict.fromkeys(names, math.nan))) == len(names)
@@ -310,7 +317,7 @@ def test_each_gate_fails_alone() -> None:
     [
         ({}, "has no gates"),
         ({"ceilings": {"field_iou": 1}}, "unknown name 'field_iou' in ceilings"),
-        ({"floors": {"field_iou": "high"}}, 'field_iou is "high", expected a finite number'),
+        ({"floors": {"field_iou": "high"}}, 'field_iou in floors is "high", expected a finite number'),
         ({"floors": {"field_iou": True}}, "expected a finite number"),
         ({"floors": [1]}, "floors is a list"),
     ],
@@ -407,10 +414,6 @@ def test_the_distances_to_the_truth_stand_beside_the_rungs(pipeline: ShapePipeli
 # Going on after an interruption
 
 
-class StoppedError(Exception):
-    pass
-
-
 def test_an_interrupted_run_goes_on_and_a_finished_one_starts_anew(tmp_path: Path) -> None:
     ops_file = tmp_path / "kernels.py"
     source = "from reference_ops import residual_gate_add  # {}\n"
@@ -423,24 +426,26 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_starts_anew(tmp_path: Pat
         def progress(text: str) -> None:
             told.append(text)
             if stop_at and stop_at in text:
-                raise StoppedError
+                raise KeyboardInterrupt
 
         return list(
             run_quality(
                 load_op_set(str(ops_file)),
-                device=CPU,
-                prompts=prompts_in(tmp_path, 2),
-                replays=0,
-                cache=tmp_path / "cache",
-                shape=dataclasses.replace(SMALL, until="shape"),
-                progress=progress,
+                Request(
+                    CPU,
+                    prompts=prompts_in(tmp_path, 2),
+                    replays=0,
+                    cache=tmp_path / "cache",
+                    shape=dataclasses.replace(SMALL, until="shape"),
+                    progress=progress,
+                ),
             )
         )
 
     def resumed() -> int:
         return len(list((tmp_path / "cache" / "arms").rglob("*.safetensors")))
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(KeyboardInterrupt):
         run("box seed 0")
     assert resumed() == 3  # the first prompt's arms
     records = run()
@@ -449,11 +454,48 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_starts_anew(tmp_path: Pat
     assert resumed() == 0
     run()
     assert not any("interrupted" in text for text in told)
-    with pytest.raises(StoppedError):
+    with pytest.raises(KeyboardInterrupt):
         run("box seed 0")
     ops_file.write_text(source.format(2))
     run()
     assert not any("candidate, taken" in text for text in told)
+
+
+def test_a_resumed_drift_is_that_of_a_run_that_was_not_interrupted(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def run(stop_at: str = "") -> list[Record]:
+        def progress(text: str) -> None:
+            told.append(text)
+            if stop_at and stop_at in text:
+                raise KeyboardInterrupt
+
+        request = Request(
+            CPU,
+            prompts=prompts_in(tmp_path, 6),
+            replays=4,
+            cache=tmp_path / "cache",
+            shape=ShapeOptions(until="shape", steps=2, octree_resolution=8),
+            progress=progress,
+        )
+        return list(run_quality(load_op_set("validation.adapters.torch_native"), request))
+
+    with pytest.raises(KeyboardInterrupt):
+        run("capsule seed 0: candidate")
+    told.clear()
+    assert len(list((tmp_path / "cache" / "arms").rglob("*-truth.safetensors"))) == 3
+    resumed = run()
+    # Of three prompts both arms of the reference, and the candidate; of the fourth the reference's.
+    assert sum("taken from" in text and "truth" not in text for text in told) == 3 * 3 + 2
+    told.clear()
+    whole = run()  # the band is there, the arms are not
+    assert not any("taken from" in text for text in told)
+    assert [(record.status, record.reason) for record in resumed] == [(r.status, r.reason) for r in whole]
+    for one, other in zip(resumed, whole, strict=True):
+        assert one.series == other.series
+        assert {n: v for n, v in one.numbers.items() if "peak" not in n} == {
+            n: v for n, v in other.numbers.items() if "peak" not in n
+        }
 
 
 # The command

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,13 +38,7 @@ def points(batch: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor
     return (2.02 * torch.rand(batch, count, 3, generator=torch.Generator().manual_seed(1)) - 1.01).to(dtype)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Equal bits need the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("dtype", MARKS, ids=["fp64", "fp32"])
@@ -188,7 +181,7 @@ def test_the_grid_is_the_field_at_its_points() -> None:
         torch.testing.assert_close(grid[:, i, j, k], model.query(decoded, point).flatten(), rtol=1e-5, atol=1e-6)
     assert grid.std() > 0.01  # a constant field would agree in any order
     assert len(told) > 1
-    assert told[-1] == "100 % of 343 points"
+    assert told[-1] == "100 % of 343 grid points decoded"
 
     half = model.latents_to_grid(decoded, 6, box=0.5)
     torch.testing.assert_close(

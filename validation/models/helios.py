@@ -29,8 +29,8 @@ says which token takes which row.
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,10 @@ import reference_ops
 from reference_ops import IndexedRows
 from reference_ops._contract import Modulation, expand_modulation
 from validation.errors import UsageError
+from validation.models import offload
 from validation.models.mount import Mount, Site, SiteCall, select_sites
 from validation.models.prompts import Prompt, embed_prompt, read_json
-from validation.models.trajectory import Clock, Trajectory, peak_memory, reset_peak_memory
+from validation.models.trajectory import Clock, Frames, Trajectory, peak_memory, reset_peak_memory
 from validation.ops import OpSet, op_set_from
 
 SITE_NAMES = ("norm1", "rope", "qk_norm", "gate", "norm2", "norm3", "norm_out")
@@ -450,11 +451,20 @@ def check(
     return select_sites(sites_of(read_json(checkpoint / "transformer" / "config.json")), ops, sites)
 
 
-def load(checkpoint: Path, dtype: torch.dtype, device: torch.device | str) -> HeliosPipeline | HeliosPyramidPipeline:
+def load(
+    checkpoint: Path, dtype: torch.dtype, device: torch.device | str, free_bytes: int | None = None
+) -> HeliosPipeline | HeliosPyramidPipeline:
     """A Helios pipeline from a folder in diffusers' format: the transformer in `dtype`, the VAE in float32.
 
     The folder holds ``transformer/``, ``vae/`` and ``scheduler/``; ``text_encoder/`` and ``tokenizer/``
     may both be left out: prompts are then embedded by `embed_prompt`. Nothing is downloaded.
+
+    Args:
+        checkpoint: the folder.
+        dtype: of the transformer and the text encoder.
+        device: to sample on.
+        free_bytes: of the device's memory; None asks it. Where the parts take more than `offload.SHARE` of it, the
+            blocks of transformer and text encoder stay in main memory and visit the device one by one.
 
     Raises:
         UsageError: a file is missing or damaged, holds another class, or lacks weights.
@@ -493,7 +503,18 @@ def load(checkpoint: Path, dtype: torch.dtype, device: torch.device | str) -> He
         zero_star = bool(_index(checkpoint).get("is_cfg_zero_star", False))
         pipeline = _Pyramid(**parts, scheduler=scheduler, is_distilled=distilled, is_cfg_zero_star=zero_star)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    device = torch.device(device)
+    free = offload.free_bytes(device) if free_bytes is None else free_bytes
+    if (
+        free is None
+        or offload.bytes_of(part for part in parts.values() if isinstance(part, nn.Module)) <= offload.SHARE * free
+    ):
+        return pipeline.to(device)
+    vae.to(device)
+    offload.place_layer_wise(transformer, transformer.blocks, device)
+    if text_encoder is not None:
+        offload.place_layer_wise(text_encoder, text_encoder.encoder.block, device)
+    return pipeline
 
 
 class _Pyramid(HeliosPyramidPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -665,11 +686,7 @@ def sample(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stack.enter_context(torch.no_grad())
-        if device.type == "cpu":
-            # One thread: the same bits on any number of cores, and no waiting for a thread that other
-            # processes keep from its core (measured on 2 cores at a load of 4: 35 s instead of 76 s).
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)
+        stack.enter_context(_one_thread(device))
         torch.manual_seed(prompt.seed)
         clock.start("encode")
         embeds = _encode(pipeline, prompt.text, device)
@@ -710,6 +727,47 @@ def sample(
         calls=dict(mounted.calls) if mounted else {},
         forwards=mounted.forwards if mounted else 0,
     )
+
+
+def decode(pipeline: HeliosPipeline | HeliosPyramidPipeline, latents: Sequence[Tensor], frames: int) -> Frames:
+    """The video of a trajectory of latents that `sample` made without one: the same bits as with one.
+
+    Args:
+        pipeline: that sampled them.
+        latents: after each step.
+        frames: that were asked for.
+
+    Returns:
+        Frames as `Trajectory` has them.
+    """
+    vae, device = pipeline.vae, pipeline.transformer.device
+    shape = (1, vae.config.z_dim, 1, 1, 1)
+    mean, std = (torch.tensor(values, device=device, dtype=vae.dtype).view(shape)
+                 for values in (vae.config.latents_mean, vae.config.latents_std))  # fmt: skip
+    per_chunk = len(latents) // -(-frames // CHUNK_FRAMES)
+    with _one_thread(device), torch.no_grad():
+        # Multiplied and divided as the pipeline does.
+        chunks = [
+            vae.decode(last.to(device, vae.dtype) / (1.0 / std) + mean, return_dict=False)[0]
+            for last in latents[per_chunk - 1 :: per_chunk]
+        ]
+        video = torch.cat(chunks, dim=2)
+        whole = (video.size(2) - 1) // pipeline.vae_scale_factor_temporal * pipeline.vae_scale_factor_temporal + 1
+        shown = pipeline.video_processor.postprocess_video(video[:, :, :whole], output_type="np")[0]
+    return np.asarray(shown, dtype=np.float32)
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On the CPU one thread: the same bits on any number of cores, and no waiting for a thread that other processes
+    keep from its core (measured on 2 cores at a load of 4: 35 s instead of 76 s)."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _decode_nothing(latents: Tensor, **_options: Any) -> tuple[Tensor]:

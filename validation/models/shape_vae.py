@@ -154,7 +154,7 @@ class ShapeVAE(nn.Module):
             points = torch.stack([axis[index // n**2], axis[index // n % n], axis[index % n]], dim=-1)
             points = points.to(decoded.dtype).expand(len(decoded), -1, -1)
             logits[:, start : start + chunk] = self.geo_decoder(points, keys, values).squeeze(-1)
-            progress(f"{100 * min(start + chunk, n**3) // n**3} % of {n**3} points")
+            progress(f"{100 * min(start + chunk, n**3) // n**3} % of {n**3} grid points decoded")
         return logits.reshape(-1, n, n, n)
 
     def _chunk(self, decoded: Tensor, memory_limit: int) -> int:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Frames = npt.NDArray[np.float32]  # [T, H, W, 3]
+
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
@@ -26,7 +28,7 @@ class Trajectory:
     """
 
     latents: list[Tensor]
-    frames: npt.NDArray[np.float32]
+    frames: Frames
     seconds: dict[str, float]
     peak_bytes: int
     calls: dict[str, int]

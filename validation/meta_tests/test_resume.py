@@ -1,0 +1,71 @@
+"""A run over sampled videos that is killed, and the same command again."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from validation.arms import TAKEN
+from validation.quality import TINY
+from validation.record import Record, read_run
+
+PROMPTS, KILLED = 6, 3
+
+
+def command(folder: Path, cache: str, out: str) -> list[str]:
+    options = {
+        "--ops": "validation.controls:division",
+        "--checkpoint": TINY,
+        "--prompts": folder / "prompts.json",
+        "--sites": "norm1",
+        "--replays": 4,
+        "--cache": folder / cache,
+        "--out": folder / out,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return [sys.executable, "-m", "validation", "quality", "--model", "helios", *words]
+
+
+def outcome(folder: Path) -> list[Record]:
+    """The records without what time and memory say."""
+    _, records = read_run(folder)
+    kept = [{name: v for name, v in record.numbers.items() if not name.endswith("_mib")} for record in records]
+    return [dataclasses.replace(r, seconds={}, numbers=numbers) for r, numbers in zip(records, kept, strict=True)]
+
+
+def test_finished_arms_of_a_killed_run_are_read_back_and_the_outcome_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    shared = {"height": 32, "width": 48, "frames": 33, "steps": 2, "guidance_scale": 1.0}
+    prompts = [{"name": "ball", "text": "a red ball", "seed": seed} for seed in range(PROMPTS)]
+    (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
+
+    killed = subprocess.Popen(command(tmp_path, "cache", "killed"), stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    with killed.stderr:
+        for line in killed.stderr:
+            if f"seed {KILLED}: candidate" in line:
+                killed.send_signal(signal.SIGKILL)
+                break
+    assert killed.wait() == -signal.SIGKILL
+
+    again, whole = (
+        subprocess.run(command(tmp_path, *where), capture_output=True, text=True, check=True).stderr
+        for where in (("cache", "again"), ("another cache", "whole"))
+    )
+    taken = [line for line in again.splitlines() if TAKEN in line]
+    for seed in range(PROMPTS):
+        for arm in ("reference", "repetition", "candidate", "truth"):
+            finished = seed < KILLED or (seed == KILLED and arm in ("reference", "repetition"))
+            assert any(f"seed {seed}: {arm}, " in line for line in taken) is finished, again
+    assert TAKEN not in whole
+    assert outcome(tmp_path / "again") == outcome(tmp_path / "whole")
+    assert len(outcome(tmp_path / "again")) == PROMPTS + 2
+    for file in sorted((tmp_path / "whole").rglob("*.npz")):
+        same = tmp_path / "again" / file.relative_to(tmp_path / "whole")
+        with np.load(file) as first, np.load(same) as second:
+            assert first["frames"].tobytes() == second["frames"].tobytes()
+    # A run that came to its end leaves none behind: the next one measures again.
+    assert not list((tmp_path / "cache" / "arms").rglob("*.safetensors"))
