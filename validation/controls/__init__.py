@@ -25,7 +25,7 @@ def op_set(name: str) -> OpSet:
     if name in ADAPTERS:
         functions = load_op_set(ADAPTERS[name]).functions
     elif name in ARITHMETIC:
-        functions = ARITHMETIC[name]().op_functions()
+        functions = ARITHMETIC[name]().functions()
     else:
         raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(NAMES)}")
     guarded = {op: checked(op, function) for op, function in functions.items()}

@@ -4,18 +4,17 @@
 A subclass changes one step; all twelve ops follow. Arguments are those of a legal call: nothing is checked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reference_ops._contract import expand_modulation
+from validation.composed import ComposedOps
 
-Op = Callable[..., Any]
 
-
-class Arithmetic:
+class Arithmetic(ComposedOps):
     """float32 inside, rounded to the output's dtype at the end and where ``casting_mode="input"`` says so.
 
     Attributes:
@@ -43,23 +42,6 @@ class Arithmetic:
     def multiply_add(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """``a * b + c`` in the dtype that the three promote to."""
         return a * b + c
-
-    def op_functions(self) -> dict[str, Op]:
-        """All twelve ops, by name."""
-        return {
-            "layer_norm": self._layer_norm,
-            "rms_norm": self._rms_norm,
-            "layer_norm_scale_shift": self._layer_norm_scale_shift,
-            "rms_norm_scale_shift": self._rms_norm_scale_shift,
-            "scale_residual_layer_norm_scale_shift": self._scale_residual_layer_norm_scale_shift,
-            "scale_residual_rms_norm_scale_shift": self._scale_residual_rms_norm_scale_shift,
-            "scale_shift": self._scale_shift,
-            "residual_gate_add": self._residual_gate_add,
-            "qk_norm": self._qk_norm,
-            "rotary_embedding": self._rotary_embedding,
-            "split_rotary_embedding": self._split_rotary_embedding,
-            "qk_norm_rope": self._qk_norm_rope,
-        }
 
     def _operand(self, t: Tensor, *, rounds: bool) -> Tensor:
         return t if rounds and self.rounds_midway else t.to(self.wide)
@@ -124,37 +106,6 @@ class Arithmetic:
     ) -> Tensor:
         return self._modulated_norm(x, shift, scale, weight, None, eps, casting_mode, centred=False)
 
-    def _scale_residual_layer_norm_scale_shift(
-        self,
-        residual: Tensor,
-        x: Tensor,
-        gate: Any,
-        shift: Any,
-        scale: Any,
-        weight: Any = None,
-        bias: Any = None,
-        eps: float = 1e-6,
-        *,
-        casting_mode: str = "float32",
-    ) -> tuple[Tensor, Tensor]:
-        out = self._residual_gate_add(residual, x, gate, casting_mode=casting_mode)
-        return self._modulated_norm(out, shift, scale, weight, bias, eps, casting_mode, centred=True), out
-
-    def _scale_residual_rms_norm_scale_shift(
-        self,
-        residual: Tensor,
-        x: Tensor,
-        gate: Any,
-        shift: Any,
-        scale: Any,
-        weight: Any = None,
-        eps: float = 1e-6,
-        *,
-        casting_mode: str = "float32",
-    ) -> tuple[Tensor, Tensor]:
-        out = self._residual_gate_add(residual, x, gate, casting_mode=casting_mode)
-        return self._modulated_norm(out, shift, scale, weight, None, eps, casting_mode, centred=False), out
-
     def _scale_shift(
         self, x: Tensor, shift: Any, scale: Any, scale_constant: float = 1.0, *, casting_mode: str = "float32"
     ) -> Tensor:
@@ -167,22 +118,6 @@ class Arithmetic:
         if gate is None:
             return (a + b).to(x.dtype)
         return self.multiply_add(b, self._operand(expand_modulation(gate, x), rounds=rounds), a).to(x.dtype)
-
-    def _qk_norm(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_weight: Any,
-        k_weight: Any,
-        eps: float = 1e-6,
-        *,
-        casting_mode: str = "float32",
-        inplace: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        normed = tuple(
-            self._rms_norm(x, weight, eps, casting_mode=casting_mode) for x, weight in ((q, q_weight), (k, k_weight))
-        )
-        return (q.copy_(normed[0]), k.copy_(normed[1])) if inplace else (normed[0], normed[1])
 
     def _rotary_embedding(
         self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False
@@ -197,26 +132,12 @@ class Arithmetic:
         values = x.reshape(*x.shape[:2], heads, 2 * pairs).to(self.wide)
         return self._rotate(values, *angles, interleaved=False).reshape(x.shape).to(x.dtype)
 
-    def _qk_norm_rope(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_weight: Any,
-        k_weight: Any,
-        cos: Tensor,
-        sin: Tensor,
-        eps: float = 1e-6,
-        *,
-        interleaved: bool = True,
-        casting_mode: str = "float32",
-        inplace: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        rounds = casting_mode == "input"
+    def _rms_norm_rope(
+        self, x: Tensor, weight: Any, cos: Tensor, sin: Tensor, eps: float, mode: str, *, interleaved: bool
+    ) -> Tensor:
+        rounds = mode == "input"
+        value = self._norm(x, weight, None, eps, centred=False, rounds=rounds)
+        if rounds and self.rounds_midway:
+            value = value.to(x.dtype)
         angles = [self._operand(t.unsqueeze(-2), rounds=rounds) for t in (cos, sin)]
-        results = []
-        for x, weight in ((q, q_weight), (k, k_weight)):
-            value = self._norm(x, weight, None, eps, centred=False, rounds=rounds)
-            if rounds and self.rounds_midway:
-                value = value.to(x.dtype)
-            results.append(self._rotate(value, *angles, interleaved=interleaved).to(x.dtype))
-        return (q.copy_(results[0]), k.copy_(results[1])) if inplace else (results[0], results[1])
+        return self._rotate(value, *angles, interleaved=interleaved).to(x.dtype)

@@ -4,6 +4,7 @@ The reference is sampled once for all, and the band comes from the cache. Every 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,15 +32,15 @@ class Separation:
         inconclusive: the checks that could not say.
         expected: True if the verdict is the one it must be; None where none is asked for.
         teacher, band: the verdicts of the drift; None for a fault of the frames.
-        psnr_worst_frame: of all prompts, dB.
+        psnr_worst_frame: of all prompts, dB; NaN where frames could not be compared.
     """
 
     name: str
     failed: tuple[str, ...]
     inconclusive: tuple[str, ...]
     expected: bool | None
-    teacher: verdicts.DriftVerdict | None
-    band: verdicts.DriftVerdict | None
+    teacher: verdicts.Verdict | None
+    band: verdicts.Verdict | None
     psnr_worst_frame: float
 
 
@@ -54,7 +55,7 @@ def separate(
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Separation]:
-    """Judge controls on a Helios checkpoint; arguments as in `quality.run_quality`.
+    """Judge controls on a Helios checkpoint; arguments as in `quality.make_plan` and `Request`.
 
     Raises:
         UsageError: an unknown control, a bad file, or a reference that does not repeat itself.
@@ -86,13 +87,13 @@ def separate(
     for name in names:
         fault = {**sampled.FAULTS, **sampled.SHOWN}.get(name)
         found: dict[str, Status] = {}
-        worst = float("inf")
+        frames: list[float] = []
         teacher = band = None
         if fault is not None and fault.spoil is not None:
             for reference in references:
                 verdict = quality.judge(reference, fault.spoil(reference), plan.floors)
                 _note(found, verdict.check, verdict.status)
-                worst = min(worst, _number(verdict.numbers.get("psnr_worst_frame")))
+                frames += _psnr(verdict.numbers)
         else:
             ops = sampled.op_set(name)
             drift = measure.Drift(model, ops, samples, cache=cache or default_folder(), replays=replays)
@@ -102,7 +103,7 @@ def separate(
                     pipeline, ops, prompt, floors=plan.floors, drift=drift, reference=reference
                 )
                 _note(found, record.check, record.status)
-                worst = min(worst, _number(record.numbers.get("psnr_worst_frame")))
+                frames += _psnr(record.numbers)
             teacher, band = verdicts.verdicts(drift, "lossless")
             for part in (teacher, band):
                 _note(found, part.check, part.status)
@@ -112,12 +113,17 @@ def separate(
             expected: bool | None = not failed and not unsure
         else:
             expected = bool(fault.gates & set(failed)) if fault is not None and fault.gates else None
-        yield Separation(name, failed, unsure, expected, teacher, band, worst)
+        yield Separation(name, failed, unsure, expected, teacher, band, min(frames, default=math.nan))
 
 
 def _note(found: dict[str, Status], check: str, status: Status) -> None:
     if check not in found or status.failed:
         found[check] = status
+
+
+def _psnr(numbers: verdicts.Numbers) -> list[float]:
+    value = numbers.get("psnr_worst_frame")
+    return [float(value)] if isinstance(value, (int, float)) else []
 
 
 def _number(value: object) -> float:
@@ -138,8 +144,9 @@ def line(found: Separation) -> str:
     """
     verdict = {True: "as it must", False: "WRONG", None: "shown"}[found.expected]
     cells = [f"{found.name:<34}{verdict:<10} {', '.join(found.failed) or '-':<29}"]
+    shown = f"{'-' if math.isnan(found.psnr_worst_frame) else f'{found.psnr_worst_frame:.1f}':>7}"
     if found.teacher is None or found.band is None:
-        return f"{''.join(cells)}{'':>88}{found.psnr_worst_frame:>7.1f}"
+        return f"{''.join(cells)}{'':>88}{shown}"
     teacher, band = found.teacher.numbers, found.band.numbers
     factor = teacher.get("first_factor") or max(
         (_number(value) for name, value in teacher.items() if name.startswith("factor_")), default=1.0
@@ -156,4 +163,4 @@ def line(found: Separation) -> str:
         cells.append(f"{min(_number(band[f'close_p_{name}']) for name in steps):>9.1e}")
     else:
         cells.append(f"{'to the bit':>26}{'':>24}")
-    return f"{''.join(cells)}{found.psnr_worst_frame:>7.1f}"
+    return f"{''.join(cells)}{shown}"

@@ -15,7 +15,7 @@ from validation.models import shape_pipeline
 from validation.models.shape_pipeline import PACKED, SITE_NAMES, Shape
 from validation.ops import load_op_set
 from validation.record import Status
-from validation.session import ShapeOptions
+from validation.shape_options import ShapeOptions
 from validation.shape_quality import Plan, ShapeRun, make_plan
 
 NAMES = (*shapes.RIGHT, *shapes.FAULTS, *shapes.SHOWN)
@@ -36,7 +36,7 @@ def separate(
     shape: ShapeOptions | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Separation]:
-    """Judge controls on a Hunyuan3D-2 checkpoint; arguments as in `shape_quality.run_quality`.
+    """Judge controls on a Hunyuan3D-2 checkpoint; arguments as in `shape_quality.make_plan` and `Request`.
 
     Raises:
         UsageError: an unknown control, a bad file, or a reference that is no shape or does not repeat itself.

@@ -45,7 +45,7 @@ class _OnePass(Arithmetic):
 
 
 def test_a_control_with_a_fault_is_flagged() -> None:
-    assert Status.INCORRECT_NUMERICAL in _failures(_OnePass().op_functions()[NORM], NORM)
+    assert Status.INCORRECT_NUMERICAL in _failures(_OnePass().functions()[NORM], NORM)
 
 
 def test_controls_refuse_bad_input_and_what_lacks_the_checks_does_not() -> None:

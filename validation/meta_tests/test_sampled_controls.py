@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from validation import controls
-from validation.controls import sampled, separation
+from validation.controls import planted, sampled, separation
 from validation.controls.__main__ import main
 from validation.device import select
 from validation.errors import UsageError
@@ -62,13 +62,14 @@ def test_the_table_has_a_line_for_each_control(prompts: Path, cache: Path, capsy
     assert [line.split()[0] for line in lines[2:5]] == ["division", "grey_tile", "eps_times_10"]
     assert "as it must" in lines[2]
     assert "shown" in lines[4]
+    assert lines[5].startswith("shown: no verdict is asked for. At unit variance")
     assert lines[-1] == "0 verdicts are not as they must be"
 
 
 def test_a_fault_that_passed_turns_the_command_red(
     prompts: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harmless = sampled.SampledFault("Nothing is wrong.", frozenset({"floors"}), spoil=lambda trajectory: trajectory)
+    harmless = planted.Fault("Nothing is wrong.", frozenset({"floors"}), spoil=lambda trajectory: trajectory)
     monkeypatch.setitem(sampled.FAULTS, "grey_tile", harmless)
     told = ["--checkpoint", str(TINY), "--prompts", str(prompts), "--cache", str(cache)]
     assert main(["--model", "helios", "grey_tile", *told]) == 1

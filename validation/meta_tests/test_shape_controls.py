@@ -12,7 +12,7 @@ from validation.controls import shape_separation, shapes
 from validation.controls.separation import Separation, line
 from validation.device import Device
 from validation.errors import UsageError
-from validation.session import ShapeOptions
+from validation.shape_options import ShapeOptions
 from validation.shape_quality import PROMPTS
 
 CPU = Device("interpreter", "cpu")
