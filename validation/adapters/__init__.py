@@ -4,12 +4,16 @@
 raises `CannotExpress` where the library has no such call: such a case is counted, not judged.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+from torch import Tensor
 
 from validation.errors import CannotExpress, UsageError
 
-__all__ = ["CannotExpress", "interpreted", "one_program_each", "required"]
+__all__ = ["CannotExpress", "interpreted", "one_program_each", "qk_norm_of", "required"]
 
 # A program costs 2 ms under Triton's interpreter, and a sweep has cases of 70,000 rows.
 MAX_INTERPRETED_PROGRAMS = 16_384
@@ -30,6 +34,24 @@ def one_program_each(rows: int) -> None:
     """
     if interpreted() and rows > MAX_INTERPRETED_PROGRAMS:
         raise CannotExpress("one program a row: too many rows for the interpreter")
+
+
+def qk_norm_of(rms_norm: Callable[..., Tensor], why_not_inplace: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """``qk_norm`` of a library whose RMSNorm writes to new memory: that norm, twice.
+
+    Args:
+        rms_norm: the adapter's.
+        why_not_inplace: what `CannotExpress` says of ``inplace=True``.
+    """
+
+    def qk_norm(
+        q: Tensor, k: Tensor, q_weight: Any, k_weight: Any, *eps: float, inplace: bool = False, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        if inplace:
+            raise CannotExpress(f"inplace=True: {why_not_inplace}")
+        return rms_norm(q, q_weight, *eps, **options), rms_norm(k, k_weight, *eps, **options)
+
+    return qk_norm
 
 
 def required(module: str, package: str) -> ModuleType:

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from validation.adapters import CannotExpress, interpreted, one_program_each, required
+from validation.adapters import CannotExpress, interpreted, one_program_each, qk_norm_of, required
 from validation.errors import UsageError
 
 INTERPRETED = interpreted()
@@ -82,23 +82,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, cast
     return y
 
 
-def qk_norm(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float = 1e-6,
-    *,
-    casting_mode: str = "float32",
-    inplace: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """flag_gems.rms_norm, twice."""
-    if inplace:
-        raise CannotExpress("inplace=True: flag_gems.rms_norm writes to new memory")
-    return (
-        rms_norm(q, q_weight, eps, casting_mode=casting_mode),
-        rms_norm(k, k_weight, eps, casting_mode=casting_mode),
-    )
+qk_norm = qk_norm_of(rms_norm, "flag_gems.rms_norm writes to new memory")
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:

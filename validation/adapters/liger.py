@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reference_ops._contract import expand_modulation
-from validation.adapters import CannotExpress, interpreted, one_program_each, required
+from validation.adapters import CannotExpress, interpreted, one_program_each, qk_norm_of, required
 
 liger_ops = required("liger_kernel.ops", "liger-kernel")
 
@@ -106,23 +106,7 @@ def rms_norm_scale_shift(
     return y
 
 
-def qk_norm(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float = 1e-6,
-    *,
-    casting_mode: str = "float32",
-    inplace: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """LigerRMSNormFunction, twice."""
-    if inplace:
-        raise CannotExpress("inplace=True: LigerRMSNormFunction writes its forward result to new memory")
-    return (
-        rms_norm(q, q_weight, eps, casting_mode=casting_mode),
-        rms_norm(k, k_weight, eps, casting_mode=casting_mode),
-    )
+qk_norm = qk_norm_of(rms_norm, "LigerRMSNormFunction writes its forward result to new memory")
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from validation import cli, parity
+import reference_ops
+from validation import adapters, cli, parity
 from validation.adapters import CannotExpress, required
 from validation.cases.case import Case
 from validation.cases.strategies import cases
@@ -165,3 +166,14 @@ def test_a_distribution_offers_an_op_set_by_entry_point(tmp_path: Path, monkeypa
     assert _judged("rms_norm", ops, 1)[0].status is Status.PASSED
     with pytest.raises(UsageError, match="cannot import broken"):
         load_op_set("broken")
+
+
+def test_a_norm_makes_the_norm_of_q_and_k() -> None:
+    q, k = torch.randn(2, 3, 4, 8, dtype=torch.bfloat16), torch.randn(2, 5, 2, 8, dtype=torch.bfloat16)
+    weights = torch.randn(8), None
+    qk_norm = adapters.qk_norm_of(reference_ops.rms_norm, "it cannot")
+    for mode in ("float32", "input"):
+        found, expected = (op(q, k, *weights, casting_mode=mode) for op in (qk_norm, reference_ops.qk_norm))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(CannotExpress, match="inplace=True: it cannot"):
+        qk_norm(q, k, *weights, inplace=True)

@@ -1,6 +1,5 @@
 """Modulation as a few distinct rows: the same bits as one row a token, and no tensor with one row a token."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,13 +24,7 @@ FUSED = op_set_from(fused_ops, "fused_ops", "fused_ops")
 WIDTH = 32
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Equal bits need the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("history", [0, 3])
@@ -141,13 +134,6 @@ def test_no_tensor_holds_the_modulation_of_every_token(dtype: torch.dtype, batch
         assert compact < two_rows * tokens, ops.name
         expanded, _ = largest_allocation(model, ops, compact=False, batch=batch)
         assert expanded >= 6 * WIDTH * 4 * tokens, ops.name
-
-
-@pytest.fixture
-def forget_proofs() -> Iterator[None]:
-    helios._prove.cache_clear()
-    yield
-    helios._prove.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_proofs")

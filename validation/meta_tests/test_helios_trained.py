@@ -12,7 +12,7 @@ from diffusers import HeliosPipeline
 
 from validation.models import helios
 from validation.models.prompts import Prompt
-from validation.quality import FIXTURES
+from validation.sample_runs import FIXTURES
 
 TRAINED = FIXTURES / "checkpoints" / "helios-trained"
 PROMPTS = Prompt.read(FIXTURES / "prompts" / "helios-trained.json")
@@ -34,12 +34,7 @@ def recipe() -> Iterator[Any]:
             del sys.modules[name]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import math
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from validation.models.hunyuan3d import Hunyuan3DDiT
 from validation.models.mount import SiteError
 from validation.models.shape_vae import ShapeVAE
 from validation.ops import Op, OpSet, op_set_from
-from validation.quality import FIXTURES
 from validation.record import Status
+from validation.sample_runs import FIXTURES
 from validation.session import Session
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -83,13 +83,7 @@ def golden_error(model: Hunyuan3DDiT) -> float:
 MARKS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Equal bits need the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # The model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from validation.errors import UsageError
 from validation.models import hunyuan3d
 from validation.models.shapes import CONTEXT_TOKENS, KINDS, ShapePrompt, embed_shape, shape_iou, signed_distance
-from validation.quality import FIXTURES
+from validation.sample_runs import FIXTURES
 
 CHECKPOINT = FIXTURES / "checkpoints" / "hunyuan3d-trained"
 DENOISER = CHECKPOINT / "hunyuan3d-dit-v2-0"
