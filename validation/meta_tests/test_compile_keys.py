@@ -62,7 +62,7 @@ def test_the_seed_decides_the_pool() -> None:
 
 
 def _stride_classes(case: Case) -> object:
-    """Of each tensor the dtype, whether it begins at a multiple of 16 bytes, and which strides are 1 or 16's multiples."""
+    """Of each tensor the dtype, whether it begins at a multiple of 16 bytes, which strides are 1 or multiples of 16."""
     return {
         name: (
             spec.dtype,
