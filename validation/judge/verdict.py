@@ -5,13 +5,12 @@ everything written -> NaN and inf where the truth has them -> error -> bias -> s
 fails names the verdict.
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from validation.judge.running_error import Running
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.ops import reference_op, reference_op_names
 from validation.record import Status
+from validation.threads import one_thread
 
 # In order of goodness.
 TIERS = ("bit-exact", "lossless", "close")
@@ -400,20 +400,6 @@ def _required(op: str) -> frozenset[str]:
     return frozenset(name for name, p in parameters.items() if p.default is inspect.Parameter.empty)
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: for tensors this small its threads wait for each other.
-
-    A sweep of 158 cases took 33 s of processor time on two cores with two threads, 5 s with one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class _Clock:
     """Wall-clock seconds by stage."""
 
@@ -431,7 +417,9 @@ class _Clock:
 def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Judgement:
     """Make a case's tensors, call the candidate under guards, judge; exceptions become verdicts."""
     clock = _Clock()
-    with _one_thread():
+    # A sweep of 158 cases took 33 s of processor time on two cores with two threads, which wait for each other over
+    # tensors this small, and 5 s with one.
+    with one_thread():
         judgement = _judge_call(case, candidate, device, clock)
     return dataclasses.replace(judgement, seconds=clock.seconds)
 

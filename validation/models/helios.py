@@ -29,8 +29,8 @@ says which token takes which row.
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ from validation.models.mount import Mount, Site, SiteCall, select_sites
 from validation.models.prompts import Prompt, embed_prompt, read_json
 from validation.models.trajectory import Clock, Frames, Trajectory, peak_memory, reset_peak_memory
 from validation.ops import OpSet, op_set_from
+from validation.threads import one_thread
 
 SITE_NAMES = ("norm1", "rope", "qk_norm", "gate", "norm2", "norm3", "norm_out")
 CHUNK_FRAMES = 33  # frames that a pipeline denoises at once: 9 latent frames at a stride of 4
@@ -757,17 +758,10 @@ def decode(pipeline: HeliosPipeline | HeliosPyramidPipeline, latents: Sequence[T
     return np.asarray(shown, dtype=np.float32)
 
 
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def _one_thread(device: torch.device) -> AbstractContextManager[None]:
     """On the CPU one thread: the same bits on any number of cores, and no waiting for a thread that other processes
     keep from its core (measured on 2 cores at a load of 4: 35 s instead of 76 s)."""
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return one_thread() if device.type == "cpu" else nullcontext()
 
 
 def _decode_nothing(latents: Tensor, **_options: Any) -> tuple[Tensor]:
