@@ -137,6 +137,10 @@ def width_class(width: int) -> tuple[int, ...]:
 Sizes = tuple[int, int, int]
 
 
+ONE_ROW = (1,) * 6
+"""The class of one batch item with one frame of one token."""
+
+
 @functools.cache
 def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[int, ...], tuple[Sizes, ...]]:
     """The batch, frames and tokens of a size, by what kernels are compiled for of them.
