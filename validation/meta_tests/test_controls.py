@@ -8,7 +8,7 @@ from torch import Tensor
 
 from validation import controls, parity
 from validation.adapters import torch_compile, torch_native
-from validation.cases.case import Case
+from validation.cases.case import Case, TensorSpec
 from validation.cases.strategies import cases
 from validation.controls.__main__ import judge_control, main
 from validation.controls.arithmetic import Arithmetic
@@ -87,6 +87,27 @@ def test_compiled_ops_pass_and_the_rounding_that_inductor_drops_is_seen(chained_
     record = _judged(loose, chained_case)
     assert record.status is Status.INCORRECT_NUMERICAL
     assert "at y[" in record.reason, "residual_out is right; y is the norm of another number"
+
+
+def test_the_chain_in_which_inductor_sums_a_strided_row_is_seen() -> None:
+    tensors = {
+        "x": TensorSpec((2, 9, 1024), "bfloat16", (18432, 2048, 2), 0, "x"),
+        "weight": TensorSpec((1024,), "float16", (1,), 0, "weight"),
+    }
+    flags = {"eps": 1e-6, "casting_mode": "float32"}
+    case = Case("rms_norm", tensors, flags, "near_max", 1200522)
+    record = _judged(vars(torch_compile)["rms_norm"], case)
+    assert record.status is Status.INCORRECT_NUMERICAL
+    assert "3 of 18432 elements exceed their budget" in record.message
+    assert parity.run(case, controls.op_set("torch_compile"), select(gpu=False)).status is Status.PASSED
+
+
+@pytest.mark.parametrize("op", ["qk_norm", "rotary_embedding"])
+def test_the_compiled_control_works_in_place_on_strided_rows(op: str) -> None:
+    forced = {"inplace": True, "qk.layout": "own", "q.layout": "strided_last", "x.layout": "strided_last"}
+    forced |= {"size": "frames", "heads": 2, "values": "normal", "k.shape": "same", "dtype": "float32"}
+    (case,) = parity.draw_cases(cases(parity.signature_of(op), forced), seed=0, count=1)
+    assert parity.run(case, controls.op_set("torch_compile"), select(gpu=False)).status is Status.PASSED
 
 
 def test_what_cannot_be_compiled_is_not_run_uncompiled(chained_case: Case) -> None:
