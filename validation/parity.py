@@ -246,7 +246,7 @@ class Plan:
             for w, whole in _real(op, device)
         )
         corners += _same_bits_corners(signature, device)
-        return cls(signature, corners, _pool(signature, corners, bfloat16, seed), device, profile, seed)
+        return cls(signature, corners, _pool(signature, corners, bfloat16, seed, profile.free), device, profile, seed)
 
     @property
     def bfloat16(self) -> bool:
@@ -286,15 +286,20 @@ def _real(op: str, device: Device) -> list[tuple[Workload, Case]]:
 
 @functools.lru_cache(maxsize=16)  # the planted faults of an op share it
 def _cached_pool(
-    signature: Signature, wanted: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...], bfloat16: bool, seed: int
+    signature: Signature,
+    wanted: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...],
+    bfloat16: bool,
+    seed: int,
+    free: int,
 ) -> Pool:
-    return Pool.draw(signature, [(name, dict(forced)) for name, forced in wanted], seed, bfloat16=bfloat16)
+    asked = [(name, dict(forced)) for name, forced in wanted]
+    return Pool.draw(signature, asked, seed, bfloat16=bfloat16, cases=free)
 
 
-def _pool(signature: Signature, corners: tuple[Corner, ...], bfloat16: bool, seed: int) -> Pool:
+def _pool(signature: Signature, corners: tuple[Corner, ...], bfloat16: bool, seed: int, free: int) -> Pool:
     """The pool of a sweep; what the first case of each corner is forced to is what the corner's key must have."""
     wanted = tuple((c.name, tuple({**telling(signature), **c.forced}.items())) for c in corners if c.forced)
-    return _cached_pool(signature, wanted, bfloat16, seed)
+    return _cached_pool(signature, wanted, bfloat16, seed, free)
 
 
 def regressions(op: str) -> Iterator[Case]:

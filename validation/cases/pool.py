@@ -3,7 +3,7 @@
 A GPU compiles a kernel anew for each combination of dtypes, forms, layouts, flags and classes of widths and sizes
 (`strategies.Chooser.member`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
 sweep draws a pool of such combinations from its seed, and its cases from the pool: widths and sizes within their
-classes, values and seeds are free, and however many cases there are, they take as many kernels as the pool has keys.
+classes, values and seeds are free, and up to `CASES` cases take as many kernels as the pool has keys.
 
 The first of the keys serve the declared corners: corners whose choices do not contradict one another share one. The
 others, up to `KEYS`, are drawn as they come.
@@ -11,6 +11,7 @@ others, up to `KEYS`, are drawn as they come.
 
 import dataclasses
 import itertools
+import math
 import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ Key = Mapping[str, Any]
 # The largest op has 49 groups of corners. The same-bits checks may compile up to 66 kernels besides
 # (`validation.compile_keys`; seeds 0 to 5).
 KEYS = 80
+# A sweep of more free cases than this has that many keys for each such number of them.
+CASES = 2000
 
 # What a corner asks for that makes its cases no place for another's: nothing in them, one column, or a large cost.
 APART = {
@@ -109,6 +112,7 @@ class Pool:
         seed: int,
         *,
         bfloat16: bool = True,
+        cases: int = 0,
     ) -> "Pool":
         """Draw a pool.
 
@@ -117,6 +121,7 @@ class Pool:
             wanted: by a corner's name, the choices that its key must have.
             seed: all keys follow from it.
             bfloat16: False leaves bfloat16 out.
+            cases: how many free cases will be drawn from it.
         """
         lot = random.Random(f"{seed}/{signature.op}/pool")
         groups: list[dict[str, Any]] = []
@@ -136,7 +141,11 @@ class Pool:
             return draw_cases(strategy, seed=zlib.crc32(f"{seed}/{signature.op}/{label}".encode()), count=count)
 
         of_corners = tuple(drawn(forced, f"key {i}", 1)[0] for i, forced in enumerate(groups))
-        return cls(of_corners, tuple(drawn({}, "free keys", max(KEYS - len(groups), 1))), group)
+        return cls(
+            of_corners,
+            tuple(drawn({}, "free keys", max(KEYS * max(math.ceil(cases / CASES), 1) - len(groups), 1))),
+            group,
+        )
 
     def of_corner(self, corner: Corner, forced: Key, turn: int) -> Key:
         """A key for the cases of a corner: its own the first time, then another that has what is forced, if any."""

@@ -54,6 +54,11 @@ def test_a_pool_holds_what_every_corner_asks_for(op: str) -> None:
             assert agree(corner.forced, key), corner.name
 
 
+def test_a_nightly_has_keys_in_proportion() -> None:
+    plan = parity.Plan.of("rms_norm", select(gpu=False), parity.PROFILES["nightly"], seed=0)
+    assert len(plan.pool.of_corners) + len(plan.pool.free) == 5 * KEYS
+
+
 def test_the_seed_decides_the_pool() -> None:
     signature = parity.signature_of("rms_norm")
     wanted = [("dtype=float16", {"dtype": "float16"})]
