@@ -375,7 +375,6 @@ def _drawn(
     signature: Signature, forced: tuple[tuple[str, Any], ...], bfloat16: bool, seed: int, count: int
 ) -> tuple[Case, ...]:
     """The cases of a compile key."""
-    # The first example of a strategy is its simplest; what is asked for are the ones after it.
     return tuple(draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count))
 
 

@@ -108,7 +108,7 @@ PARTS = {"packed": 3, "chunked": 6}
 # past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
 ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded")
 QK_LAYOUTS = ("own", "packed", "same")
-HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 0)
+HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 0)  # none in one of nine
 RARE_LAYOUTS = ("far",)
 FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
@@ -355,10 +355,10 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
     return Case(signature.op, tensors, flags, regime, seed, literals)
 
 
-def _sizes(choose: Chooser, width: int, rows: Iterable[int]) -> Sizes:
-    """B, F and the tokens of a frame, fewer where rows are wide; ``rows`` are the `_units` of the tensors."""
-    units = frozenset(math.gcd(row, 16) for row in rows)
-    classes = _size_classes(choose.pick("size", COMMON_SIZES, RARE_SIZES), width, units)
+def _sizes(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
+    """B, F and the tokens of a frame, fewer where rows are wide; ``units`` are the `_units` of the tensors."""
+    powers = frozenset(math.gcd(unit, 16) for unit in units)
+    classes = _size_classes(choose.pick("size", COMMON_SIZES, RARE_SIZES), width, powers)
     return choose.member("sizes", classes, by_size=True)
 
 

@@ -72,7 +72,7 @@ class FirstCall:
         arguments: of the first call; their memory is written again.
         outputs: copies of what it returned.
         kernels: all its arithmetic was in kernels that Triton's interpreter ran.
-        even: its bits may not depend on where a row stands.
+        even: its bits may not depend on where a row stands, nor its code on the value of eps.
         judged: what the judge says of outputs for this case, "" where they pass.
         device: ``cpu`` or ``cuda``.
     """
@@ -319,7 +319,7 @@ def power_of_two(first: FirstCall) -> str:
     words = _difference(got, tuple(t * f for t, f in zip(first.outputs, factors, strict=True)))
     if not words or first.even:
         return words
-    # torch.compile compiles anew for another eps, and the new code may round otherwise (float32, 1 sweep in 4).
+    # torch.compile compiles anew for another eps, and the new code may round otherwise (seen in float32).
     return first.judged(tuple(t / f for t, f in zip(got, factors, strict=True)))
 
 
