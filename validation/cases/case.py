@@ -28,13 +28,14 @@ MIN_GUARD = 16384
 MAX_GUARD = 262144
 
 # Holes and guards of inputs hold NaN of the first bits, so that a stray read shows; fresh outputs hold NaN of
-# the second. They must differ: arithmetic hands a NaN's bits on, and a NaN computed from a hole is no element
-# that was never written.
+# the second. They must differ: a NaN copied from a hole is no element that was never written. They are signalling:
+# arithmetic sets the quiet bit, and so what is read, multiplied and written back outside shows (of a quiet NaN
+# x86 hands all bits on: a rotation in place past the end of a float32 tensor left its guard as it was).
 POISON_BITS = {
-    torch.bfloat16: (torch.int16, 0x7FED, 0x7FDB),
-    torch.float16: (torch.int16, 0x7EED, 0x7EDB),
-    torch.float32: (torch.int32, 0x7FEDFEED, 0x7FDBBDDB),
-    torch.float64: (torch.int64, 0x7FFDFEEDFEEDFEED, 0x7FFDBDDBBDDBBDDB),
+    torch.bfloat16: (torch.int16, 0x7FAD, 0x7F9B),
+    torch.float16: (torch.int16, 0x7DED, 0x7CDB),
+    torch.float32: (torch.int32, 0x7FADFEED, 0x7F9BBDDB),
+    torch.float64: (torch.int64, 0x7FF5FEEDFEEDFEED, 0x7FF4BDDBBDDBBDDB),
 }
 INTEGER_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 FLOAT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -360,7 +360,29 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             laid_out("last dimension strided", "strided_last", lambda s: s.strides[-1] > 1),
             laid_out("one of three packed", "packed", lambda s: s.strides[-2] == 3 * s.shape[-1]),
         ]
+        # Of two pairings the kernels may be two.
+        pairings: tuple[dict[str, Any], ...] = ({},)
+        if "interleaved" in signature:
+            pairings = ({"interleaved": True}, {"interleaved": False})
+        corners += [_one_token_corner(name, base, flags) for flags in pairings]
     return corners
+
+
+def _one_token_corner(name: str, base: Mapping[str, Any], flags: Mapping[str, Any]) -> Corner:
+    """``[B, 1, ...]`` in the memory of ``[1, B, ...]``: contiguous, and its stride over L is no token's size.
+
+    A dimension of 1 may have any stride. Liger's rotary kernel takes this one for the distance between rows, and
+    writes past the end (docs/third-party.md, 4).
+    """
+
+    def reached(case: Case) -> bool:
+        spec = case.tensors[name]
+        swapped = len(spec.shape) > 2 and spec.shape[1] == 1 < spec.shape[0] and spec.strides[1] > spec.strides[0] > 0
+        return swapped and all(case.flags[flag] == value for flag, value in flags.items())
+
+    label = "".join(f", {flag}={value}" for flag, value in flags.items())
+    layout = {"size": "one_token_each", "inplace": True, f"{name}.layout": "transposed", f"{name}.swap": 0}
+    return Corner(f"{name}: L=1, outer dimensions swapped{label}", {**base, **flags, **layout}, reached)
 
 
 def _row_gap(spec: TensorSpec) -> bool:

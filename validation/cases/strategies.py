@@ -71,6 +71,7 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "frames": ((2, 4), (2, 4), (2, 12)),
     "one_batch": ((1, 1), (1, 3), (1, 24)),
     "one_token": ((1, 8), (1, 1), (1, 1)),
+    "one_token_each": ((2, 8), (1, 1), (1, 1)),
     "sixteens": ((1, 3), (1, 3), (16, 16)),
     "ragged": ((1, 2), (1, 1), (33, 75)),
     "square": ((2, 7), (1, 1), (2, 7)),  # B == L
@@ -82,7 +83,7 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
 # Most cases compute something: of the sizes drawn freely, two in fourteen are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
 COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "no_batch", "no_tokens")
-RARE_SIZES = ("many_rows", "far")
+RARE_SIZES = ("one_token_each", "many_rows", "far")
 RARE_WIDTHS = ("beyond",)
 
 FORMS = (
@@ -156,7 +157,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
         for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
         if size != "square" or batch == tokens
     ]
-    if size not in ("sixteens", "square", *RARE_SIZES):
+    if size not in ("sixteens", "square", "many_rows", "far"):
         fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
         all_sizes = fits or [min(all_sizes, key=math.prod)]
     members: dict[tuple[int, ...], list[Sizes]] = {}

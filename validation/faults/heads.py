@@ -218,6 +218,26 @@ class SecondHalfFromTheFirst(RightOps):
 
 
 @fault(
+    "the stride of one token",
+    ROTARY,
+    "in place, the rows of a contiguous x lie x.stride(1) apart: with L == 1 that stride may be anything",
+    OUTSIDE,
+)
+class TheStrideOfOneToken(RightOps):
+    def rotary_embedding(self, x: Tensor, cos: Tensor, sin: Tensor, **kwargs: Any) -> Tensor:
+        if not (kwargs.get("inplace") and isinstance(x, Tensor) and x.is_contiguous() and x.shape[1:2] == (1,)):
+            return super().rotary_embedding(x, cos, sin, **kwargs)
+        room = x.untyped_storage().nbytes() // x.element_size()
+        for item in range(x.shape[0]):
+            start = x.storage_offset() + item * x.stride(1)
+            if start + x[0].numel() <= room:  # as much of it as PyTorch lets a view reach
+                row = x.as_strided(x[:1].shape, x[:1].stride(), start)
+                angles = (t[item : item + 1] if t.dim() == 3 else t for t in (cos, sin))
+                super().rotary_embedding(row, *angles, **kwargs)
+        return x
+
+
+@fault(
     "angles of batch item 0", ROTARY, "cos and sin [B, S, Dr/2] are read without the batch offset", NUMERICAL, NONFINITE
 )
 class AnglesOfBatchItem0(RightOps):

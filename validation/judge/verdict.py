@@ -357,7 +357,7 @@ def _values(output: Tensor, target: Target) -> Judgement:
     if worst > 1.0:
         at = tuple((used == worst).nonzero()[0].tolist())
         reason = (
-            f"worst |error| {abs(float(error[at])):.3g} is {worst:.3g}x its budget at {name}{where.index_text(at)} "
+            f"worst |error| {abs(float(error[at])):.3g} is {_over(worst)}x its budget at {name}{where.index_text(at)} "
             f"(got {output[at].item():.9g}, truth {truth[at].item():.9g}); rms {ratio:.3g}x the reference path's"
         )
         wrong = used > 1.0
@@ -392,6 +392,12 @@ def _values(output: Tensor, target: Target) -> Judgement:
         tier = "close"
     reason = f"{100.0 * worst:.0f} % of the error budget used, rms {ratio:.3g}x the reference path's"
     return Judgement(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
+
+
+def _over(ratio: float) -> str:
+    """A ratio above 1, never printed as 1."""
+    short = f"{ratio:.3g}"
+    return short if short != "1" else f"{ratio:.9g}"
 
 
 @functools.cache

@@ -119,6 +119,19 @@ def test_memory_verdicts() -> None:
     assert status_of(leaves_one_out) is Status.NOT_WRITTEN
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("of_output", [False, True])
+def test_what_is_read_multiplied_and_written_back_outside_shows(dtype: str, of_output: bool) -> None:
+    def scales_what_lies_behind(**k: Any) -> Tensor:
+        y = right(**k)
+        t = y if of_output else k["x"]
+        t.as_strided((1,), (1,), t.storage_offset() + t.stride(0) * t.shape[0]).mul_(0.5)
+        return y
+
+    judgement = judge_call(a_case(dtype=dtype), scales_what_lies_behind, "cpu")
+    assert judgement.status is Status.OUT_OF_BOUNDS_WRITE, judgement
+
+
 def test_a_stray_read_of_a_hole_shows() -> None:
     def reads_rows_as_if_they_were_packed(**k: Any) -> Tensor:
         x = k["x"]

@@ -1,0 +1,74 @@
+"""Each case kept in fixtures/regressions/ still fails for the mistake it was kept for, and passes for a right op."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_ops
+import reference_ops
+from validation import parity
+from validation.device import select
+from validation.faults.heads import TheStrideOfOneToken
+from validation.ops import OpSet, op_set_from
+from validation.record import Status
+
+
+def normalised_value_rounded(x: Tensor, shift: Tensor, scale: Tensor, eps: float, **_: Any) -> Any:
+    return (reference_ops.rms_norm(x, eps=eps).float() * (1 + scale) + shift).to(x.dtype)
+
+
+def one_plus_scale_in_its_dtype(x: Tensor, shift: Tensor, scale: Tensor, eps: float, **_: Any) -> Any:
+    return reference_ops.rms_norm(x, eps=eps) * (1 + scale) + shift
+
+
+def no_batch(x: Tensor, **_: Any) -> Any:
+    return x.reshape(x.shape[0], -1)
+
+
+def no_heads(x: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> Any:
+    heads = [reference_ops.rotary_embedding(head.unsqueeze(2), cos, sin, interleaved=False) for head in x.unbind(2)]
+    return torch.cat(heads, 2)
+
+
+def computed_in_the_angles_dtype(x: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> Any:
+    return reference_ops.rotary_embedding(x.to(cos.dtype), cos, sin, interleaved=False).to(x.dtype)
+
+
+def summed_in_one_chain(x: Tensor, weight: Tensor, eps: float, **_: Any) -> Any:
+    wide = x.float()
+    total = torch.zeros(x.shape[:-1])
+    for square in (wide * wide).unbind(-1):
+        total += square
+    rstd = torch.rsqrt(total / x.shape[-1] + eps)
+    return (wide * rstd.unsqueeze(-1) * weight.float()).to(x.dtype)
+
+
+MISTAKES: dict[str, Callable[..., Any]] = {
+    "rms_norm-strided-row-summed-in-one-chain": summed_in_one_chain,
+    "rms_norm_scale_shift-no-batch": no_batch,
+    "rms_norm_scale_shift-normalised-value-rounded": normalised_value_rounded,
+    "rms_norm_scale_shift-one-plus-scale-in-its-dtype": one_plus_scale_in_its_dtype,
+    "rotary_embedding-computed-in-the-angles-dtype": computed_in_the_angles_dtype,
+    "rotary_embedding-no-batch": no_batch,
+    "rotary_embedding-no-heads": no_heads,
+    "rotary_embedding-stride-of-one-token": TheStrideOfOneToken().rotary_embedding,
+}
+
+
+def test_every_mistake_has_its_case() -> None:
+    assert sorted(MISTAKES) == sorted(path.stem for path in parity.REGRESSIONS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_case_tells_the_mistake_from_a_right_op(name: str) -> None:
+    device = select(gpu=False)
+    path = parity.REGRESSIONS / f"{name}.json"
+    case = parity.read_case(path)
+    wrong = OpSet("wrong", {case.op: MISTAKES[name]}, "wrong")
+    assert parity.run(case, wrong, device).status is Status(json.loads(path.read_text())["status"])
+    right = parity.run(case, op_set_from(fused_ops, "fused_ops", "fused_ops"), device)
+    assert right.status is Status.PASSED, right.message
