@@ -1,6 +1,7 @@
 """What only a GPU can show, in one command, kept as a record.
 
     python benchmarks/gpu_record.py [--minutes N] [--steps NAME ...] [--op NAME ...] [--profile NAME] [--out FOLDER]
+    python benchmarks/gpu_record.py --list [...]
 
 Runs its parts one after the other, each in a process of its own that may take `--limit` seconds (570):
 
@@ -9,7 +10,8 @@ Runs its parts one after the other, each in a process of its own that may take `
     no-fusion    the same with ``TRITON_DEFAULT_FP_FUSION=0``: products and sums are not contracted
     faults       ``validate faults --gpu``, op by op: the planted faults, those that only a GPU shows among them
     ops          ``validate bench ops --gpu``, op by op, and one table and picture of all of them
-    denoise      ``validate bench denoise --gpu``, model by model: the fused arms with their drift; torch.compile alone
+    denoise      ``validate bench denoise --gpu``, model by model: the fused arms with their drift; torch.compile alone,
+                 and its drift
     memcheck     the quick profile under ``compute-sanitizer --tool memcheck``, with PyTorch's caching allocator
                  off, so that an access past a tensor's end is past an allocation's end
     racecheck    the same under ``--tool racecheck``: shared memory
@@ -17,7 +19,8 @@ Runs its parts one after the other, each in a process of its own that may take `
 and after each part writes ``gpu-<date>.json`` to FOLDER (default ``benchmarks/results``): environment, and of each
 part the command, exit status (124: it was stopped), seconds and the end of what it printed. Called again, it goes on
 with the parts that have not passed at this commit by the same command (`--again`: with all of them; what is not
-committed is not known to it); `--minutes` ends it before a session on a borrowed machine does.
+committed is not known to it); `--minutes` ends it before a session on a borrowed machine does. `--list` prints the
+parts and runs nothing.
 
 Exit status 0 where all parts asked for have passed, 1 where one failed, 2 without a GPU, 3 where some are to do yet.
 Where compute-sanitizer (CUDA toolkit) is not on the PATH its parts are recorded as not run, and that is said.
@@ -28,6 +31,7 @@ import dataclasses
 import datetime as dt
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -46,10 +50,12 @@ from validation.record import Environment
 OF_AN_OP = ("parity", "no-fusion", "faults", "ops", "memcheck", "racecheck")
 STEPS = (*OF_AN_OP[:4], "denoise", *OF_AN_OP[4:])
 MODELS = ("helios", "hunyuan3d")
+PROFILES = ("quick", "default", "nightly")
 FUSED_ARMS = {
     "helios": ("#24059", "all sites", "compact", "CUDA graph"),
     "hunyuan3d": ("#24287", "all sites", "CUDA graph"),
 }
+DECODES = {"helios": "2", "hunyuan3d": "1"}  # a shape's field has 57 million points: some 1.9e15 operations in float32
 RESULTS = Path(__file__).resolve().parent / "results"
 STOPPED = 124
 
@@ -91,9 +97,12 @@ def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path,
         for model in MODELS if step == "denoise" else ():
             bench = (*validate, "bench", "denoise", "--gpu", "--model", model, "--out", str(out))
             fused = (word for arm in FUSED_ARMS[model] for word in ("--arm", arm))
-            yield Part(f"denoise {model}", (*bench, "--profile", *fused))
-            compiled = ("--arm", "torch.compile", "--drift", "none", "--decodes", "0")
-            yield Part(f"denoise {model} torch.compile", (*bench, *compiled))
+            yield Part(f"denoise {model}", (*bench, "--profile", "--decodes", DECODES[model], *fused))
+            compiled = (*bench, "--arm", "torch.compile", "--decodes", "0")
+            yield Part(f"denoise {model} torch.compile", (*compiled, "--drift", "none"))
+            # Apart, since compiling the whole model leaves too little of a part's time.
+            small = ("--tiny", "--rounds", "1", "--steps", "1", "--drift", "embedded")
+            yield Part(f"denoise {model} torch.compile, its drift", (*compiled, *small))
 
 
 def run(part: Part, limit: float) -> dict[str, Any]:
@@ -169,28 +178,39 @@ def go_on(
 
 def main() -> int:
     """Run the parts, write the record, return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--op", nargs="+", choices=reference_ops.OP_NAMES, default=reference_ops.OP_NAMES)
-    parser.add_argument("--profile", default="default")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="of the record and the results")
+    choices: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    ops, steps = reference_ops.OP_NAMES, STEPS
+    parser.add_argument("--op", choices=ops, default=ops, help="these ops alone (default: all)", **choices)
+    parser.add_argument("--steps", choices=steps, default=steps, help="these parts alone (default: all)", **choices)
+    parser.add_argument("--profile", choices=PROFILES, default="default", help="how many cases an op gets")
+    parser.add_argument("--list", action="store_true", help="print the parts, with their commands; needs no GPU")
     parser.add_argument("--limit", type=float, default=570, help="seconds a part (default: 570)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of this call (default: no limit)")
     parser.add_argument("--again", action="store_true", help="run parts that have passed too")
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
+    name = f"gpu-{dt.datetime.now(dt.UTC).date().isoformat()}"
+
+    def asked() -> Iterator[Part]:
+        return parts(arguments.steps, arguments.op, arguments.profile, arguments.out / name, arguments.out)
+
+    if arguments.list:
+        for part in asked():
+            print(f"{part.name}: {shlex.join([*(f'{k}={v}' for k, v in part.environment), *part.command])}")
+        return 0
     try:
         device = select(gpu=True)
     except UsageError as error:
         print(f"gpu_record: {error}", file=sys.stderr)
         return 2
-    name = f"gpu-{dt.datetime.now(dt.UTC).date().isoformat()}"
     environment = Environment.capture(device=device.name, seed=0, profile=arguments.profile)
     path = arguments.out / f"{name}.json"
     status = go_on(
         path,
         dataclasses.asdict(environment),
-        lambda: parts(arguments.steps, arguments.op, arguments.profile, arguments.out / name, arguments.out),
+        asked,
         limit=arguments.limit,
         until=until,
         again=arguments.again,

@@ -13,11 +13,13 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
+from fused_ops._plan import planned
+
 OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
 
 # Importing a submodule binds the module under its name; the function of that name takes its place.
 for _name in OP_NAMES:
-    globals()[_name] = getattr(import_module(f"{__name__}.{_name}"), _name)
+    globals()[_name] = planned(getattr(import_module(f"{__name__}.{_name}"), _name))
 
 if TYPE_CHECKING:
 

@@ -20,6 +20,7 @@ offsets are 32-bit unless the launcher finds that they do not fit (``WIDE``).
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -187,7 +188,22 @@ def require_device(op: str, name: str, x: Tensor) -> None:
 
 def empty(x: Tensor) -> Tensor:
     """A contiguous tensor for an output of x's shape, dtype and device."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+class Launch(NamedTuple):
+    """A launch that was made.
+
+    kernel: as Triton compiled it. programs: how many. arguments: all of the kernel's, in its order.
+    """
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+
+
+# Where launches are noted while an op runs that is to be kept (`fused_ops._plan`).
+launches: ContextVar[list[Launch] | None] = ContextVar("launches", default=None)
 
 
 def launch(
@@ -209,19 +225,20 @@ def launch(
     if programs == 0:
         return
     reach = (max(widths) + tile.block_d) * max(t.column for t in tensors if t is not None)
-    with _current_device(x):
-        kernel[(programs,)](
-            *tensors,
-            *rows,
-            *widths,
-            BLOCK_R=tile.block_r,
-            BLOCK_D=tile.block_d,
-            ONE_BLOCK=tile.one_block,
-            WIDE=max(rows) + tile.block_r >= 2**31 or reach >= 2**31,
-            num_warps=tile.num_warps,
-            **(_NO_FUSION if options.get("INPUT_CASTING", False) else {}),
-            **options,
-        )
+    in_order = (*tensors, *rows, *widths)
+    by_name = options | {
+        "BLOCK_R": tile.block_r,
+        "BLOCK_D": tile.block_d,
+        "ONE_BLOCK": tile.one_block,
+        "WIDE": max(rows) + tile.block_r >= 2**31 or reach >= 2**31,
+    }
+    how = _NO_FUSION if options.get("INPUT_CASTING", False) else {}
+    with current_device(x):
+        compiled = kernel[(programs,)](*in_order, **by_name, num_warps=tile.num_warps, **how)
+    noted = launches.get()
+    if noted is not None and compiled is not None:
+        rest = [by_name[name] for name in kernel.arg_names[len(in_order) :]]
+        noted.append(Launch(compiled, programs, (*in_order, *rest)))
 
 
 # Fused, a product and a sum in 16 bits become one fma.rn.bf16x2, which skips the rounding of the product that
@@ -229,7 +246,7 @@ def launch(
 _NO_FUSION = {"enable_fp_fusion": False}
 
 
-def _current_device(x: Tensor) -> AbstractContextManager[object]:
+def current_device(x: Tensor) -> AbstractContextManager[object]:
     """Make x's GPU the current one: Triton launches on the current device."""
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         return torch.cuda.device(x.device)

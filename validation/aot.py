@@ -21,10 +21,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from validation.cases.case import Arguments, Case, keyword_arguments
+from validation.judge.verdict import absent
 
 # What triton calls each target: backend, architecture, threads of a warp.
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -122,9 +126,9 @@ class Compiled:
             # One int64 a row and table, where a program has several rows perhaps two at once.
             index = {64} if "IndexedRows" in self.op else set()
             if set(self.load_bits) - index != {128}:
-                faults.append(f"loads of {_widths(self.load_bits)}, expected 128 bits")
+                faults.append(f"loads of {widths_text(self.load_bits)}, expected 128 bits")
             if set(self.store_bits) != {128}:
-                faults.append(f"stores of {_widths(self.store_bits)}, expected 128 bits")
+                faults.append(f"stores of {widths_text(self.store_bits)}, expected 128 bits")
         return faults
 
 
@@ -132,7 +136,8 @@ def _to_nearest(instruction: str) -> bool:
     return ".rn" in instruction or instruction in ("v_cvt_f16_f32", "v_cvt_pk_bf16_f32", "v_add3_u32 0x7fff")
 
 
-def _widths(bits: Mapping[int, int]) -> str:
+def widths_text(bits: Mapping[int, int]) -> str:
+    """How many accesses there are of each width, the widest first: ``8 x 128 bits, 2 x 32 bits``."""
     return ", ".join(f"{n} x {width} bits" for width, n in sorted(bits.items(), reverse=True)) or "no width"
 
 
@@ -217,21 +222,34 @@ def compile_kernels(
         RuntimeError: a kernel did not compile; the message ends with the compiler's.
     """
 
-    def of_target(target: str) -> list[Compiled]:
-        # A cache of its own: what is read below was compiled now, by this version.
-        with tempfile.TemporaryDirectory(prefix="triton-aot-") as cache:
-            environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": cache}
-            request = json.dumps(
-                {"target": target, "models": [*models], "layouts": [*layouts], "options": {**(options or {})}}
-            )
-            command = [sys.executable, "-m", "validation.aot", request]
-            run = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if run.returncode:
-            raise RuntimeError(f"compiling for {target} failed: {run.stderr.strip()}")
-        return [_from_json(line) for line in run.stdout.splitlines()]
-
+    request = {"models": [*models], "layouts": [*layouts], "options": {**(options or {})}}
     with ThreadPoolExecutor(2) as pool:
-        return [kernel for kernels in pool.map(of_target, targets) for kernel in kernels]
+        found = pool.map(lambda target: _compile_elsewhere({"target": target, **request}), targets)
+        return [kernel for kernels in found for kernel in kernels]
+
+
+def compile_cases(target: str, cases: Sequence[Case]) -> list[Compiled]:
+    """Compile what each case launches, on uninitialised memory of its size; model and layout are empty.
+
+    Args:
+        target: a name in `TARGETS`.
+        cases: which launch a kernel.
+
+    Raises:
+        RuntimeError: a kernel did not compile; the message ends with the compiler's.
+    """
+    return _compile_elsewhere({"target": target, "cases": [case.to_json() for case in cases]})
+
+
+def _compile_elsewhere(request: dict[str, Any]) -> list[Compiled]:
+    # A cache of its own: what is read below was compiled now, by this version.
+    with tempfile.TemporaryDirectory(prefix="triton-aot-") as cache:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": cache}
+        command = [sys.executable, "-m", "validation.aot", json.dumps(request)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"compiling for {request['target']} failed: {run.stderr.strip()}")
+    return [_from_json(line) for line in run.stdout.splitlines()]
 
 
 def _from_json(line: str) -> Compiled:
@@ -250,8 +268,8 @@ def table(kernels: Sequence[Compiled]) -> str:
             k.model,
             k.op,
             k.layout,
-            _widths(k.load_bits),
-            _widths(k.store_bits),
+            widths_text(k.load_bits),
+            widths_text(k.store_bits),
             str(k.registers),
             str(k.local_bytes),
             str(k.shared_bytes),
@@ -283,9 +301,13 @@ class Driver:
 
 
 def _compile_here(
-    target: str, models: Sequence[str], layouts: Sequence[str], options: Mapping[str, Any]
+    target: str,
+    models: Sequence[str] = (),
+    layouts: Sequence[str] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    cases: Sequence[str] = (),
 ) -> Iterator[Compiled]:
-    """What `compile_kernels` does for one target, in this process, which must not have the interpreter on."""
+    """What is compiled for one target, in this process, which must not have the interpreter on."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
@@ -301,22 +323,48 @@ def _compile_here(
         compiled.append(launch(self, *arguments, warmup=True, **{**keywords, **options}))
 
     JITFunction.run = compile_only
-    for width in (width for width in WIDTHS if width.model in models):
-        for layout in layouts:
-            for op, call in calls(width, layout):
-                call()
-                read = _read_amd if target.startswith("gfx") else _read_nvidia
-                kernel = compiled.pop()
-                yield Compiled(
-                    op=op,
-                    model=width.model,
-                    layout=layout,
-                    target=target,
-                    shared_bytes=kernel.metadata.shared,
-                    warps=kernel.metadata.num_warps,
-                    fp_fusion=kernel.metadata.enable_fp_fusion,
-                    **read(kernel.asm),
-                )
+    of_widths = (
+        (op, width.model, layout, call)
+        for width in WIDTHS
+        if width.model in models
+        for layout in layouts
+        for op, call in calls(width, layout)
+    )
+    of_cases = ((case.op, "", "", _call_of(case)) for case in map(Case.from_json, cases))
+    read = _read_amd if target.startswith("gfx") else _read_nvidia
+    for op, model, layout, call in (*of_widths, *of_cases):
+        call()
+        kernel = compiled.pop()
+        yield Compiled(
+            op=op,
+            model=model,
+            layout=layout,
+            target=target,
+            shared_bytes=kernel.metadata.shared,
+            warps=kernel.metadata.num_warps,
+            fp_fusion=kernel.metadata.enable_fp_fusion,
+            **read(kernel.asm),
+        )
+
+
+def _call_of(case: Case) -> Callable[[], Any]:
+    import fused_ops
+
+    return lambda: getattr(fused_ops, case.op)(**unwritten(case).kwargs)
+
+
+def unwritten(case: Case) -> Arguments:
+    """The arguments of a case on the CPU; only an index has values, zeros, since ops read them before they launch."""
+    sizes: dict[str, int] = {}
+    for spec in case.tensors.values():
+        sizes[spec.storage] = max(sizes.get(spec.storage, 0), spec.extent)
+    memory, tensors = dict[str, Tensor](), dict[str, Tensor]()
+    for name, spec in case.tensors.items():
+        make = torch.zeros if name.endswith(".index") else torch.empty
+        whole = memory.setdefault(spec.storage, make(sizes[spec.storage], dtype=spec.torch_dtype))
+        tensors[name] = whole.as_strided(spec.shape, spec.strides, spec.offset)
+    kwargs = keyword_arguments(case, tensors)
+    return Arguments(kwargs | absent(case, kwargs), tensors, {})
 
 
 def _count(pattern: str, text: str, bits: Callable[[re.Match[str]], int]) -> dict[int, int]:

@@ -18,6 +18,7 @@ that a copy of as many bytes takes.
 
 import contextlib
 import dataclasses
+import gc
 import json
 import math
 import re
@@ -36,19 +37,20 @@ from validation.bench import forward_bytes, subjects
 from validation.bench.arm_drift import ArmVerdict, DriftOfArms
 from validation.bench.arms import ALL, BEFORE, COMPACT, Arm, Running, arms_of
 from validation.bench.forward_bytes import REST, StepBytes
-from validation.bench.ops import aligned, one_line
+from validation.bench.ops import aligned, one_line, random_pair
 from validation.bench.picture import step_times
 from validation.bench.subjects import EMBEDDED, FULL, TINY, Subject
 from validation.bench.timing import GpuTimer, Timer
 from validation.drift import measure
 from validation.drift.cache import default_folder
+from validation.drift.verdicts import Verdict
 from validation.errors import CannotExpress, UsageError
 from validation.models.mount import SiteError
 from validation.models.trajectory import peak_memory, reset_peak_memory
 from validation.ops import OpSet
 from validation.parity import default_tier
 from validation.quality import DEFAULT
-from validation.record import Environment
+from validation.record import Environment, Status
 from validation.shape_quality import TRAINED
 
 SCHEMA = 1
@@ -350,16 +352,15 @@ def visit(running: Running, steps: int) -> list[float]:
 
 
 def _prepare(timed: Timed, subject: Subject) -> Running:
-    """An arm, warm; its memory and its launches."""
+    """An arm, warm; its memory."""
     running = Running(subject, timed.arm)
     device = subject.device
     if not timed.arm.graph:  # what a graph holds is allocated while it is captured
         visit(running, 1)
+    gc.collect()  # what an arm before left behind, one that failed above all, is no memory of this one
     reset_peak_memory(device)
     visit(running, 1)
     timed.peak_bytes = peak_memory(device)
-    if device.type == "cuda":
-        timed.profile = _profile(running)
     return running
 
 
@@ -395,10 +396,8 @@ def time_decode(subject: Subject) -> float:
 
 def copy_bandwidth(timer: Timer) -> float:
     """Bytes a second that a copy reads and writes, past the cache."""
-    source, target = torch.zeros(2, _COPY_BYTES // 8, dtype=torch.int64, device=timer.device)
-    return (
-        2 * _COPY_BYTES / statistics.median(timer.sample(lambda _n: target.copy_(source), 4).device for _ in range(5))
-    )
+    source, target = random_pair(_COPY_BYTES // 8, timer.device)
+    return 2 * _COPY_BYTES / statistics.median(timer.sample(lambda: target.copy_(source), 4).device for _ in range(5))
 
 
 def run(
@@ -409,7 +408,7 @@ def run(
     steps: int = STEPS,
     rounds: int = ROUNDS,
     decodes: int = DECODES,
-    drift: DriftOfArms | None = None,
+    drift: Callable[[], DriftOfArms] | None = None,
     require: str = "close",
     step_bytes: Callable[[Arm], StepBytes | None] = lambda _arm: None,
     copy: float | None = None,
@@ -424,10 +423,11 @@ def run(
         full: whether the subject has its full size.
         steps, rounds: timed steps of a visit; rounds of two visits of each arm.
         decodes: 0, 1 (before the rounds) or 2 (after them too).
-        drift: measures each arm too. require: the tier that it is held to.
+        drift: makes what measures each arm's, once the times are known. require: the tier that it is held to.
         step_bytes: the byte model of an arm.
         copy: from `copy_bandwidth`.
-        keep: called once the times are known, before the drift is measured.
+        keep: called once the times are known, and again once launches are counted, before the drift is measured:
+            neither a profiler that crashes nor a process that is stopped may cost the times.
         progress: called with a line of text as the work goes on.
 
     Raises:
@@ -472,12 +472,37 @@ def run(
         progress("decoding")
         result.decode.append(time_decode(subject))
     keep(result)
+    if gpu:
+        for name, arm in running.items():
+            progress(f"{name}: counting launches")
+            try:
+                by_name[name].profile = _profile(arm)
+            except Exception as error:
+                progress(f"{name}: not counted: {one_line(error)}")
+        keep(result)
     if drift is not None:
-        result.drift_on = drift.about
-        for name in running:
-            progress(f"{name}: drift")
-            by_name[name].drift = drift(by_name[name].arm, require)
+        _measure_drift(result, [by_name[name] for name in running], drift, require, progress)
     return result
+
+
+def _measure_drift(
+    result: Result,
+    arms: Sequence[Timed],
+    drift: Callable[[], DriftOfArms],
+    require: str,
+    progress: Callable[[str], None],
+) -> None:
+    """The verdict of each arm; one that cannot be had is a failure, and costs no times."""
+    measure: DriftOfArms | None = None
+    for timed in arms:
+        progress(f"{timed.arm.name}: drift")
+        try:
+            measure = measure or drift()
+            result.drift_on = measure.about
+            timed.drift = measure(timed.arm, require)
+        except Exception as error:
+            verdict = Verdict(Status.RUNTIME_ERROR, "drift", one_line(error))
+            timed.drift = ArmVerdict((verdict,), verdict.reason)
 
 
 def benchmark(
@@ -518,18 +543,15 @@ def benchmark(
     progress(f"{model}: {subject.size}")
     _, moved = byte_model(model, size, arms, checkpoint)
     copy = copy_bandwidth(GpuTimer()) if device == "cuda" else None
-    measured = None
-    if (drift or ("model" if tiny else "embedded")) == "model":
-        measured = DriftOfArms(
-            subject, cache=cache or default_folder(), replays=replays, checkpoint=checkpoint, progress=progress
-        )
-    elif drift != "none":
-        # Its own arms: what is mounted on one model is not on the other.
-        folder = EMBEDDED_CHECKPOINTS[model]
-        small = subjects.make(model, EMBEDDED, device, checkpoint=folder)
-        measured = DriftOfArms(
-            small, cache=cache or default_folder(), replays=replays, checkpoint=folder, progress=progress
-        )
+
+    def drift_of_arms() -> DriftOfArms:
+        on, weights = subject, checkpoint
+        if (drift or ("model" if tiny else "embedded")) == "embedded":
+            weights = EMBEDDED_CHECKPOINTS[model]
+            # Its own arms: what is mounted on one model is not on the other.
+            on = subjects.make(model, EMBEDDED, device, checkpoint=weights)
+        return DriftOfArms(on, cache=cache or default_folder(), replays=replays, checkpoint=weights, progress=progress)
+
     return run(
         subject,
         arms,
@@ -537,7 +559,7 @@ def benchmark(
         steps=steps,
         rounds=rounds,
         decodes=decodes,
-        drift=measured,
+        drift=None if drift == "none" else drift_of_arms,
         require=default_tier(ops) or "close",
         step_bytes=lambda arm: moved.get(arm.name),
         copy=copy,

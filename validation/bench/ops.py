@@ -2,12 +2,14 @@
 
 Ops and widths that no model has here are timed at shapes of their own (`validation.bench.shapes`).
 
-Arms of one workload are timed in turn, there and back, in every round, on arguments that rotate past the cache;
-results are kept as long, so that outputs rotate too. ``copy`` is one of the arms: a device-to-device copy that
-moves exactly as many bytes as the op must (`traffic`). An op's share of the roof is the copy's time over its own.
+Arms of one workload are timed in turn, there and back, in every round, on arguments that rotate past the cache, from
+one arm's call to the next arm's too; results are kept as long, so that outputs rotate as well. ``copy`` is one of the
+arms: a device-to-device copy that moves exactly as many bytes as the op must (`traffic`). An op's share of the roof
+is the copy's time over its own.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -32,7 +34,7 @@ from validation.ops import check_op_name, load_op_set
 from validation.record import Environment
 
 SCHEMA = 1
-MODELS = {"helios": "Helios", "hunyuan3d": "Hunyuan3D-2", GROUP: "FLUX"}  # and whose widths `aot` compiles
+MODELS = ("helios", "hunyuan3d", GROUP)
 OURS, COPY, NORM_ALONE = "fused_ops", "copy", "torch norm alone"
 ADAPTERS = ("torch_native", "liger", "flaggems")
 ARMS = (OURS, "reference_ops", "torch.compile", NORM_ALONE, *ADAPTERS)
@@ -169,6 +171,12 @@ class Row:
         return HEAD_ROOF_GOAL if self.shape[-1] <= HEAD else ROOF_GOAL
 
     @property
+    def failed(self) -> bool:
+        """Whether an op of this project was left out for another reason than a lack of memory."""
+        reasons = (self.left_out.get(name, "") for name in (OURS, "reference_ops"))
+        return any(reason and f"{torch.OutOfMemoryError.__name__}:" not in reason for reason in reasons)
+
+    @property
     def shortfalls(self) -> list[str]:
         """What falls short of the goals, in words."""
         if OURS not in self.arms:
@@ -238,8 +246,8 @@ def time_workload(
         calls: of a sample.
 
     Raises:
-        Exception: whatever `fused_ops` or `reference_ops` raise at first, but for a lack of memory, and the copy at
-            any time. Other errors are written down, and their arm is left out.
+        Exception: whatever making the arguments raises, but for a lack of memory, and the copy at any time. An arm's
+            errors are written down, and it is left out.
     """
     case = workload.make(whole)
     moved = traffic(case)
@@ -262,7 +270,7 @@ def time_workload(
                 continue
             try:
                 row.arms[name].samples.append(timer.sample(arms[name], calls))
-            except RuntimeError as error:  # of memory, or of a run that took too long to queue
+            except Exception as error:  # such as of memory, or of a run that took too long to queue
                 if name == COPY:
                     raise
                 row.left_out[name] = one_line(error)
@@ -272,22 +280,19 @@ def time_workload(
 
 def _prepared(
     op: str, names: Sequence[str], sets: list[dict[str, Any]], timer: Timer, calls: int
-) -> tuple[dict[str, Callable[[int], object]], dict[str, str]]:
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
     """The arms that run, warm, and why others do not."""
-    arms: dict[str, Callable[[int], object]] = {}
+    arms: dict[str, Callable[[], object]] = {}
     left_out = {}
+    rotation = itertools.cycle(sets)  # of all arms: where one stopped the next goes on
     for name in names:
         try:
-            call = _rotating(arm(name, op), sets)
-            for n in range(2 * len(sets)):
-                call(n)
+            call = _rotating(arm(name, op), rotation, len(sets))
+            for _ in range(2 * len(sets)):
+                call()
             timer.sample(call, calls)
             arms[name] = call
-        except (CannotExpress, UsageError, torch.OutOfMemoryError) as error:
-            left_out[name] = one_line(error)
-        except Exception as error:
-            if name in (OURS, "reference_ops"):
-                raise
+        except Exception as error:  # whatever it is, the other arms and workloads are measured
             left_out[name] = one_line(error)
     return arms, left_out
 
@@ -297,25 +302,32 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
-def _rotating(function: Callable[..., Any], sets: list[dict[str, Any]]) -> Callable[[int], object]:
+def _rotating(function: Callable[..., Any], sets: Iterator[dict[str, Any]], count: int) -> Callable[[], object]:
     # Held until their memory has gone cold: else the allocator would give out one block again and again.
-    results: deque[Any] = deque(maxlen=len(sets))
+    results: deque[Any] = deque(maxlen=count)
 
-    def call(n: int) -> None:
-        results.append(function(**sets[n % len(sets)]))
+    def call() -> None:
+        results.append(function(**next(sets)))
 
     return call
 
 
-def _copy(total: int, device: str, count: int) -> Callable[[int], object]:
+def _copy(total: int, device: str, count: int) -> Callable[[], object]:
     half = max(total // 16, 1)  # of int64, read and written
-    pairs = [torch.zeros(2, half, dtype=torch.int64, device=device) for _ in range(count)]
+    pairs = itertools.cycle([random_pair(half, device) for _ in range(count)])
 
-    def call(n: int) -> None:
-        source, target = pairs[n % count]
+    def call() -> None:
+        source, target = next(pairs)
         target.copy_(source)
 
     return call
+
+
+def random_pair(numbers: int, device: str) -> tuple[Tensor, Tensor]:
+    """Random int64 to copy between: zeros may move faster than what an op reads."""
+    generator = torch.Generator(device).manual_seed(0)
+    source, target = torch.empty(2, numbers, dtype=torch.int64, device=device).random_(generator=generator)
+    return source, target
 
 
 def run(
@@ -435,8 +447,9 @@ def table(rows: Sequence[Row]) -> str:
     lines += ["others over the op's: above 1 the fused op is faster. Norm alone does less than the op."]
     if left_out:
         lines += ["", "left out:", *(f"  {why}" for why in left_out)]
-    short = [f"  {row.workload.name}: {what}" for row in rows for what in row.shortfalls]
-    lines += ["", "short of the goals:", *short] if short else ["", "Every goal is met."]
+    short = [row for row in rows if row.shortfalls]
+    lines += ["", f"Short of the goals at {len(short)} of {len(rows)} workloads:" if short else "Every goal is met."]
+    lines += [f"  {row.workload.op}, {row.workload.name}: {what}" for row in short for what in row.shortfalls]
     return "\n".join(lines)
 
 
@@ -450,6 +463,20 @@ def byte_table(found: Sequence[Workload]) -> str:
             moved, x = traffic(case), case.tensors["x" if "x" in case.tensors else "q"]
             sizes = (f"{count / 1e6:.2f}" for count in (moved.read, moved.written, moved.total))
             cells.append((workload.name, "x".join(map(str, x.shape)), x.dtype, *sizes))
+        lines += ["", op, *aligned(cells)]
+    return "\n".join(lines[1:])
+
+
+def kernel_table(found: Sequence[Workload], kernels: Sequence[aot.Compiled]) -> str:
+    """What the compiler made of the kernel of each workload, as text."""
+    lines = []
+    for op in dict.fromkeys(workload.op for workload in found):
+        cells: list[Sequence[str]] = [("workload", "loads", "stores", "registers", "local B", "shared B", "warps")]
+        for workload, kernel in zip(found, kernels, strict=True):
+            if workload.op == op:
+                accesses = (aot.widths_text(bits) for bits in (kernel.load_bits, kernel.store_bits))
+                sizes = (kernel.registers, kernel.local_bytes, kernel.shared_bytes, kernel.warps)
+                cells.append((workload.name, *accesses, *map(str, sizes)))
         lines += ["", op, *aligned(cells)]
     return "\n".join(lines[1:])
 
@@ -469,8 +496,6 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 def without_gpu(found: Sequence[Workload], target: str = "sm_90") -> str:
     """What can be known without a GPU: the byte model, and what the compiler made of the kernels."""
     ops = {workload.op for workload in found}
-    models = [name for model, name in MODELS.items() if any(workload.model == model for workload in found)]
-    kernels = aot.compile_kernels([target], models, ["aligned"])
     alone = [op for op in without_workload() if op in ops]
     return "\n".join(
         [
@@ -480,7 +505,7 @@ def without_gpu(found: Sequence[Workload], target: str = "sm_90") -> str:
             "",
             f"Compiled ahead of time for {target}:",
             "",
-            aot.table([kernel for kernel in kernels if kernel.op.split()[0] in ops]),
+            kernel_table(found, aot.compile_cases(target, [workload.make(True) for workload in found])),
             "",
             *([f"At no site of a model, so at shapes of their own alone: {', '.join(alone)}."] if alone else []),
             "Nothing was timed: timings need a GPU (validate bench ops --gpu).",

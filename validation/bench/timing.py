@@ -29,8 +29,8 @@ class Timer(Protocol):
     cache_bytes: int
     measures: str
 
-    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
-        """Time ``call(0)``, ``call(1)``, ... as one run."""
+    def sample(self, call: Callable[[], object], calls: int) -> Sample:
+        """Time so many calls as one run."""
         ...
 
 
@@ -59,7 +59,7 @@ class GpuTimer:
             self.end.synchronize()
         self.cycles_per_second = cycles / (self.start.elapsed_time(self.end) * 1e-3)
 
-    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> Sample:
         """Time a run of calls.
 
         Raises:
@@ -70,8 +70,8 @@ class GpuTimer:
             torch.cuda._sleep(int(self.wait * self.cycles_per_second))  # type: ignore[no-untyped-call]
             self.start.record()
             begin = time.perf_counter()
-            for n in range(calls):
-                call(n)
+            for _ in range(calls):
+                call()
             host = time.perf_counter() - begin
             queued_in_time = not self.start.query()
             self.end.record()
@@ -90,10 +90,10 @@ class CpuTimer:
     cache_bytes = 0
     measures = "wall clock on the CPU: a test of the harness, no measurement"
 
-    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> Sample:
         """Time a run of calls."""
         begin = time.perf_counter()
-        for n in range(calls):
-            call(n)
+        for _ in range(calls):
+            call()
         seconds = (time.perf_counter() - begin) / calls
         return Sample(seconds, seconds)

@@ -94,6 +94,8 @@ def _arguments(case: Case, device: str, generator: torch.Generator) -> dict[str,
     }
     arguments: dict[str, Any] = dict(case.flags)
     for name, view in views.items():
+        if case.flags.get("inplace") and name.endswith("weight"):
+            view.sign_()  # else all but one channel of a row vanish in a few dozen calls
         argument, _, part = name.partition(".")
         if part == "index":
             table, tokens = views[f"{argument}.table"], view.shape[1]

@@ -29,6 +29,7 @@ from validation.bench.subjects import TINY, Subject
 from validation.bench.traffic import compact, traffic
 from validation.cases.workloads import Workload, workloads
 from validation.drift.verdicts import Verdict
+from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
 from validation.models import helios
 from validation.ops import OpSet, op_set_from
@@ -404,8 +405,14 @@ def test_a_wrong_arm_shows_its_failed_verdict_beside_its_time(
         gate = ops["residual_gate_add"]
         ops = reference(residual_gate_add=lambda residual, x, factor, **_: gate(residual, x, factor))
     arms = [arm_of(model, "before", ops), arm_of(model, name, ops)]
-    drift = DriftOfArms(tiny(model), cache=cache, replays=4)
-    result = denoise.run(tiny(model), arms, full=False, steps=1, rounds=1, drift=drift)
+    result = denoise.run(
+        tiny(model),
+        arms,
+        full=False,
+        steps=1,
+        rounds=1,
+        drift=lambda: DriftOfArms(tiny(model), cache=cache, replays=4),
+    )
     assert result.failed
     verdict = result.arms[1].drift
     assert verdict is not None
@@ -414,6 +421,28 @@ def test_a_wrong_arm_shows_its_failed_verdict_beside_its_time(
     line = next(line for line in denoise.table(result).splitlines() if line.split()[:1] == name.split()[:1])
     assert line.endswith(f"  {verdict.word}")
     assert [found.status for found in verdict.verdicts if found.check == "band"] == [Status.OUTSIDE_BAND]
+
+
+def test_a_drift_that_cannot_be_measured_fails_and_costs_no_times() -> None:
+    kept: list[list[int]] = []
+
+    def no_drift() -> DriftOfArms:
+        raise UsageError("no checkpoint\nsecond line")
+
+    result = denoise.run(
+        tiny("helios"),
+        [arm_of("helios", name) for name in ("before", "compact")],
+        full=False,
+        steps=1,
+        rounds=1,
+        drift=no_drift,
+        keep=lambda result: kept.append([len(timed.visits) for timed in result.arms]),
+    )
+    assert kept == [[2, 2]]
+    assert result.failed
+    assert result.drift_on == "not measured"
+    assert [timed.drift.word for timed in result.timed if timed.drift] == ["RUNTIME_ERROR"] * 2
+    assert "UsageError: no checkpoint" in denoise.table(result)
 
 
 def test_an_op_that_raises_fails_the_drift_verdict(cache: Path) -> None:

@@ -4,6 +4,7 @@ No test looks at how long anything took.
 """
 
 import dataclasses
+import itertools
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 import fused_ops
 import reference_ops
 from reference_ops import IndexedRows
-from validation import cli
+from validation import aot, cli
 from validation.bench import ops
 from validation.bench.picture import share_of_roof
 from validation.bench.shapes import GROUP, WIDTHS, shapes
@@ -149,6 +150,15 @@ def test_argument_sets_lie_apart_and_are_finite() -> None:
     assert packed["q"].untyped_storage().data_ptr() == packed["k"].untyped_storage().data_ptr()
 
 
+def test_values_outlast_many_calls_in_place() -> None:
+    for workload in (w for w in WORKLOADS if w.make(False).flags.get("inplace")):
+        (arguments,) = argument_sets(workload.make(False), "cpu", 1)
+        for _ in range(100):
+            reference_ops.qk_norm(**arguments)
+        assert 0.9 < arguments["q"].float().std() < 1.1, workload.name
+        assert arguments["q"].float().abs().median() > 0.4, workload.name
+
+
 def test_unknown_names_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="unknown op 'odd'"):
         ops.chosen(["odd"])
@@ -187,9 +197,9 @@ class Watch(CpuTimer):
 
     def __init__(self, cache_bytes: int = 0) -> None:
         self.cache_bytes = cache_bytes
-        self.order: list[Callable[[int], object]] = []
+        self.order: list[Callable[[], object]] = []
 
-    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> Sample:
         self.order.append(call)
         return super().sample(call, calls)
 
@@ -241,12 +251,39 @@ def test_arguments_rotate_past_the_cache_and_so_do_results() -> None:
         return y
 
     sets = [{"x": torch.zeros(1 << 16)} for _ in range(3)]
-    call = ops._rotating(op, sets)
-    for n in range(9):
-        call(n)
+    call = ops._rotating(op, itertools.cycle(sets), 3)
+    for _ in range(9):
+        call()
     assert seen[:3] == [arguments["x"].data_ptr() for arguments in sets]
     assert seen == seen[:3] * 3
     assert all(len({*made[n : n + 3]}) == 3 for n in range(7))
+
+
+def test_no_set_comes_back_early_where_a_sample_ends_or_another_arm_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of fewer calls than there are sets: were each to begin with the first set, that would be in the cache."""
+    seen: list[int] = []
+
+    def op(x: Tensor, **_: Any) -> Tensor:
+        seen.append(x.data_ptr())
+        return x.clone()
+
+    for module in (fused_ops, reference_ops):
+        monkeypatch.setattr(module, "rms_norm", op)
+    workload = FIRST["rms_norm"]
+    watch = Watch(2 * traffic(workload.make(False)).total)
+    names = [ops.OURS, "reference_ops"]
+    row = ops.time_workload(workload, watch, whole=False, names=names, rounds=3, calls=2)
+    assert row.sets == 5
+    assert len(seen) == 2 * (2 * row.sets + 2) + 3 * 2 * 2
+    assert all(len({*seen[n : n + row.sets]}) == row.sets for n in range(len(seen) - row.sets + 1))
+
+
+def test_the_copy_moves_as_many_bytes_and_no_zeros() -> None:
+    source, target = ops.random_pair(1000, "cpu")
+    assert len({*source.tolist()}) > 990
+    assert source.numel() * source.element_size() == 8000
+    ops._copy(16_000, "cpu", 2)()
+    assert target.shape == source.shape
 
 
 def fail(**_: Any) -> None:
@@ -271,10 +308,10 @@ class Failing(CpuTimer):
 
     def __init__(self, arm: int, after: int, error: Exception) -> None:
         self.arm, self.after, self.error = arm, after, error
-        self.seen: list[Callable[[int], object]] = []
+        self.seen: list[Callable[[], object]] = []
         self.count = 0
 
-    def sample(self, call: Callable[[int], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> Sample:
         self.seen += [] if call in self.seen else [call]
         if self.seen.index(call) == self.arm:
             self.count += 1
@@ -296,6 +333,7 @@ def test_an_arm_that_runs_out_of_memory_is_left_out(after: int) -> None:
     }
     assert row.left_out == {"reference_ops": "OutOfMemoryError: 3 GB"}
     assert "reference_ops: OutOfMemoryError: 3 GB" in ops.table([row])
+    assert not row.failed
     with pytest.raises(torch.OutOfMemoryError):
         ops.time_workload(
             FIRST["rms_norm"], Failing(1, 0, timer.error), whole=False, names=[ops.OURS], rounds=1, calls=1
@@ -309,14 +347,21 @@ def test_a_workload_whose_arguments_do_not_fit_is_said(monkeypatch: pytest.Monke
     monkeypatch.setattr(ops, "argument_sets", full)
     (row,) = ops.run([FIRST["rms_norm"]], CpuTimer(), whole=False, names=[ops.OURS], rounds=1, calls=1)
     assert row.shortfalls == ["not timed: its arguments: OutOfMemoryError: 3 GB"]
+    assert not row.failed
     assert "its arguments: OutOfMemoryError: 3 GB" in ops.table([row])
     ops.write([row], ops.about(CpuTimer(), "a device"), tmp_path, "now")
 
 
-def test_an_op_of_ours_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_op_of_ours_that_fails_is_a_failure_and_the_rest_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_ops, "rms_norm", fail)
-    with pytest.raises(ValueError, match="planted"):
-        ops.time_workload(FIRST["rms_norm"], CpuTimer(), whole=False, names=[ops.OURS], rounds=1, calls=1)
+    names = [ops.OURS, "reference_ops"]
+    found = [FIRST["rms_norm"], FIRST["layer_norm"]]
+    failed, other = ops.run(found, CpuTimer(), whole=False, names=names, rounds=1, calls=1)
+    assert set(failed.arms) == {"reference_ops", ops.COPY}
+    assert set(other.arms) == {*names, ops.COPY}
+    assert (failed.failed, other.failed) == (True, False)
+    assert failed.shortfalls == ["not timed: ValueError: planted"]
+    assert "rms_norm, helios qk_norm 384x640: not timed: ValueError: planted" in ops.table([failed, other])
 
 
 # What is said of it
@@ -399,7 +444,8 @@ def test_parts_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         parts.append(ops.write(rows, ops.about(CpuTimer(), "a device"), tmp_path, f"part{n}")[0])
     assert cli.main(["bench", "ops", "--merge", *map(str, parts), "--out", str(tmp_path / "merged")]) == cli.PASSED
     out = capsys.readouterr().out
-    assert "1.50 x the time of liger" in out
+    assert "Short of the goals at 1 of 2 workloads:" in out
+    assert "rms_norm, helios qk_norm 384x640: 1.50 x the time of liger" in out
     assert "91" in next(line for line in out.splitlines() if line.startswith("  shapes width")).split()
     (path,) = (tmp_path / "merged").glob("*.json")
     found, where = ops.read([path])
@@ -407,6 +453,10 @@ def test_parts_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         row.to_dict() for row in (rows[0], row_of("scale_shift", {ops.OURS: 99}))
     ]
     assert where["environment"]["device"] == "a device"
+    rows[0].left_out[ops.OURS] = "ValueError: planted"
+    del rows[0].arms[ops.OURS]
+    broken = ops.write(rows, ops.about(CpuTimer(), "a device"), tmp_path, "broken")[0]
+    assert cli.main(["bench", "ops", "--merge", str(broken), "--out", str(tmp_path / "merged")]) == cli.FAILED
     elsewhere = ops.write(found, ops.about(CpuTimer(), "another"), tmp_path, "elsewhere")[0]
     for paths, says in (([path, elsewhere], "another device"), ([tmp_path / "none"], "FileNotFoundError")):
         with pytest.raises(UsageError, match=says):
@@ -445,11 +495,27 @@ def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pyt
     assert "Nothing was timed" in lines[-1]
     single = next(line for line in lines if "qk_norm single, packed" in line)
     assert single.split()[-4:] == ["float16", "36.39", "36.39", "72.78"]
-    kernels = [line for line in lines if line.startswith("sm_90")]
-    assert len(kernels) == 2
-    assert all("8 x 128 bits" in line for line in kernels)
-    assert "registers" in out
+    made = lines[lines.index("Compiled ahead of time for sm_90:") :]
+    header, *kernels = [line for line in made if line.startswith("  ")]
+    assert header.split()[-6:] == ["registers", "local", "B", "shared", "B", "warps"]
+    assert len(kernels) == len(ops.chosen(["qk_norm"], ["hunyuan3d"])) == 6
+    for line in kernels:
+        assert "8 x 128 bits  4 x 128 bits" in line
+        assert line.split()[-3] == "0"
     assert not list(here.iterdir())
+
+
+def test_kernels_at_every_width_with_a_goal_use_128_bits_and_no_local_memory() -> None:
+    """Strided float32 modulation included; but for cos and sin of which every second element is read."""
+    found = ops.chosen(models=[GROUP])
+    for workload, kernel in zip(found, aot.compile_cases("sm_90", [w.make(True) for w in found]), strict=True):
+        strided = workload.op in ("rotary_embedding", "qk_norm_rope")
+        assert set(kernel.load_bits) == ({128, 32} if strided else {128}), workload
+        assert set(kernel.store_bits) == {128}, workload
+        assert kernel.local_bytes == 0, workload
+        assert kernel.registers <= aot.REGISTER_LIMIT, workload
+        assert not kernel.flushes_subnormals, workload
+    assert {w.make(True).tensors["x"].shape[-1] for w in found if "float32" in w.site} == set(WIDTHS)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def record() -> Any:
 def test_every_op_and_both_models_have_their_parts(record: Any, tmp_path: Path) -> None:
     parts = list(record.parts(record.STEPS, reference_ops.OP_NAMES, "default", tmp_path, tmp_path))
     names = [part.name for part in parts]
-    assert len(names) == len(set(names)) == 6 * len(reference_ops.OP_NAMES) + 5
+    assert len(names) == len(set(names)) == 6 * len(reference_ops.OP_NAMES) + 7
     for part in parts:
         words = part.command[part.command.index("validation") + 1 :]
         if part.name == "ops table":
@@ -60,6 +60,19 @@ def test_the_commands_ask_for_a_gpu_and_nothing_that_the_command_line_refuses(
     else:
         assert "no usable GPU" in done.stderr
         assert done.returncode == cli.USAGE
+
+
+def test_the_parts_are_listed_without_a_gpu(tmp_path: Path) -> None:
+    words = ["--list", "--steps", "no-fusion", "denoise", "--op", "rms_norm", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_record.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *denoise = done.stdout.splitlines()
+    assert first.startswith("no-fusion rms_norm: TRITON_DEFAULT_FP_FUSION=0 ")
+    assert len(denoise) == 6
+    assert "--arm 'all sites'" in denoise[0]
+    assert "denoise helios torch.compile, its drift" in denoise[2]
+    assert not list(tmp_path.iterdir())
 
 
 def python(record: Any, name: str, code: str) -> Any:
