@@ -11,8 +11,8 @@ lie inside the frame, then over channels; what scikit-image computes in float64 
 ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``. (Of float32 frames scikit-image computes in
 float32, which lies up to 6e-6 from its own float64 on flat frames and on small ones.)
 
-A frame is read in bands of rows, so that the memory taken does not depend on the count of frames, and hardly on
-their size. With ``s = x + y`` and ``d = x - y`` four filtered planes do where x, y, x^2, y^2 and xy would be five:
+Runs of frames are read in bands of rows, so that the memory taken does not depend on the count of frames, and hardly
+on their size. With ``s = x + y`` and ``d = x - y`` four filtered planes do where x, y, x^2, y^2 and xy would be five:
 the weighted variances of s and d add up to ``2 (var x + var y)`` and differ by ``4 cov(x, y)``, as their squared
 means do likewise, so that SSIM is ``(1 - 2 a) (1 - 2 b)`` with the shares of d in the sums of the squared means
 (with C1) and of the variances (with C2): exactly 1 where d is 0.
@@ -23,6 +23,7 @@ against C2 = 9e-4 data_range^2, and no colour that is subtracted first suits a f
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import threading
@@ -43,12 +44,15 @@ RADIUS = int(3.5 * SIGMA + 0.5)
 SSIM_WINDOW = 2 * RADIUS + 1
 K1, K2 = 0.01, 0.03
 
-# Rows of a band. On a core with 1 MB of second-level cache 12 took 22.7 ms for a frame of 832 x 480, 16 and 24 took
-# 21.9 ms, 32 took 22.7 ms. On a GPU launches would cost more than memory does.
-BAND_ROWS = {"cpu": 16, "cuda": 128}
-# Columns that one small matrix product makes. 24 took 6.8 ms a frame; 16 and 32, 10.8 and 12.1 ms, as many shifted
-# additions as there are taps 10.6 ms.
-BLOCK = 24
+# Rows of windows in a band. On a core with 1 MB of second-level cache, which others used too, a frame of 832 x 480 took
+# 20.5 ms with 96, 22.8 ms with 64 and 27.5 ms with 32; 160 took 7 % and 240 took 11 % more than 96. On a GPU launches
+# would cost more than memory does.
+BAND_ROWS = {"cpu": 96, "cuda": 512}
+# Rows and columns of windows that one small matrix product makes. Down, 8 took 5.1 ms a frame, 4 and 12 5.3 ms, 16 and
+# 24 took 5.7 and 6.8 ms; across, 12 took 5.3 ms and 24 took 6.7 ms.
+DOWN, ACROSS = 8, 12
+# Frames that a thread measures in a row: of all but the first, the difference that a step begins from is at hand.
+RUN = 16
 
 Frames = npt.NDArray[Any]
 
@@ -186,120 +190,134 @@ class _Frame:
 def _measure_all(reference: Frames, candidate: Frames, data_range: float, device: torch.device) -> list[_Frame]:
     mine = threading.local()
 
-    def measure(t: int) -> _Frame:
+    def measure(run: tuple[int, int]) -> list[_Frame]:
         if not hasattr(mine, "bands"):
             mine.bands = _Bands(reference.shape, data_range, device)
         bands: _Bands = mine.bands
-        return bands.measure(reference[max(t - 1, 0) : t + 1], candidate[max(t - 1, 0) : t + 1])
+        first, end = run
+        before = max(first - 1, 0)
+        return bands.measure(reference[before:end], candidate[before:end], first - before)
 
-    times = range(len(reference))
+    frames = len(reference)
+    threads = min(frames, len(os.sched_getaffinity(0))) if device.type == "cpu" else 1
+    # As many runs for one thread as for another, where there are frames enough.
+    count = min(frames, threads * math.ceil(frames / (threads * RUN)))
+    runs = itertools.pairwise(frames * i // count for i in range(count + 1))
     if device.type != "cpu":
-        return [measure(t) for t in times]
+        return [frame for run in runs for frame in measure(run)]
     # Threads over frames rather than inside an operation: a frame is tens of milliseconds of work without a
     # point where one thread waits (spinning, with OpenMP) for another whose core is taken.
-    with one_thread(), ThreadPoolExecutor(min(len(times), len(os.sched_getaffinity(0)))) as pool:
-        return list(pool.map(measure, times))
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        return [frame for run in pool.map(measure, runs) for frame in run]
 
 
 class _Bands:
-    """The memory in which one thread measures frames of one size, band by band."""
+    """The memory in which one thread measures frames of one size, one channel of one band of rows at a time."""
 
     def __init__(self, shape: tuple[int, ...], data_range: float, device: torch.device) -> None:
         _, self.height, self.width, self.channels = shape
         self.constants = 2 * (K1 * data_range) ** 2, 2 * (K2 * data_range) ** 2
-        rows = min(BAND_ROWS.get(device.type, BAND_ROWS["cuda"]) + 2 * RADIUS, self.height)
-        outputs, windows = rows - 2 * RADIUS, self.width - 2 * RADIUS
-        self.blocks = -(-windows // BLOCK)
-        self.last = windows - (self.blocks - 1) * BLOCK
+        self.windows = self.height - 2 * RADIUS, self.width - 2 * RADIUS
+        self.outputs = min(BAND_ROWS.get(device.type, BAND_ROWS["cuda"]), self.windows[0])
+        lines, blocks = math.ceil(self.outputs / DOWN) * DOWN, math.ceil(self.windows[1] / ACROSS)
         # Columns beyond the frame stay 0: the last tile and the last block are as wide as the others.
-        self.padded = -(-max(self.width, self.blocks * BLOCK + 2 * RADIUS) // TILE) * TILE
+        padded = math.ceil(max(self.width, blocks * ACROSS + 2 * RADIUS) / TILE) * TILE
 
         def new(*sizes: int) -> Tensor:
             return torch.zeros(sizes, dtype=torch.float64, device=device)
 
-        self.x, self.y = new(rows, self.channels, self.padded), new(rows, self.channels, self.padded)
-        # s, d, s^2 + d^2 and d^2; of a row, one channel after the other.
-        self.planes = new(4, rows, self.channels * self.padded)
-        self.down = new(4 * outputs * self.channels * self.padded)
-        self.both = new(self.blocks * 4 * outputs * self.channels * BLOCK)
-        self.totals = new(2)
+        # x, then s, then s^2 + d^2; y, then d^2.
+        self.planes = new(2, lines + 2 * RADIUS, padded)
+        # d of each channel, of this frame and of the one before.
+        self.differences = new(2, self.channels, lines + 2 * RADIUS, padded)
+        # s, d, s^2 + d^2 and d^2: filtered down, one after the other; then across too, columns before rows.
+        self.down, self.both = new(lines, padded), new(4, blocks, ACROSS, lines)
         distance = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
         weights = torch.exp(-0.5 / SIGMA**2 * distance**2)
-        # The filter as products with banded matrices: down from the left, across from the right.
-        self.from_left, self.from_right = new(outputs, rows), new(BLOCK + 2 * RADIUS, BLOCK)
+        # The filter as products with banded matrices.
+        self.weights = new(DOWN, DOWN + 2 * RADIUS), new(ACROSS, ACROSS + 2 * RADIUS)
         for offset, weight in enumerate((weights / weights.sum()).tolist()):
-            self.from_left.diagonal(offset).fill_(weight)
-            self.from_right.diagonal(-offset).fill_(weight)
+            for matrix in self.weights:
+                matrix.diagonal(offset).fill_(weight)
 
-    def measure(self, reference: Frames, candidate: Frames) -> _Frame:
-        """Measure the last of one or two successive frames."""
-        tiles = []
-        self.totals.zero_()
-        start = kept = 0
-        while start < self.height:
-            end = min(self.height, start + self.planes.shape[1] - kept)
-            rows, new = kept + end - start, slice(start, end)
-            planes = self.planes[:, kept:rows]
-            self._load(planes, reference[-1, new], candidate[-1, new])
-            tiles.append(planes[3].view(end - start, self.channels, -1, TILE).sum(3).sum(1))
-            if len(reference) > 1:
-                self._add_step_error(planes[1], reference[0, new], candidate[0, new])
-            self._add_similarity(rows)
-            # The windows of the next band begin in the last rows of this one.
-            kept, start = 2 * RADIUS, end
-            if start < self.height:
-                self.planes[:, :kept].copy_(self.planes[:, rows - kept : rows])
-        distance, step_error = self.totals.tolist()
-        windows = (self.height - 2 * RADIUS) * (self.width - 2 * RADIUS) * self.channels
-        tile_errors = torch.cat(tiles)[:, : -(-self.width // TILE)]
-        return _frame(tile_errors.cpu().numpy(), (self.width, self.channels), step_error, 1 - distance / windows)
+    def measure(self, reference: Frames, candidate: Frames, skip: int) -> list[_Frame]:
+        """Measure successive frames without the first `skip`, 0 or 1: of that one only the step to the next counts."""
+        errors = self.down.new_zeros(len(reference), self.height, self.down.shape[1] // TILE)
+        # 1 - SSIM summed over all windows, and the squared error of the step from the frame before.
+        totals = self.down.new_zeros(len(reference), 2)
+        for start in range(0, self.windows[0], self.outputs):
+            end = min(self.height, start + self.outputs + 2 * RADIUS)
+            # The last rows of a band are the first of the next one, and count there.
+            counted = end - start if end == self.height else self.outputs
+            # Nothing of the band before may be left below a shorter one, not even to be multiplied by 0: it may be NaN.
+            self.planes[:, end - start :] = 0
+            for t in range(len(reference)):
+                x, y = self._rows(reference[t, start:end]), self._rows(candidate[t, start:end])
+                for channel in range(self.channels):
+                    d, before = self.differences[t % 2, channel], self.differences[1 - t % 2, channel]
+                    self._load(d, x[:, :, channel], y[:, :, channel])
+                    if t > 0:
+                        # (x1 - x0) - (y1 - y0) is (x1 - y1) - (x0 - y0).
+                        step = torch.sub(d[:counted], before[:counted], out=self.planes[1, :counted]).view(-1)
+                        totals[t, 1] += step.dot(step)
+                    if t >= skip:
+                        totals[t, 0] += self._dissimilarity(d, end - start - 2 * RADIUS)
+                        square = self.planes[1, :counted]
+                        errors[t, start : start + counted] += square.view(counted, -1, TILE).sum(2)
+        count = math.prod(self.windows) * self.channels
+        tile_errors = errors[:, :, : math.ceil(self.width / TILE)].cpu().numpy()
+        return [
+            _frame(tile_errors[t], (self.width, self.channels), step_error, 1 - distance / count)
+            for t, (distance, step_error) in enumerate(totals.tolist())
+            if t >= skip
+        ]
 
-    def _to(self, target: Tensor, rows: Frames) -> Tensor:
-        target = target[: len(rows)]
-        inside = target[:, :, : self.width]
-        if target.device.type == "cpu":
-            np.copyto(inside.numpy(), rows.transpose(0, 2, 1))
-        else:
-            # As they are to the device, float64 there: a quarter of the bytes, or an eighth.
-            inside.copy_(torch.from_numpy(np.array(rows)).to(target.device).transpose(1, 2))
-        return target.flatten(1)
+    def _rows(self, rows: Frames) -> Frames | Tensor:
+        if self.down.device.type == "cpu":
+            return rows
+        # As they are to the device, float64 there: a quarter of the bytes, or an eighth.
+        return torch.from_numpy(np.array(rows)).to(self.down.device)
 
-    def _load(self, planes: Tensor, reference: Frames, candidate: Frames) -> None:
-        x, y = self._to(self.x, reference), self._to(self.y, candidate)
-        s, d, squares, square = planes
-        torch.add(x, y, out=s)
+    def _load(self, d: Tensor, reference: Frames | Tensor, candidate: Frames | Tensor) -> None:
+        for plane, values in zip(self.planes, (reference, candidate), strict=True):
+            inside = plane[: len(values), : self.width]
+            if isinstance(values, Tensor):
+                inside.copy_(values)
+            else:
+                np.copyto(inside.numpy(), values)
+        x, y = self.planes
         torch.sub(x, y, out=d)
-        torch.mul(d, d, out=square)
-        torch.addcmul(square, s, s, out=squares)
+        x.add_(y)
 
-    def _add_step_error(self, difference: Tensor, reference: Frames, candidate: Frames) -> None:
-        # (x1 - x0) - (y1 - y0) is (x1 - y1) - (x0 - y0).
-        step = self._to(self.x, reference).sub_(self._to(self.y, candidate)).sub_(difference).flatten()
-        self.totals[1] += step.dot(step)
+    def _filter(self, plane: Tensor, filtered: Tensor, outputs: int) -> None:
+        """Filter so many rows of windows; each block reads the first rows, or columns, of the next one too."""
+        down, across = self.weights
+        bands, padded = math.ceil(outputs / DOWN), plane.shape[1]
+        blocks = plane.as_strided((bands, DOWN + 2 * RADIUS, padded), (DOWN * padded, padded, 1))
+        torch.bmm(down.expand(bands, -1, -1), blocks, out=self.down[: bands * DOWN].view(bands, DOWN, padded))
+        blocks = self.down.as_strided((len(filtered), ACROSS + 2 * RADIUS, len(self.down)), (ACROSS, 1, padded))
+        torch.bmm(across.expand(len(filtered), -1, -1), blocks, out=filtered)
 
-    def _add_similarity(self, rows: int) -> None:
-        """Add up 1 - SSIM over the windows of so many rows of `planes`."""
-        outputs = rows - 2 * RADIUS
-        lines = outputs * self.channels
-        down = self.down[: 4 * lines * self.padded].view(4, outputs, -1)
-        for plane, filtered in zip(self.planes[:, :rows], down, strict=True):
-            torch.mm(self.from_left[:outputs, :rows], plane, out=filtered)
-        # Each block reads the first columns of the next one too.
-        blocks = down.as_strided((self.blocks, 4 * lines, len(self.from_right)), (BLOCK, self.padded, 1))
-        both = self.both[: self.blocks * 4 * lines * BLOCK].view(self.blocks, 4 * lines, BLOCK)
-        torch.bmm(blocks, self.from_right.expand(self.blocks, -1, -1), out=both)
-        # Means become squared means, of both and of d; then mean squares become variances.
-        means, mean, variances, variance = both.view(self.blocks, 4, lines, BLOCK).unbind(1)
+    def _dissimilarity(self, d: Tensor, outputs: int) -> Tensor:
+        """1 - SSIM summed over so many rows of windows, from the s that is loaded and d; leaves d^2 in planes[1]."""
+        s, square = self.planes
+        means, mean, variances, variance = self.both.flatten(1, 2)[:, : self.windows[1], :outputs]
+        # Each plane is used while it is in the cache: means become squared means, of both and of d,
+        self._filter(s, self.both[0], outputs)
+        self._filter(d, self.both[1], outputs)
         torch.mul(mean, mean, out=mean)
         torch.addcmul(mean, means, means, out=means)
-        variances.sub_(means)
+        # then mean squares become variances.
+        torch.mul(d, d, out=square)
+        self._filter(square, self.both[3], outputs)
         variance.sub_(mean)
-        for part, whole, constant in zip((mean, variance), (means, variances), self.constants, strict=True):
-            part.div_(whole.add_(constant))
-            part[-1, :, self.last :] = 0
+        self._filter(torch.addcmul(square, s, s, out=s), self.both[2], outputs)
+        variances.sub_(means)
+        mean.div_(means.add_(self.constants[0]))
+        variance.div_(variances.add_(self.constants[1]))
         # 1 - (1 - 2 a) (1 - 2 b)
         variance.addcmul_(mean, variance, value=-2)
-        self.totals[0] += 2 * (mean.sum() + variance.sum())
+        return torch.add(mean.sum(), variance.sum()).mul(2)
 
 
 def _frame(errors: npt.NDArray[np.float64], shape: tuple[int, ...], step_error: float, similarity: float) -> _Frame:

@@ -237,16 +237,83 @@ def test_the_bits_do_not_depend_on_cores_or_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def test_bands_of_any_height_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of one band, of several, and bands of the height that a GPU gets."""
-    for height in (11, 25, 26, 27, 42, 96):
+@pytest.mark.parametrize("rows", [5, 16, 41, 96])
+def test_bands_of_any_height_see_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of one band, of several, and with a last one that is not full."""
+    for height in (11, 25, 26, 27, 42, 96, 107):
         reference, candidate = clip(2, height)
-        found = dataclasses.asdict(compare(reference, candidate, 1.0))
         with monkeypatch.context() as patch:
             patch.setitem(metrics.BAND_ROWS, "cpu", metrics.BAND_ROWS["cuda"])
             whole = dataclasses.asdict(compare(reference, candidate, 1.0))
+            patch.setitem(metrics.BAND_ROWS, "cpu", rows)
+            found = dataclasses.asdict(compare(reference, candidate, 1.0))
         for name, value in found.items():
             assert whole[name] == pytest.approx(value, rel=1e-13), (height, name)
+
+
+def test_runs_of_any_length_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, candidate = clip(7, 40, 50)
+    expected = compare(reference, candidate, 1.0)
+    for length in (1, 2, 3):
+        monkeypatch.setattr(metrics, "RUN", length)
+        assert compare(reference, candidate, 1.0) == expected
+
+
+def test_a_nan_stays_in_its_frame_from_band_to_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last band, of 2 rows of windows, is made where a longer one ended with the NaN."""
+    monkeypatch.setitem(metrics.BAND_ROWS, "cpu", 16)
+    reference, candidate = clip(3, 60, 40)
+    clean = compare(reference, candidate, 1.0)
+    for row in range(60):
+        value = reference[2, row, 20, 2]
+        reference[2, row, 20, 2] = math.nan
+        found = compare(reference, candidate, 1.0)
+        assert np.isnan(found.ssim_per_frame).tolist() == [False, False, True], row
+        assert found.ssim_per_frame[:2] == clean.ssim_per_frame[:2]
+        reference[2, row, 20, 2] = value
+
+
+def one_window(reference: Frames, candidate: Frames, dtype: type[np.floating[Any]], centred: bool) -> Any:
+    """SSIM of frames ``[T, 11, 11]`` and of range 1, from means and variances written out, as sums of `dtype`.
+
+    Centred: variances are mean squares of what is left of the means; else mean squares less squared means.
+    """
+    tap = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights = (np.outer(tap, tap) / tap.sum() ** 2).astype(dtype)
+    x, y = reference.astype(dtype), candidate.astype(dtype)
+
+    def mean(values: Frames) -> Any:
+        return np.sum(weights * values, axis=(1, 2), keepdims=True, dtype=dtype)
+
+    mx, my = mean(x), mean(y)
+    if centred:
+        x, y = x - mx, y - my
+    both, covariance = mean(x * x) + mean(y * y), mean(x * y)
+    if not centred:
+        both, covariance = both - mx * mx - my * my, covariance - mx * my
+    c1, c2 = dtype(1e-4), dtype(9e-4)
+    return ((2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (both + c2)))[:, 0, 0]
+
+
+def test_each_window_is_right_where_rounding_is_worst() -> None:
+    """Frames of one window: flat and bright with little noise, halves black and white, both an offset apart.
+
+    The map, not its mean: float64 keeps it to 3e-13 here. In float32 the same sums are off by more than is allowed.
+    """
+    generator = np.random.default_rng(0)
+    worst = 0.0
+    for noise in (1e-5, 1e-3, 0.01, 0.03):
+        for offset in (0.0, 0.01, 0.3):
+            halves = np.where(np.arange(11) < np.arange(12)[:, None], 1.0, 0.0)[:, None, :] * np.ones((1, 11, 1))
+            flat = np.linspace(0.05, 1.0, 88).reshape(88, 1, 1) * np.ones((1, 11, 11))
+            clean = np.concatenate([flat, halves])
+            x, y = (clean + noise * generator.standard_normal(clean.shape) for _ in "xy")
+            y -= offset
+            found = np.array(compare(x[..., None], y[..., None], 1.0).ssim_per_frame)
+            exact = one_window(x, y, np.float64, centred=True)
+            assert np.abs(found - exact).max() < 1e-11
+            worst = max(worst, float(np.abs(one_window(x, y, np.float32, centred=False) - exact).max()))
+    assert worst > 1e-5
 
 
 # Prints the peak of its resident memory, in bytes, after it has made a call on clips of so many frames.
