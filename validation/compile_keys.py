@@ -138,6 +138,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
             make=lambda case=case: _make(case),  # type: ignore[misc]
             arguments=arguments,
             outputs=outputs_of(result),
+            returned=(),
             kernels=False,
             even=False,
             judged=lambda _: "",

@@ -37,6 +37,7 @@ POISON_BITS = {
     torch.float32: (torch.int32, 0x7FADFEED, 0x7F9BBDDB),
     torch.float64: (torch.int64, 0x7FF5FEEDFEEDFEED, 0x7FF4BDDBBDDBBDDB),
 }
+COMPLEX_DTYPES = (torch.complex32, torch.complex64, torch.complex128)
 INTEGER_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 FLOAT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES = FLOAT_DTYPES | INTEGER_DTYPES
@@ -345,12 +346,18 @@ def guard_elements(width: int) -> int:
 
 
 def poison(memory: Tensor, index_limit: int = 0, *, output: bool = False) -> None:
-    """Fill memory with NaN of `POISON_BITS`; integers with index_limit, which is out of range by one."""
+    """Fill memory with NaN of `POISON_BITS`.
+
+    Integers of an input with index_limit, which is out of range by one; of an output with garbage, so that
+    a semaphore or a counter that nobody set to 0 is not 0 by luck.
+    """
     if memory.dtype in POISON_BITS:
         bits_dtype, of_input, of_output = POISON_BITS[memory.dtype]
         memory.view(bits_dtype).fill_(of_output if output else of_input)
+    elif output and memory.dtype not in (torch.bool, *COMPLEX_DTYPES):
+        memory.fill_(0x5B if memory.element_size() == 1 else 0x5BDB)
     else:
-        memory.fill_(index_limit)
+        memory.fill_(output or index_limit)
 
 
 def as_bits(t: Tensor) -> Tensor:

@@ -132,9 +132,10 @@ class Running:
         square_noise = 2 * (value.abs() * own).mean(-1, keepdim=True) + mean_noise * mean_noise + steps * square + TINY
         under_root = square + eps
         inverse = under_root.rsqrt()
-        # d(v^-1/2) = -1/2 v^-3/2 dv; sum with eps, root and quotient round once each.
-        inverse_noise = inverse * (0.5 * (square_noise / under_root) + 3 * U)
+        # d(v^-1/2) = -1/2 v^-3/2 dv; sum with eps, root and quotient round once each. Of a row with an inf it is 0
+        # without error, by which its finite elements are multiplied.
         zero = torch.zeros((), dtype=torch.float64, device=value.device)
+        inverse_noise = torch.where(inverse == 0, zero, inverse * (0.5 * (square_noise / under_root) + 3 * U))
         return (
             Running(value, own + mean_noise, zero, zero.bool(), torch.float32),
             Running(inverse, inverse_noise, zero, zero.bool(), torch.float32),

@@ -71,6 +71,7 @@ class FirstCall:
         make: new tensors of the case.
         arguments: of the first call; their memory is written again.
         outputs: copies of what it returned.
+        returned: what it returned in memory of its own: all of it, or nothing of a call in place.
         kernels: all its arithmetic was in kernels that Triton's interpreter ran.
         even: its bits may not depend on where a row stands, nor its code on the value of eps.
         judged: what the judge says of outputs for this case, "" where they pass.
@@ -82,15 +83,33 @@ class FirstCall:
     make: Callable[[], Arguments]
     arguments: Arguments
     outputs: Outputs
+    returned: Outputs
     kernels: bool
     even: bool
     judged: Callable[[Outputs], str]
     device: str
 
     def again(self, **kwargs: Any) -> Outputs:
-        """Call the candidate under guards; what it returned, as a tuple."""
+        """Call the candidate under guards; what it returned, as a tuple.
+
+        Raises:
+            ReusedOutputError: that call wrote to what the first one returned, or returned its memory again.
+        """
         result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
-        return tuple(result) if isinstance(result, tuple) else (result,)
+        outputs = tuple(result) if isinstance(result, tuple) else (result,)
+        for kept, copy in zip(self.returned, self.outputs, strict=False):
+            changed = ~equal_bits(kept, copy)
+            if bool(changed.any()):
+                raise ReusedOutputError(
+                    f"the second call wrote to what the first returned: {_words(changed, kept, copy, 'before it')}"
+                )
+            if any(isinstance(t, Tensor) and structure.shares_memory(t, kept) for t in outputs):
+                raise ReusedOutputError("the second call returned the memory that the first had returned")
+        return outputs
+
+
+class ReusedOutputError(Exception):
+    """An op has one buffer for the results of several calls."""
 
 
 def failure(first: FirstCall) -> tuple[str, str] | None:
@@ -98,6 +117,8 @@ def failure(first: FirstCall) -> tuple[str, str] | None:
     for name in due(first.case, first.device):
         try:
             words = CHECKS[name](first)
+        except ReusedOutputError as error:
+            words = str(error)
         except (Exception, SystemExit) as error:  # whatever a candidate raises is its verdict
             words = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if words:

@@ -41,6 +41,8 @@ class Budget:
         size = running.value.abs()
         half_ulp = 0.5 * ulp(size + running.noise + running.declared, dtype)
         allowed = half_ulp + SECOND_ORDER * running.declared + K * running.noise
+        # No bound, no slack: a NaN here would pass whatever is finite in the truth.
+        allowed = torch.where(allowed.isnan(), 0.5 * ulp(size, dtype), allowed)
         if flush:
             allowed = allowed + torch.finfo(torch.float32).tiny
         unit = ulp(torch.maximum(size, running.noise * 2.0**18), dtype)

@@ -21,7 +21,13 @@ _ALLOCATIONS: frozenset[Any] = frozenset(
         aten.empty_like.default,
         aten.new_empty.default,
         aten.new_empty_strided.default,
+        aten.empty_permuted.default,
     }
+)
+# These fill what they allocate; a kernel may be given it to write to all the same.
+_FILLED = frozenset(
+    {aten.zeros, aten.zeros_like, aten.ones, aten.ones_like, aten.full, aten.full_like, aten.clone, aten._to_copy}
+    | {aten.new_zeros, aten.new_ones, aten.new_full}
 )
 
 
@@ -58,6 +64,8 @@ class _Allocation:
 class GuardedAllocations(TorchDispatchMode):
     """While active, every ``torch.empty`` and its kin comes poisoned and between two guards.
 
+    What is filled at once (``torch.zeros``, a copy) comes between guards too.
+
     A kernel that stores past the end of its output then writes into a guard, where it shows, instead of
     into somebody else's memory; an element that it leaves out still holds the poison.
 
@@ -65,10 +73,12 @@ class GuardedAllocations(TorchDispatchMode):
         allocations: what was allocated.
         computed: whether PyTorch did arithmetic, beside what kernels did.
         basic: whether all of that was of basic operations, whose bits do not depend on where an element stands.
+        moved: which argument the call made another tensor of, in words; "" if none.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.moved = ""
         self.allocations: list[_Allocation] = []
         self.computed: bool = False
         self.basic: bool = True
@@ -79,18 +89,23 @@ class GuardedAllocations(TorchDispatchMode):
         """Run the operation; put guards around what an allocating one returns."""
         del types
         out = func(*args, **(kwargs or {}))
-        if func in _ALLOCATIONS and isinstance(out, Tensor) and out.device.type in ("cpu", "cuda"):
-            return self._guarded(out)
+        if isinstance(out, Tensor) and out.device.type in ("cpu", "cuda"):
+            if func in _ALLOCATIONS:
+                return self._guarded(out)
+            if func.overloadpacket in _FILLED and out.layout is torch.strided:
+                return self._guarded(out, filled=True)
         if not perturbed.is_exact(func):
             self.computed = True
             self.basic = self.basic and _is_basic(func, args, out)
         return out
 
-    def _guarded(self, out: Tensor) -> Tensor:
+    def _guarded(self, out: Tensor, *, filled: bool = False) -> Tensor:
         size = 1 + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True)) if out.numel() else 0
         guard = guard_elements(out.shape[-1] if out.dim() else 1)
         memory = torch.empty(size + 2 * guard, dtype=out.dtype, device=out.device)
         poison(memory, output=True)
+        if filled:
+            memory.as_strided(out.shape, out.stride(), guard).copy_(out)
         self.allocations.append(_Allocation(memory, guard, size))
         # set_ rather than as_strided: the result is no view, as torch.empty's is none.
         out.set_(memory.untyped_storage(), guard, out.shape, out.stride())
@@ -184,8 +199,24 @@ def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequ
 
 def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[Any, GuardedAllocations]:
     """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish."""
+    before = {name: _whereabouts(t) for name, t in arguments.tensors.items()}
     with torch.no_grad(), GuardedAllocations() as guards:
         result = function(**arguments.kwargs)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    for name, t in arguments.tensors.items():
+        if _whereabouts(t) != before[name]:
+            shape, strides = before[name][2:]
+            now = f"{list(t.shape)} {str(t.dtype)[6:]} strides {t.stride()}"
+            guards.moved = f"{name} is {now} in other memory or form, it was {list(shape)} strides {strides}"
     return result, guards
+
+
+def _whereabouts(t: Tensor) -> tuple[Any, ...]:
+    """What ``t.data = ...``, ``t.set_`` or ``t.unsqueeze_`` changes without a write to t's memory."""
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors with elements lie in one storage."""
+    return bool(a.numel() and b.numel()) and _storage_of(a) == _storage_of(b)

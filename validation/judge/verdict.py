@@ -268,11 +268,14 @@ def _memory(
     guards: structure.GuardedAllocations,
     written: tuple[str, ...],
 ) -> Judgement | None:
+    if guards.moved:
+        reason = f"an argument was made another tensor: {guards.moved}"
+        return Judgement(Status.INPUT_MODIFIED, "inputs untouched", reason)
     changed, outside = structure.inputs_changed(arguments, written)
     if changed:
         return Judgement(Status.INPUT_MODIFIED, "inputs untouched", f"an input was written: {changed}")
     for name, output in zip(written, outputs, strict=False):
-        if output.data_ptr() != arguments.tensors[name].data_ptr() and output.numel():
+        if output is not arguments.tensors[name]:
             reason = f"inplace=True returned another tensor than {name}, expected {name} itself"
             return Judgement(Status.OUTPUT_ALIASES_INPUT, "in place", reason)
     alias = structure.aliased_input(outputs, arguments, written)
@@ -469,6 +472,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         make=make,
         arguments=arguments,
         outputs=tuple(output.clone() for output in outputs_of(result)),
+        returned=() if written_arguments(case) else outputs_of(result),
         kernels=kernels,
         even=device == "cuda" or kernels or (guards.computed and guards.basic),
         judged=lambda outputs: _failure(outputs, expected),

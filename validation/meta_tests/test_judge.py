@@ -1,5 +1,6 @@
 """The judge's parts: memory, NaN and inf, the budget, bias, and the words for what is wrong."""
 
+import ctypes
 import dataclasses
 import math
 import re
@@ -130,6 +131,42 @@ def test_what_is_read_multiplied_and_written_back_outside_shows(dtype: str, of_o
 
     judgement = judge_call(a_case(dtype=dtype), scales_what_lies_behind, "cpu")
     assert judgement.status is Status.OUT_OF_BOUNDS_WRITE, judgement
+
+
+ALLOCATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "empty": lambda x: torch.empty(x.shape, dtype=x.dtype),
+    "empty_like": torch.empty_like,
+    "empty_permuted": lambda x: torch.empty_permuted(x.shape, (0, 1, 2), dtype=x.dtype),
+    "zeros": lambda x: torch.zeros(x.shape, dtype=x.dtype),
+    "zeros_like": torch.zeros_like,
+    "ones_like": torch.ones_like,
+    "full": lambda x: torch.full(x.shape, 2.0, dtype=x.dtype),
+    "new_zeros": lambda x: x.new_zeros(x.shape),
+    "clone": lambda x: x.clone(),
+    "contiguous": lambda x: x.contiguous(),
+    "to": lambda x: x.double().to(x.dtype),
+}
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_write_beside_an_output_shows_however_it_was_allocated(name: str, after: bool) -> None:
+    def writes_beside(**k: Any) -> Tensor:
+        y = ALLOCATIONS[name](k["x"]).copy_(right(**k))
+        size = 1 + sum((n - 1) * stride for n, stride in zip(y.shape, y.stride(), strict=True))
+        at = size if after else -1
+        ctypes.memset(y.data_ptr() + at * y.element_size(), 0, y.element_size())
+        return y
+
+    assert status_of(writes_beside) is Status.OUT_OF_BOUNDS_WRITE
+
+
+def test_integers_that_nobody_set_are_not_zero() -> None:
+    with structure.GuardedAllocations():
+        fresh = [torch.empty(3, dtype=dtype) for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)]
+        flags = torch.empty(3, dtype=torch.bool)
+    assert all(bool((t != 0).all()) for t in fresh)
+    assert bool(flags.all())
 
 
 def test_a_stray_read_of_a_hole_shows() -> None:
@@ -312,8 +349,8 @@ def per_frame_case(**changes: Any) -> Case:
 
 
 def test_a_failure_reads_as_an_engineer_wants_it() -> None:
-    def frame_0_for_all(x: Tensor, shift: Tensor, scale: Tensor, **kwargs: Any) -> Tensor:
-        y: Tensor = reference_ops.layer_norm_scale_shift(x, shift, scale[:, :1], **kwargs)
+    def frame_0_for_all(x: Tensor, shift: Tensor, scale: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = reference_ops.layer_norm_scale_shift(x, shift, scale[:, :1], *args, **kwargs)
         return y
 
     ops = op_set_from({OP: frame_0_for_all}, "mine", "mine.py")
@@ -380,7 +417,7 @@ def test_tensors_are_described_by_form_and_layout() -> None:
 
 
 def test_failures_are_kept_as_files_and_regressions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ops = op_set_from({OP: lambda **_: None}, "mine", "mine.py")
+    ops = op_set_from({OP: lambda *_, **__: None}, "mine", "mine.py")
     device = select(gpu=False)
     small, large = a_case(shape=(1, 2, 8)), a_case(shape=(3, 2, 8))
     for case in (large, small, large):
