@@ -26,16 +26,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from validation import aot, parity
 from validation.cases import strategies
-from validation.cases.case import Arguments, Case, keyword_arguments
+from validation.cases.case import Case
 from validation.cases.pool import draw_cases
 from validation.device import Device
+from validation.errors import UsageError
 from validation.judge import same_bits
-from validation.judge.verdict import absent, outputs_of
-from validation.ops import reference_op_names
+from validation.judge.verdict import outputs_of
+from validation.ops import check_op_name, reference_op_names
 
 # Of larger cases (whole workloads, rows beyond 2^31 elements: up to 9 GB) no memory is written, and of the largest
 # none is asked for: what is not called is counted as a kernel of its own.
@@ -88,20 +88,6 @@ def count(ops: Sequence[str] = (), *, free: int, seed: int, pool: bool = True) -
     return [Count(**json.loads(line)) for line in run.stdout.splitlines()]
 
 
-def _make(case: Case) -> Arguments:
-    """The arguments of a case; only an index has values, zeros, since ops read them before they launch."""
-    sizes: dict[str, int] = {}
-    for spec in case.tensors.values():
-        sizes[spec.storage] = max(sizes.get(spec.storage, 0), spec.extent)
-    memory, tensors = dict[str, Tensor](), dict[str, Tensor]()
-    for name, spec in case.tensors.items():
-        make = torch.zeros if name.endswith(".index") else torch.empty
-        whole = memory.setdefault(spec.storage, make(sizes[spec.storage], dtype=spec.torch_dtype))
-        tensors[name] = whole.as_strided(spec.shape, spec.strides, spec.offset)
-    kwargs = keyword_arguments(case, tensors)
-    return Arguments(kwargs | absent(case, kwargs), tensors, {})
-
-
 def _cases(op: str, free: int, seed: int, *, pool: bool) -> Iterator[Case]:
     if not pool:
         yield from draw_cases(strategies.cases(parity.signature_of(op)), seed=seed, count=free)
@@ -124,7 +110,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
         if elements > MOST_MADE:
             uncalled["first"] += 1
             continue
-        arguments = _make(case)
+        arguments = aot.unwritten(case)
         seen.clear()
         with torch.no_grad():
             result = candidate(**arguments.kwargs)
@@ -135,7 +121,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
         call = same_bits.FirstCall(
             case=case,
             candidate=candidate,
-            make=lambda case=case: _make(case),  # type: ignore[misc]
+            make=lambda case=case: aot.unwritten(case),  # type: ignore[misc]
             arguments=arguments,
             outputs=outputs_of(result),
             returned=(),
@@ -161,11 +147,18 @@ def main() -> None:
     """Count here and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--free", type=int, default=2000, metavar="N", help="cases beside those of the corners")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases follow from it")
     parser.add_argument("--no-pool", action="store_true", help="--free cases drawn freely, and no others")
     parser.add_argument("--json", action="store_true", help="one object a line")
-    parser.add_argument("ops", nargs="*", metavar="OP")
+    parser.add_argument("ops", nargs="*", metavar="OP", help="of these alone (default: all)")
     arguments = parser.parse_args()
+    if arguments.free < 0:
+        parser.error(f"--free: {arguments.free}, expected an integer >= 0")
+    try:
+        for op in arguments.ops:
+            check_op_name(op)
+    except UsageError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     from triton import knobs
     from triton.backends.compiler import GPUTarget

@@ -5,15 +5,21 @@ and strides, not at the choices: a corner that a strategy stopped reaching turns
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
-from validation.cases.strategies import EPS, FAR, FORMS, ONE_ROW, WIDTHS, Signature, width_class
+from validation.cases.strategies import AS_Q, EPS, FAR, FORMS, ONE_ROW, RARE_HEADS, WIDTHS, Signature, width_class
 from validation.cases.values import MODULATIONS
 
 # Modulation with as many distinct float16 values as there are.
 HALF = {"dtype": "float16", "form": "[B,L,D]"}
+
+# Forms that models hand over for shift and scale alike. A kernel may be compiled for both at once, with or without
+# weight and bias: each such meeting is a corner. Of the other forms, one of the meetings.
+TOGETHER = frozenset({"[B,1,D]", "[B,L,D]", "[B,F,1,D]", "indexed"})
 
 # Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64).
 MODEL_WIDTHS = frozenset({5120, 1024, 128, 64})
@@ -27,11 +33,13 @@ class Corner:
         name: as reports print it, ``scale=[B,F,1,D]``.
         forced: choices of `strategies` that lead there.
         reached: whether a case is in it.
+        sparse: a meeting of two conditions, each with a corner of its own: half as many cases.
     """
 
     name: str
     forced: Mapping[str, Any]
     reached: Callable[[Case], bool]
+    sparse: bool = False
 
 
 def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool = False) -> tuple[Corner, ...]:
@@ -39,6 +47,10 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool =
     corners = [*_type_corners(signature, bfloat16), *_size_corners(signature), *_width_corners(signature)]
     for name in signature.modulations:
         corners += _modulation_corners(name, bfloat16)
+    if {"shift", "scale"} <= set(signature.names):
+        corners += _same_form_corners(signature)
+    if signature.family in ("norm", "modulated"):
+        corners += _path_corners(signature)
     if "weight" in signature:
         corners += _affine_corners(signature)
     corners += _layout_corners(signature)
@@ -82,7 +94,17 @@ def _equals(flag: str, value: Any) -> Callable[[Case], bool]:
 def _type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
     dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
     corners = [Corner(f"dtype={d}", {"dtype": d}, lambda case, d=d: case.dtype == d) for d in dtypes]  # type: ignore[misc]
-    corners += [Corner(f"values={r}", {"values": r}, lambda case, r=r: case.values == r) for r in signature.regimes]  # type: ignore[misc]
+    # What is not finite tells most in many rows of many channels, where an inf meets each kind of parameter.
+    rows: dict[str, Any] = {"size": "ragged", "width": "model", "width.class": width_class(64), "rank": 3, "heads": 2}
+    rows |= {f"{name}.form": "[B,L,D]" for name in signature.modulations}
+    corners += [
+        Corner(
+            f"values={r}",
+            {"values": r, **(rows if r == "nonfinite" else {})},
+            lambda case, r=r: case.values == r,  # type: ignore[misc]
+        )
+        for r in signature.regimes
+    ]
     # An overflow that float16 makes or hides shows in float16 alone, where the casting mode differs, with all
     # arguments in float16 and elements enough: of a gated sum, one in 70 overflows on the way and comes back.
     half = {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
@@ -103,6 +125,55 @@ def _type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
                 ),
             )
         )
+    if "scale" in signature:
+        # 1 + scale is taken in float32, where float16 has no such number.
+        large: dict[str, Any] = {
+            "scale_constant": 1.0,
+            "values": "large_modulation",
+            "dtype": "float16",
+            "casting_mode": "float32",
+            "size": "frames",
+        }
+        large |= {"scale.dtype": "float16", "scale.form": "[B,L,D]"}
+        large |= {"width": "pow2", "width.class": width_class(256)}
+        corners.append(
+            Corner(
+                "values=large_modulation float16, float32",
+                large,
+                lambda case: (
+                    case.values == "large_modulation"
+                    and case.casting_mode == "float32"
+                    and case.dtype == "float16" == case.tensors["scale" if "scale" in case.tensors else "x"].dtype
+                ),
+                sparse=True,
+            )
+        )
+    if "ties" in signature.regimes:
+        # To tell a half rounded up from a half rounded to even takes some hundred sums that lie half-way.
+        narrow = "bfloat16" if bfloat16 else "float16"
+        ties: dict[str, Any] = {"values": "ties", "dtype": narrow, "casting_mode": "float32"}
+        ties |= {"size": "sixteens", "width": "pow2"}
+        ties |= {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
+        ties |= {f"{name}.dtype": narrow for name in signature.modulations} | {"width.class": width_class(256)}
+        corners.append(
+            Corner(
+                f"values=ties {narrow}, many",
+                ties,
+                lambda case: case.values == "ties" and case.dtype == narrow and _main(case).numel > 4000,
+                sparse=True,
+            )
+        )
+    if "eps" in signature:
+        # Where nothing but eps keeps the root from 0, and where it is all there is.
+        corners += [
+            Corner(
+                f"eps=0, values={regime}",
+                {"eps": 0.0, "values": regime, "size": "frames", "width": "pow2", "rank": 3, "heads": 2},
+                lambda case, regime=regime: case.flags["eps"] == 0.0 and case.values == regime,  # type: ignore[misc]
+                sparse=True,
+            )
+            for regime in ("variance_eps", "zeros")
+        ]
     small = {"size": "one_token", "width": "pow2", "width.class": width_class(4), "heads": 2}
     corners.append(
         Corner("values written out", {"literals": True, "values": "normal", **small}, lambda case: bool(case.literals))
@@ -125,7 +196,7 @@ def _rows(case: Case) -> int:
 
 
 def _size_corners(signature: Signature) -> list[Corner]:
-    rank = {"rank": 3} if signature.family == "norm" else {}
+    rank = {"norm": {"rank": 3}, "qk": {"qk.rank": 4}}.get(signature.family, {})
     heads = {"heads": 2} if signature.family in ("qk", "rotary", "split_rotary") else {}
 
     def corner(name: str, size: str, reached: Callable[[Case], bool], **more: Any) -> Corner:
@@ -145,12 +216,38 @@ def _size_corners(signature: Signature) -> list[Corner]:
         corner("rows>32, ragged", "ragged", lambda case: _rows(case) > 32 and _rows(case) % 32 != 0, width="pow2"),
         corner("rows>65535", "many_rows", lambda case: _rows(case) > 65535, width="pow2"),
     ]
+    # With another row for each item, and for each token, where one is due.
+    each = {f"{name}.form": "[B,L,D]" for name in signature.modulations} | {"cos.form": "[B,S,Dr/2]"}
+    each |= {"sin.form": "[B,S,Dr/2]", "width": "pow2", "k.shape": "same"}
+    many = {"B>8": ("items", 0, 8), "L>99": ("long", 1, 99), "L>65536": ("many_tokens", 1, 65536)}
+    for name, (size, axis, least) in many.items():
+        wide = {"width": "model", "width.class": width_class(64)} if size == "long" else {}
+
+        def beyond(case: Case, axis: int = axis, least: int = least) -> bool:
+            return len(shape(case)) > 2 and shape(case)[axis] > least
+
+        more = Corner(name, {"size": size, **rank, **heads, **each, **wide}, beyond, sparse=size == "many_tokens")
+        corners.append(more)
     if heads:
-        corners.append(Corner("H=1", {"heads": 1}, lambda case: case.tensors.get("x", _main(case)).shape[2:3] == (1,)))
+        corners.append(Corner("H=1", {"heads": 1, **rank}, lambda case: shape(case)[2:3] == (1,)))
         if signature.family != "split_rotary":
-            corners.append(Corner("H=0", {"heads": 0, "k.shape": "same"}, lambda case: shape(case)[2:3] == (0,)))
+            corners.append(
+                Corner("H=0", {"heads": 0, "k.shape": "same", **rank}, lambda case: shape(case)[2:3] == (0,))
+            )
         else:
             corners[-1] = Corner("H=1", {"heads": 1}, lambda case: case.tensors["cos"].shape[1] == 1)
+        # Grouped queries besides, where there is a k.
+        (most,) = RARE_HEADS
+        corners.append(
+            Corner(
+                f"H={most}",
+                {"heads": most, "size": "frames", "width": "model", "k.shape": "fewer heads", **rank},
+                lambda case: (
+                    (case.tensors["cos"].shape[1] if signature.family == "split_rotary" else shape(case)[-2]) == most
+                    and len(shape(case)) > 2
+                ),
+            )
+        )
     if signature.family == "norm":
         corners += [
             Corner(f"rank={n}", {"rank": n, "size": "frames"}, lambda case, n=n: len(shape(case)) == n)  # type: ignore[misc]
@@ -194,7 +291,11 @@ def _width_corners(signature: Signature) -> list[Corner]:
             "D>8192": "beyond",
             "D=8193": "beyond",
         }
-    values = {"D>8192": {"width.class": width_class(9000)}, "D=8193": {"width.class": width_class(8193)}}
+    if signature.family in ("qk", "rotary"):
+        kinds["D odd"] = lambda n: n % 2 == 1 < n
+        forced["D odd"] = "prime"
+    values: dict[str, dict[str, Any]] = {"D odd": {"heads": 2}}
+    values |= {"D>8192": {"width.class": width_class(9000)}, "D=8193": {"width.class": width_class(8193)}}
     return [
         Corner(
             name,
@@ -203,6 +304,71 @@ def _width_corners(signature: Signature) -> list[Corner]:
         )
         for name, test in kinds.items()
     ]
+
+
+def _path_corners(signature: Signature) -> list[Corner]:
+    """Where another kernel or another path of it may run, with the values that tell a slip of the arithmetic.
+
+    Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
+    """
+    rank = {"rank": 3} if signature.family == "norm" else {}
+    paths: dict[str, tuple[dict[str, Any], Callable[[tuple[int, ...]], bool]]] = {
+        "D>8192": (
+            {"width": "beyond", "width.class": width_class(9000), "size": "frames"},
+            lambda shape: shape[-1] > 8192 + 512,
+        ),
+        "D=8193": (
+            {"width": "beyond", "width.class": width_class(8193), "size": "frames"},
+            lambda shape: shape[-1] == 8193,
+        ),
+        "D=5120": (
+            {"width": "model", "width.class": width_class(5120), "size": "frames"},
+            lambda shape: shape[-1] == 5120,
+        ),
+        # Of few rows the sums that cancel may round well: of one to eight, one sweep in five showed nothing.
+        "L=1": (
+            {"width": "model", "width.class": width_class(1024), "size": "single_tokens"},
+            lambda shape: shape[1] == 1 and shape[0] > 8,
+        ),
+        "rows>65535": ({"width": "pow2", "size": "many_rows"}, lambda shape: math.prod(shape[:-1]) > 65535),
+    }
+    # In float16 a bug overflows, in float32 it shows in the last bits.
+    regimes = {"near_max": "float16", "nonfinite": ""}
+    if "eps" in signature:
+        regimes |= {"mean_offset": "float32", "variance_eps": "float32"}
+    corners = []
+    for (path, (forced, test)), (regime, dtype) in itertools.product(paths.items(), regimes.items()):
+
+        def reached(case: Case, test: Any = test, regime: str = regime, dtype: str = dtype) -> bool:
+            shape = _main(case).shape
+            return len(shape) == 3 and test(shape) and case.values == regime and dtype in ("", case.dtype)
+
+        of_dtype = {"dtype": dtype} if dtype else {}
+        if dtype == "float32":
+            of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
+        label = f"{path}, values={regime}{' ' if dtype else ''}{dtype}"
+        corners.append(Corner(label, {**forced, **rank, **of_dtype, "values": regime}, reached, sparse=True))
+    return corners
+
+
+def _same_form_corners(signature: Signature) -> list[Corner]:
+    """Shift and scale of one form; of those `TOGETHER` with each choice of weight and bias."""
+    corners = []
+    for form in FORMS:
+        forced: dict[str, Any] = {"shift.form": form, "scale.form": form, "size": "frames", "width": "pow2"}
+        if form.startswith("indexed"):
+            forced |= {"shift.table.rows": 3, "scale.table.rows": 3}
+        choices = _affine_choices(signature) if form in TOGETHER else {}
+        for affine, want in choices.items() or (("", None),):
+
+            def reached(case: Case, form: str = form, want: tuple[bool, bool] | None = want) -> bool:
+                both = _form_reached("shift", form)(case) and _form_reached("scale", form)(case)
+                return both and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
+
+            label = f"shift and scale={form}{', affine=' if affine else ''}{affine}"
+            more = {"affine": affine} if affine else {}
+            corners.append(Corner(label, {**forced, **more}, reached, sparse=True))
+    return corners
 
 
 def _form_reached(name: str, form: str) -> Callable[[Case], bool]:
@@ -275,6 +441,27 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
                 lambda case, kind=kind: getattr(case.tensors.get(f"{name}.index"), "dtype", "") == kind,  # type: ignore[misc]
             )
         )
+
+    def table(case: Case) -> TensorSpec:
+        return case.tensors.get(f"{name}.table", TensorSpec((0,), "", (0,), 0, ""))
+
+    several = {"size": "frames", "width": "pow2", f"{name}.table.rows": 3}
+    strided = {f"{name}.form": "indexed", f"{name}.table.layout": "strided_last", f"{name}.index.layout": "expanded"}
+    sliced = {f"{name}.form": "indexed[B]", f"{name}.table.layout": "sliced"}
+    corners += [
+        Corner(
+            f"{name}: table last dimension strided, index stride 0",
+            {**several, **strided},
+            lambda case: table(case).strides[-1] > 1 and case.tensors[f"{name}.index"].strides[0] == 0,
+        ),
+        Corner(
+            f"{name}: a slice of each item's table",
+            {**several, **sliced},
+            lambda case: (
+                len(table(case).shape) == 3 and table(case).strides[0] > table(case).shape[1] * table(case).strides[1]
+            ),
+        ),
+    ]
     # One row a batch item, where it could be taken for one row a token.
     corners.append(
         Corner(
@@ -290,17 +477,22 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
     return corners
 
 
+def _affine_choices(signature: Signature) -> dict[str, tuple[bool, bool]]:
+    """Whether there is a weight and a bias, by the name of the choice; empty for an op that takes none."""
+    if "weight" not in signature:
+        return {}
+    choices = {"none": (False, False), "weight": (True, False)}
+    return choices | ({"bias": (False, True), "both": (True, True)} if "bias" in signature else {})
+
+
 def _affine_corners(signature: Signature) -> list[Corner]:
-    present = {"none": (False, False), "weight": (True, False), "bias": (False, True), "both": (True, True)}
-    if "bias" not in signature:
-        present = {"none": (False, False), "weight": (True, False)}
     corners = [
         Corner(
             f"affine={name}",
             {"affine": name},
             lambda case, want=want: ("weight" in case.tensors, "bias" in case.tensors) == want,  # type: ignore[misc]
         )
-        for name, want in present.items()
+        for name, want in _affine_choices(signature).items()
     ]
     return [
         *corners,
@@ -320,7 +512,9 @@ def _affine_corners(signature: Signature) -> list[Corner]:
 def _layout_corners(signature: Signature) -> list[Corner]:
     corners = []
     names = [n for n in ("x", "residual", "q", "k") if n in signature]
-    own: dict[str, Any] = {"qk.layout": "own", "k.shape": "same", "heads": 2} if signature.family == "qk" else {}
+    own: dict[str, Any] = {}
+    if signature.family == "qk":
+        own = {"qk.layout": "own", "k.shape": "same", "heads": 2, "qk.rank": 4}
     if signature.family == "norm":
         own = {"rank": 3}
     if signature.family in ("rotary", "split_rotary"):
@@ -359,6 +553,7 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             ),
             laid_out("last dimension strided", "strided_last", lambda s: s.strides[-1] > 1),
             laid_out("one of three packed", "packed", lambda s: s.strides[-2] == 3 * s.shape[-1]),
+            laid_out("tokens of a longer sequence", "sliced", lambda s: s.strides[0] > s.shape[1] * s.strides[1]),
         ]
         # Of two pairings the kernels may be two.
         pairings: tuple[dict[str, Any], ...] = ({},)
@@ -390,7 +585,7 @@ def _row_gap(spec: TensorSpec) -> bool:
 
 
 def _qk_corners(signature: Signature) -> list[Corner]:
-    packed = {"qk.layout": "packed", "k.shape": "same", "heads": 2}
+    packed = {"qk.layout": "packed", "k.shape": "same", "heads": 2, "qk.rank": 4, "k.dtype": AS_Q}
 
     def is_packed(case: Case) -> bool:
         q, k = case.tensors["q"], case.tensors["k"]
@@ -399,7 +594,7 @@ def _qk_corners(signature: Signature) -> list[Corner]:
     corners = [
         Corner(
             "q and k the same tensor",
-            {"qk.layout": "same", "k.shape": "same", "heads": 2, "size": "frames"},
+            {"qk.layout": "same", "k.shape": "same", "heads": 2, "size": "frames", "k.dtype": AS_Q},
             lambda case: case.tensors["q"] == case.tensors["k"] and case.tensors["q"].numel > 0,
         ),
         Corner("q and k packed", {**packed, "size": "frames"}, is_packed),
@@ -422,11 +617,27 @@ def _qk_corners(signature: Signature) -> list[Corner]:
         ),
         Corner(
             "k: other head count",
-            {"k.shape": "heads", "size": "frames", "heads": 2},
+            {"k.shape": "heads", "size": "frames", "heads": 2, "qk.rank": 4},
             lambda case: (
                 len(case.tensors["k"].shape) == 4
                 and case.tensors["k"].shape[2] != case.tensors["q"].shape[2]
                 and case.tensors["q"].numel > 0
+            ),
+        ),
+        Corner(
+            "k: fewer heads, other dtype",
+            {
+                "k.shape": "fewer heads",
+                "size": "frames",
+                "heads": 5,
+                "dtype": "float16",
+                "k.dtype": "float32",
+                "inplace": False,
+            },
+            lambda case: (
+                case.tensors["k"].shape[-2] < case.tensors["q"].shape[-2]
+                and case.tensors["k"].dtype != case.tensors["q"].dtype
+                and case.tensors["k"].numel > 0
             ),
         ),
         Corner(
@@ -447,10 +658,15 @@ def _qk_corners(signature: Signature) -> list[Corner]:
         corners += [
             Corner(
                 "k: other length",
-                {"k.shape": "length", "size": "frames", "heads": 2},
+                {"k.shape": "length", "size": "frames", "heads": 2, "qk.rank": 4},
                 lambda case: (
                     len(case.tensors["k"].shape) == 4 and case.tensors["k"].shape[1] != case.tensors["q"].shape[1]
                 ),
+            ),
+            Corner(
+                "q and k of rank 3, k shorter",
+                {"k.shape": "shorter", "size": "frames", "heads": 2, "qk.rank": 3},
+                lambda case: len(case.tensors["q"].shape) == 3 and _rows(case) > case.tensors["k"].shape[0] * 2 > 0,
             ),
             Corner(
                 "k: other rank",
@@ -483,9 +699,24 @@ def _rotary_corners(signature: Signature) -> list[Corner]:
             lambda case: 0 in cos(case).strides and cos(case).numel > 1,
         ),
     ]
+    # One of the two read as the other is: cos narrower than sin, then wider; of one row a token, then one an item.
+    forms = {"[S,Dr/2]": 2, "[B,S,Dr/2]": 3}
+    other = {"[S,Dr/2]": "[B,S,Dr/2]", "[B,S,Dr/2]": "[S,Dr/2]"}
+    for form, dtypes in zip(forms, (("float16", "float32"), ("float32", "float16")), strict=True):
+
+        def differ(case: Case, form: str = form, dtypes: tuple[str, str] = dtypes) -> bool:
+            sin = case.tensors["sin"]
+            split = signature.family == "split_rotary"
+            apart = split or (len(cos(case).shape) == forms[form] != len(sin.shape) and _main(case).shape[0] > 1)
+            return apart and (cos(case).dtype, sin.dtype) == dtypes and cos(case).numel > 0
+
+        name = f"cos {dtypes[0]}, sin {dtypes[1]}"
+        mixed = {"cos.form": form, "sin.form": other[form], "dtype": "float32"}
+        mixed |= {"cos.dtype": dtypes[0], "sin.dtype": dtypes[1]}
+        corners.append(Corner(name, {**frames, **mixed}, differ))
     if signature.family == "split_rotary":
         return corners
-    for form, rank in {"[S,Dr/2]": 2, "[B,S,Dr/2]": 3}.items():
+    for form, rank in forms.items():
         corners.append(
             Corner(
                 f"cos={form}",
@@ -493,6 +724,13 @@ def _rotary_corners(signature: Signature) -> list[Corner]:
                 lambda case, rank=rank: len(cos(case).shape) == rank and _main(case).shape[0] > 1,  # type: ignore[misc]
             )
         )
+    corners.append(
+        Corner(
+            "rotary dims below head_dim/4",
+            {**frames, "rotary_dim": "few"},
+            lambda case: 8 * cos(case).shape[-1] < _main(case).shape[-1],
+        )
+    )
     corners += [
         Corner(
             f"rotary dims below head_dim, interleaved={interleaved}",

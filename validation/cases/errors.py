@@ -82,21 +82,31 @@ def _reshaped(good: Case, **shapes: tuple[int, ...]) -> Case:
 
 def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
     main = "q" if "q" in signature else "x"
+    # Any op may take x and k apart from each other, so a rank of its own is wrong only where it is 0.
+    free = signature.family == "norm" or (signature.family == "qk" and "cos" not in signature)
     for name, spec in good.tensors.items():
         shape = spec.shape
-        # Any op may take x and k apart from each other, so a rank of its own is wrong only where it is 0.
-        free = signature.family == "norm" or (signature.family == "qk" and "cos" not in signature)
         if name in ("x", "q", "k", "residual"):
             rank: tuple[int, ...] = () if free else (*shape, 1)
         else:
             rank = (1, 1, *shape, 1)
         yield BadCall(f"{name} of rank {len(rank)}", _blamed(name, main, good), _reshaped(good, **{name: rank}))
+        if name in ("weight", "bias", "q_weight", "k_weight"):
+            yield BadCall(f"{name} of one element", (name,), _reshaped(good, **{name: (1,)}))
         if name != main:
             wider = (*shape[:-1], shape[-1] + 1)
             yield BadCall(f"{name} one channel too wide", _blamed(name, main, good), _reshaped(good, **{name: wider}))
+    if not free:
+        # All else fits a batch of one.
+        one = {n: s.shape[1:] for n, s in good.tensors.items() if n in ("x", "q", "k", "residual")}
+        one |= dict.fromkeys(signature.modulations, (D,))
+        one |= {n: (1, *s.shape[1:]) for n, s in good.tensors.items() if len(s.shape) == 4 and n in ("cos", "sin")}
+        names = " and ".join(n for n in one if n in ("x", "q", "k", "residual"))
+        yield BadCall(f"{names} without a batch", (*one,), _reshaped(good, **one))
     for name in signature.modulations:
         for label, shape in (
             ("[B+1, D]", (B + 1, D)),
+            ("[L, D]", (L, D)),  # one row a token is [1, L, D]
             ("[B, L+1, D]", (B, L + 1, D)),
             ("[B, F, 1, D], F does not divide L", (B, 4, 1, D)),
             ("[B, F, 2, D]", (B, 2, 2, D)),
@@ -120,14 +130,15 @@ def _blamed(name: str, main: str, good: Case) -> tuple[str, ...]:
 
 
 def _wrong_index(name: str, good: Case) -> Iterator[BadCall]:
-    table = _contiguous(f"{name}.table", (3, D))
+    def indexed(index: tuple[int, ...] = (B, L), dtype: str = "int64", table: tuple[int, ...] = (3, D)) -> Case:
+        rows, which = _contiguous(f"{name}.table", table), _contiguous(f"{name}.index", index, dtype)
+        return _with(good, **{name: None, rows.storage: rows, which.storage: which})
 
-    def indexed(index: TensorSpec) -> Case:
-        return _with(good, **{name: None, f"{name}.table": table, f"{name}.index": index})
-
-    index_name = f"{name}.index"
-    yield BadCall(f"{name}.index of floats", (name,), indexed(_contiguous(index_name, (B, L))))
-    yield BadCall(f"{name}.index [B, L+1]", (name,), indexed(_contiguous(index_name, (B, L + 1), "int64")))
+    yield BadCall(f"{name}.index of floats", (name,), indexed(dtype="float32"))
+    yield BadCall(f"{name}.index [B, L+1]", (name,), indexed((B, L + 1)))
+    yield BadCall(f"{name}.table one channel too wide", (name,), indexed(table=(3, D + 1)))
+    yield BadCall(f"{name}.table [B+1, n, D]", (name,), indexed(table=(B + 1, 3, D)))
+    yield BadCall(f"{name}.table [1, B, n, D]", (name,), indexed(table=(1, B, 3, D)))
 
 
 def _wrong_types(signature: Signature, good: Case) -> Iterator[BadCall]:
@@ -154,6 +165,10 @@ def _overlapping(good: Case) -> Iterator[BadCall]:
         for label, offset in (("the same tensor", 0), ("overlap by all but one element", 1)):
             shared = dataclasses.replace(spec, offset=offset)
             yield BadCall(f"q and k in place: {label}", ("q", "k"), _in_place(_with(good, k=shared)))
+    for name in good.tensors:
+        if name not in ("x", "q", "k"):
+            inside = dataclasses.replace(good.tensors[name], storage=first)
+            yield BadCall(f"{first} in place: over {name}", (first, name), _in_place(_with(good, **{name: inside})))
     expanded = dataclasses.replace(spec, strides=(0, *spec.strides[1:]))
     yield BadCall(f"{first} in place: expanded", (first,), _in_place(_with(good, **{first: expanded})))
 

@@ -27,7 +27,7 @@ from validation.cases.strategies import RARE_LAYOUTS, RARE_SIZES, RARE_WIDTHS, V
 T = TypeVar("T")
 Key = Mapping[str, Any]
 
-# The largest op has 49 groups of corners. The same-bits checks may compile up to 66 kernels besides
+# The largest op has 68 groups of corners. The same-bits checks may compile up to 66 kernels besides
 # (`validation.compile_keys`; seeds 0 to 5).
 KEYS = 80
 # A sweep of more free cases than this has that many keys for each such number of them.
@@ -84,10 +84,13 @@ def agree(one: Key, other: Key) -> bool:
     return all(other.get(name, value) == value for name, value in one.items() if name not in VALUES)
 
 
-def _apart(choices: Key) -> bool:
-    return any(choices.get(name) in options for name, options in APART.items()) or any(
-        value in RARE_LAYOUTS for name, value in choices.items() if name.endswith(".layout")
-    )
+def _apart(choices: Key) -> dict[str, Any]:
+    """Those of the choices that keep the cases of a corner from others; two corners with the same ones may share."""
+    return {
+        name: value
+        for name, value in choices.items()
+        if value in APART.get(name, ()) or (name.endswith(".layout") and value in RARE_LAYOUTS)
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Pool:
         # Who asks for much first: who asks for little fits in with anyone, and is spread at random.
         for name, choices in sorted(wanted, key=lambda item: -len(item[1])):
             asked = {key: value for key, value in choices.items() if key not in VALUES}
-            fits = [] if _apart(asked) else [i for i, g in enumerate(groups) if not _apart(g) and agree(asked, g)]
+            fits = [i for i, g in enumerate(groups) if _apart(g) == _apart(asked) and agree(asked, g)]
             if not fits:
                 fits = [len(groups)]
                 groups.append({})

@@ -63,7 +63,8 @@ HEAD_DIMS = {
     "even": tuple(n for n in range(6, 131, 2) if not _power_of_two(n)),
     "model": (64, 128),
 }
-ODD_HEAD_DIMS = {"one": (1,), "prime": _primes(3, 127)}
+ROTATED_ODD_HEAD_DIMS = {"prime": _primes(3, 127)}
+ODD_HEAD_DIMS = {"one": (1,), **ROTATED_ODD_HEAD_DIMS}
 
 # name -> (batch, frames, tokens a frame), each an inclusive range
 SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
@@ -75,15 +76,19 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "sixteens": ((1, 3), (1, 3), (16, 16)),
     "ragged": ((1, 2), (1, 1), (33, 75)),
     "square": ((2, 7), (1, 1), (2, 7)),  # B == L
+    "items": ((9, 20), (1, 2), (1, 4)),
+    "long": ((1, 2), (1, 3), (100, 300)),  # several tiles of tokens in one item, and in one frame
     "no_batch": ((0, 0), (1, 2), (1, 4)),
     "no_tokens": ((1, 2), (1, 2), (0, 0)),
-    "many_rows": ((2, 2), (1, 1), (35_000, 36_000)),  # more than 65535 rows
+    "single_tokens": ((12, 24), (1, 1), (1, 1)),
+    "many_rows": ((2, 2), (1, 1), (32_800, 33_500)),  # more than 65535 rows
+    "many_tokens": ((1, 1), (1, 1), (65_600, 66_500)),  # more than 65536 tokens in one item
     "far": ((1, 1), (1, 1), (9, 9)),
 }
-# Most cases compute something: of the sizes drawn freely, two in fourteen are empty.
+# Most cases compute something: of the sizes drawn freely, two in sixteen are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
-COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "no_batch", "no_tokens")
-RARE_SIZES = ("one_token_each", "many_rows", "far")
+COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
+RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "far")
 RARE_WIDTHS = ("beyond",)
 
 FORMS = (
@@ -99,20 +104,27 @@ FORMS = (
     "indexed",
     "indexed[B]",
 )
-ACTIVATION_LAYOUTS = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "packed")
-MODULATION_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "chunked", "expanded")
+ACTIVATION_LAYOUTS = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "packed", "sliced")
+MODULATION_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "chunked", "expanded", "sliced")
 ROW_LAYOUTS = ("contiguous", "offset1", "strided_last")
-INDEX_LAYOUTS = ROW_LAYOUTS
+TABLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "sliced")
+INDEX_LAYOUTS = (*ROW_LAYOUTS, "expanded")
+# Layout "sliced", x[:, n:]: what follows the first so many tokens of each batch item, or rows of each item's table.
+SKIPPED = 16
 # The row is one of three (q of a packed qkv), or of six (shift, scale and gate, twice).
 PARTS = {"packed": 3, "chunked": 6}
 # Layout "far": nine rows that begin in the middle of 2 FAR elements, FAR / 8 apart and a bit more. The ninth is
 # past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
-ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded")
+ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded", "sliced")
+AS_Q = "as q"  # k's dtype
 QK_LAYOUTS = ("own", "packed", "same")
-HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 0)  # none in one of nine
+HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # none in one of ten
+RARE_HEADS = (32,)  # LTX-2
 RARE_LAYOUTS = ("far",)
 FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
+# With an eps of 0 a row of variance zero is 0 / 0, and what is nearly one is whatever its rounding makes of it.
+WITHOUT_EPS = ("normal", "variance_eps", "zeros")
 
 # Choices that compile no kernel of their own: what tensors hold, and numbers that kernels take as floats.
 VALUES = frozenset({"values", "literals", "eps", "scale_constant"})
@@ -157,7 +169,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
         for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
         if size != "square" or batch == tokens
     ]
-    if size not in ("sixteens", "square", "many_rows", "far"):
+    if size not in ("sixteens", "square", "many_rows", "many_tokens", "far"):
         fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
         all_sizes = fits or [min(all_sizes, key=math.prod)]
     members: dict[tuple[int, ...], list[Sizes]] = {}
@@ -285,7 +297,14 @@ class Signature:
     @property
     def regimes(self) -> tuple[str, ...]:
         """The value regimes in which the op is judged."""
-        return tuple(name for name in REGIMES if name != "zero_modulation" or self.modulations)
+        left_out = set()
+        if not self.modulations:
+            left_out.add("zero_modulation")
+        if not {"scale", "weight", "q_weight"} & set(self.names):
+            left_out.add("large_modulation")
+        if not self.modulations or ("eps" in self and "residual" not in self):
+            left_out.add("ties")  # of a norm there is none
+        return tuple(name for name in REGIMES if name not in left_out)
 
 
 def cases(
@@ -334,9 +353,10 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
     seed = choose.integer(0, 2**31 - 1)
     dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
     dtype = choose.pick("dtype", dtypes)
+    regime = choose.pick("values", signature.regimes)
     flags: dict[str, Any] = {}
     if "eps" in signature:
-        flags["eps"] = choose.pick("eps", EPS)
+        flags["eps"] = choose.pick("eps", (*EPS, 0.0) if regime in WITHOUT_EPS else EPS)
     if "casting_mode" in signature:
         flags["casting_mode"] = choose.pick("casting_mode", ("float32", "input"))
     for name in ("interleaved", "inplace"):
@@ -348,7 +368,6 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
     tensors = family[signature.family](signature, choose, dtype, dtypes)
     if "k" in tensors and tensors["k"] == tensors["q"]:
         flags["inplace"] = False  # one tensor as q and k: what both are written to is refused
-    regime = choose.pick("values", signature.regimes)
     literals = {}
     if regime == "normal" and choose.pick("literals", (False, False, False, True)):
         small = {n: s for n, s in tensors.items() if 0 < s.numel <= MAX_LITERALS and not n.endswith(".index")}
@@ -359,7 +378,9 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
 def _sizes(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
     """B, F and the tokens of a frame, fewer where rows are wide; ``units`` are the `_units` of the tensors."""
     powers = frozenset(math.gcd(unit, 16) for unit in units)
-    classes = _size_classes(choose.pick("size", COMMON_SIZES, RARE_SIZES), width, powers)
+    narrow = math.prod(low for low, _ in SIZES["long"]) * width <= MAX_ELEMENTS
+    common = [size for size in COMMON_SIZES if size != "long" or narrow]
+    classes = _size_classes(choose.pick("size", common, ("long", *RARE_SIZES)), width, powers)
     return choose.member("sizes", classes, by_size=True)
 
 
@@ -398,6 +419,10 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
             width = sizes[-1] if sizes else 1
             part = choose.pick(f"{name}.part", range(parts))
             gap, offset = (parts - 1) * width, part * width
+        case "sliced":
+            skipped = min(1, len(shape) - 2)
+            sizes[skipped] += SKIPPED
+            offset = SKIPPED * math.prod(sizes[skipped + 1 :])
         case "far":
             offset = FAR
     strides = [0] * len(shape)
@@ -475,7 +500,7 @@ def _modulation(
         shape: tuple[int, ...] = (rows, width) if form == "indexed" else (batch, rows, width)
         index_dtype = choose.pick(f"{name}.index.dtype", ("int64", "int32"))
         return {
-            f"{name}.table": _layout(choose, f"{name}.table", shape, dtype, ("contiguous", "offset1", "gapped")),
+            f"{name}.table": _layout(choose, f"{name}.table", shape, dtype, TABLE_LAYOUTS),
             f"{name}.index": _layout(choose, f"{name}.index", (batch, length), index_dtype, INDEX_LAYOUTS),
         }
     shape = {
@@ -540,15 +565,18 @@ def _norm(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[st
     return tensors | _affine(signature, choose, width, dtype, dtypes)
 
 
-def _qk_layouts(choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: str) -> dict[str, TensorSpec]:
+def _qk_layouts(
+    choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: str, k_dtype: str
+) -> dict[str, TensorSpec]:
     """Lay q and k out: each on its own, both in one packed ``[B, S, 3, H, head_dim]`` buffer, one as both."""
     layout = choose.pick("qk.layout", QK_LAYOUTS)
-    if layout == "same" and q == k:
+    alike = q == k and dtype == k_dtype
+    if layout == "same" and alike:
         return dict.fromkeys(("q", "k"), _layout(choose, "q", q, dtype, ACTIVATION_LAYOUTS))
-    if layout != "packed" or q != k or len(q) != 4:
+    if layout != "packed" or not alike or len(q) != 4:
         return {
             "q": _layout(choose, "q", q, dtype, ACTIVATION_LAYOUTS),
-            "k": _layout(choose, "k", k, dtype, ACTIVATION_LAYOUTS),
+            "k": _layout(choose, "k", k, k_dtype, ACTIVATION_LAYOUTS),
         }
     batch, length, heads, width = q
     token = 3 * heads * width
@@ -562,29 +590,35 @@ def _qk_layouts(choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: 
 
 def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     rope = "cos" in signature
-    width, widest = _width(choose, HEAD_DIMS if rope else HEAD_DIMS | ODD_HEAD_DIMS)
-    heads = choose.pick("heads", HEADS)
-    other = choose.pick("k.shape", ("same", "heads", "length", "rank"))
+    width, widest = _width(choose, HEAD_DIMS | (ROTATED_ODD_HEAD_DIMS if rope else ODD_HEAD_DIMS))
+    heads = choose.pick("heads", HEADS, RARE_HEADS)
+    rank = 4 if rope else choose.pick("qk.rank", (4, 4, 4, 3))
+    other = choose.pick("k.shape", ("same", "heads", "fewer heads", *(() if rope else ("length", "shorter", "rank"))))
+    k_dtype = choose.pick("k.dtype", [*(AS_Q,) * 4, *(d for d in dtypes if d != dtype)])
+    k_dtype = dtype if k_dtype == AS_Q else k_dtype
+    # Grouped queries: one head of k for several of q.
+    k_heads = {"heads": heads + 1, "fewer heads": max(heads // 2, min(heads, 1)), "rank": 1}.get(other, heads)
     units = [width * heads]
-    if choose.pick("qk.layout", QK_LAYOUTS) != "packed" or other != "same":
-        k_heads = {"heads": heads + 1, "rank": 1}.get(other, heads)
+    if choose.pick("qk.layout", QK_LAYOUTS) != "packed" or other != "same" or k_dtype != dtype or rank == 3:
         units = [heads * unit for unit in _units(choose, "q", width, ACTIVATION_LAYOUTS, inner=False)]
         units += [k_heads * unit for unit in _units(choose, "k", width, ACTIVATION_LAYOUTS, inner=other == "rank")]
+        if rank == 3:  # tokens may lie inside of heads
+            units += [unit for name in ("q", "k") for unit in _units(choose, name, width, ACTIVATION_LAYOUTS)]
     if rope:
         units += _angle_units(choose, width, ANGLE_LAYOUTS)
     batch, frames, tokens = _sizes(choose, widest * max(heads, 1) * 2, units)
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
     length = frames * tokens
-    q: tuple[int, ...] = (batch, length, heads, width)
-    k: tuple[int, ...] = q
-    if other == "heads":
-        k = (batch, length, heads + 1, width)
-    elif other == "length" and not rope:
-        k = (batch, length + 16, heads, width)  # of the same class
-    elif other == "rank" and not rope:
+    # 16 tokens more are of the same class.
+    q_length, k_length = length + 16 * (other == "shorter"), length + 16 * (other == "length")
+    q: tuple[int, ...] = (batch, q_length, heads, width)
+    k: tuple[int, ...] = (batch, k_length, k_heads, width)
+    if rank == 3:
+        q, k = (batch * q_length, heads, width), (batch * k_length, k_heads, width)
+    if other == "rank":
         k = (batch * length, width)
-    tensors = _qk_layouts(choose, q, k, dtype)
+    tensors = _qk_layouts(choose, q, k, dtype, k_dtype)
     weights = choose.pick("qk.weights", ("both", "none", "q", "k"))
     for name in ("q_weight", "k_weight"):
         if weights in ("both", name[0]):
@@ -599,23 +633,36 @@ def _angle_units(choose: Chooser, width: int, layouts: Sequence[str]) -> list[in
 
 
 def _rotated(choose: Chooser, width: int) -> int:
-    return width if width < 4 or choose.pick("rotary_dim", ("full", "partial")) == "full" else 2 * (width // 4)
+    """Dr: all channels that make pairs, half of them, or a few."""
+    part = "full" if width < 4 else choose.pick("rotary_dim", ("full", "partial", "few"))
+    # Fewer than half of all for every width of its class.
+    return {"full": width // 2 * 2, "partial": 2 * (width // 4), "few": 8 if width > 16 else 2}[part]
 
 
 def _angles(
     choose: Chooser, batch: int, length: int, width: int, dtype: str, dtypes: Sequence[str]
 ) -> dict[str, TensorSpec]:
-    shape: tuple[int, ...] = (length, _rotated(choose, width) // 2)
-    if choose.pick("cos.form", ("[S,Dr/2]", "[B,S,Dr/2]")) == "[B,S,Dr/2]":
-        shape = (batch, *shape)
-    angle_dtype = _mixed(choose, "cos", dtype, dtypes)
-    return {name: _layout(choose, name, shape, angle_dtype, ANGLE_LAYOUTS) for name in ("cos", "sin")}
+    rows = (length, _rotated(choose, width) // 2)
+    shapes: dict[str, tuple[int, ...]] = {"[S,Dr/2]": rows, "[B,S,Dr/2]": (batch, *rows)}
+    form = choose.pick("cos.form", tuple(shapes))
+    forms = {"cos": form, "sin": choose.pick("sin.form", [*(form,) * 3, *(f for f in shapes if f != form)])}
+    kinds = _angle_dtypes(choose, dtype, dtypes)
+    return {name: _layout(choose, name, shapes[forms[name]], kinds[name], ANGLE_LAYOUTS) for name in ("cos", "sin")}
+
+
+def _angle_dtypes(choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, str]:
+    """Of cos, and of sin, mostly the same."""
+    of_cos = _mixed(choose, "cos", dtype, dtypes)
+    return {
+        "cos": of_cos,
+        "sin": choose.pick("sin.dtype", [*(of_cos,) * 4, *(d for d in dtypes if d != of_cos)]),
+    }
 
 
 def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     del signature
-    width, widest = _width(choose, HEAD_DIMS)
-    heads = choose.pick("heads", HEADS)
+    width, widest = _width(choose, HEAD_DIMS | ROTATED_ODD_HEAD_DIMS)
+    heads = choose.pick("heads", HEADS, RARE_HEADS)
     units = [heads * unit for unit in _units(choose, "x", width, ACTIVATION_LAYOUTS, inner=False)]
     units += _angle_units(choose, width, ANGLE_LAYOUTS)
     batch, frames, tokens = _sizes(choose, widest * max(heads, 1), units)
@@ -629,7 +676,7 @@ def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[
 def _split_rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     del signature
     width, widest = _width(choose, HEAD_DIMS)
-    heads = choose.pick("heads", [n for n in HEADS if n])
+    heads = choose.pick("heads", [n for n in HEADS if n], RARE_HEADS)
     layouts = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "expanded")
     angle_units = [unit for name in ("cos", "sin") for unit in _units(choose, name, width // 2, layouts)]
     units = [n * unit for n in (1, heads) for unit in angle_units]
@@ -639,6 +686,6 @@ def _split_rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Seq
         width = min(width, 4)
     length = frames * tokens
     x = _layout(choose, "x", (batch, length, heads * width), dtype, ACTIVATION_LAYOUTS)
-    angle_dtype = _mixed(choose, "cos", dtype, dtypes)
+    kinds = _angle_dtypes(choose, dtype, dtypes)
     shape = (batch, heads, length, width // 2)
-    return {"x": x} | {name: _layout(choose, name, shape, angle_dtype, layouts) for name in ("cos", "sin")}
+    return {"x": x} | {name: _layout(choose, name, shape, kinds[name], layouts) for name in ("cos", "sin")}

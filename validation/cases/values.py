@@ -11,14 +11,16 @@ from torch import Tensor
 
 REGIMES = {
     "normal": "standard normal",
-    "mean_offset": "standard normal around a mean of 30 sigma, either sign, one a row",
+    "mean_offset": "standard normal around a mean of 30 sigma, of 100 in float32, either sign, one a row",
     "variance_eps": "normal with a variance of about eps, so that eps counts",
     "constant_rows": "every row one value: variance zero",
     "outlier_channels": "normal, a few channels x200, as in trained transformers",
     "tiny": "subnormal in the working dtype",
     "near_max": "about float16's largest number, 65504, so that sums and products overflow float16",
     "zeros": "all zero",
-    "nonfinite": "normal, with NaN, inf and -inf sprinkled over some rows",
+    "nonfinite": "normal, with NaN, inf and -inf in some rows and in all parameters; half of the modulation zero",
+    "large_modulation": "normal; scale, and some of weight, bias and shift, about float16's largest number",
+    "ties": "integers of as many bits as the dtype has, so that sums lie half-way between two of its numbers",
     "zero_modulation": "normal; shift, scale and gate zero, as an adaLN-Zero block starts",
     "dit": "as in a diffusion transformer: heavy tails, outlier channels, a mean, modulation up to 10",
 }
@@ -26,6 +28,10 @@ REGIMES = {
 # Arguments that are activations; all others are parameters or modulation.
 ACTIVATIONS = frozenset({"x", "residual", "q", "k"})
 MODULATIONS = ("shift", "scale", "gate")
+WEIGHTS = frozenset({"weight", "q_weight", "k_weight"})
+LARGEST = 65504.0  # of float16
+# Always large in the regime large_modulation.
+LARGE = frozenset({"scale", "q_weight", "k_weight"})
 
 
 def draw(
@@ -33,25 +39,33 @@ def draw(
 ) -> Tensor:
     """Values for the tensor called ``name``, made in float32 and rounded to dtype; contiguous.
 
-    Activations follow the regime. Weights lie about 1; biases, shifts, scales and gates about 0, wider in
-    the regime ``dit``; cos and sin are of random angles, the same angles for the same shape and seed.
+    Activations follow the regime. Weights lie about 1; biases, shifts, scales and gates about 0, but for the
+    regimes that say otherwise (wider in ``dit``); cos and sin are of random angles, the same angles for the
+    same shape and seed.
     """
     argument = name.partition(".")[0]
     if argument in ACTIVATIONS:
         return _activation(regime, shape, dtype, eps, generator).to(dtype)
     normal = torch.randn(shape, generator=generator)
-    if argument in ("weight", "q_weight", "k_weight"):
-        made = 1.0 + 0.25 * normal
-    elif argument in ("cos", "sin"):
+    if argument in ("cos", "sin"):
         # Independent, not of one angle: a rotation by (cos, sin) of any length is linear all the same,
         # and a swap of the two shows.
-        made = torch.cos(math.pi * normal)
-    elif regime == "zero_modulation" and argument in MODULATIONS:
-        made = torch.zeros(shape)
-    elif regime == "dit":
-        made = normal * torch.exp(torch.randn(shape[-1:], generator=generator)).clamp(max=10.0)
-    else:
-        made = 0.5 * normal
+        return torch.cos(math.pi * normal).to(dtype)
+    made = 1.0 + 0.25 * normal if argument in WEIGHTS else 0.5 * normal
+    match regime:
+        case "zero_modulation" if argument in MODULATIONS:
+            made = torch.zeros(shape)
+        case "dit" if argument not in WEIGHTS:
+            made = normal * torch.exp(torch.randn(shape[-1:], generator=generator)).clamp(max=10.0)
+        # Of weight, bias and shift by lot: not all that could overflow does. A gated sum has `near_max`.
+        case "large_modulation" if argument in LARGE or (argument != "gate" and bool(_coins((), generator))):
+            made = _large(shape, generator)
+        case "nonfinite":
+            made = _spoiled(made, argument, generator)
+        case "ties" if argument in ("scale", "gate"):
+            made = torch.tensor([1.0, 2.0, -2.0, -3.0])[torch.randint(0, 4, shape, generator=generator)]
+        case "ties" if argument == "shift":
+            made = _integers(shape, dtype, generator)
     return made.to(dtype)
 
 
@@ -66,10 +80,15 @@ def _activation(
 
     row = (*shape[:-1], 1)
     match regime:
-        case "normal" | "zero_modulation":
+        case "normal" | "zero_modulation" | "large_modulation":
             return normal()
+        case "ties":
+            return _integers(shape, dtype, generator)
         case "mean_offset":
-            return normal() + 30.0 * torch.where(uniform(row) < 0.5, -1.0, 1.0)
+            # A one-pass variance of float32 values at 30 sigma is wrong by 0.3 to 3 times its budget, by luck; at 100
+            # by three times that. Values of 16 bits would be too few at 100.
+            offset = 100.0 if dtype is torch.float32 else 30.0
+            return normal() + offset * torch.where(uniform(row) < 0.5, -1.0, 1.0)
         case "variance_eps":
             return normal() * math.sqrt(max(eps, 1e-12))
         case "constant_rows":
@@ -79,15 +98,60 @@ def _activation(
         case "tiny":
             return normal().clamp(-4.0, 4.0) * (0.2 * torch.finfo(dtype).tiny)
         case "near_max":
-            return torch.where(uniform() < 0.5, -1.0, 1.0) * (0.5 + 0.5 * uniform()) * 65504.0
+            return torch.where(uniform() < 0.5, -1.0, 1.0) * (0.5 + 0.5 * uniform()) * LARGEST
         case "zeros":
             return torch.zeros(shape)
         case "nonfinite":
-            special = torch.tensor([math.nan, math.inf, -math.inf])[torch.randint(0, 3, shape, generator=generator)]
-            # About a third of the rows, one or two elements of each.
-            hit = (uniform(row) < 0.35) & (uniform() < 1.5 / max(shape[-1], 1))
-            return torch.where(hit, special, normal())
+            return _sprinkled(normal(), generator)
         case "dit":
             heavy = normal() * (1.0 + normal(shape[-1:]).abs().pow(3))
             return heavy + 0.5 * normal(shape[-1:])
     raise ValueError(f"unknown value regime {regime!r}, expected one of {', '.join(REGIMES)}")
+
+
+def _coins(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) < 0.5
+
+
+def _large(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """About float16's largest number; an eighth of it that number itself, which 1 more is not in float16."""
+    sizes = (0.5 + 0.5625 * torch.rand(shape, generator=generator)).clamp(max=1.0)
+    return torch.where(_coins(shape, generator), -LARGEST, LARGEST) * sizes
+
+
+def _integers(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Integers of up to as many bits as a dtype has, one more than which its numbers are 2 apart."""
+    limit = round(2.0 / torch.finfo(dtype).eps)
+    return torch.randint(1 - limit, limit, shape, generator=generator).float()
+
+
+def _sprinkled(made: Tensor, generator: torch.Generator, *, each: int = 1) -> Tensor:
+    """NaN, inf and -inf in a third of the rows, so many of them in each (up to 3, no two alike) and now and then more.
+
+    In one row at least, and of two rows or more not in one: a share of each alone left 8 rows clean one time in 12.
+    """
+    if made.numel() == 0:
+        return made
+    rows = made.clone().reshape(-1, made.shape[-1])
+    count, width = rows.shape
+    special = torch.tensor([math.nan, math.inf, -math.inf])
+    hit = torch.randperm(count, generator=generator)[: max(round(0.35 * count), 1)]
+    more = torch.zeros(rows.shape, dtype=torch.bool)
+    more[hit] = torch.rand((len(hit), width), generator=generator) < 0.5 / width
+    rows = torch.where(more, special[torch.randint(0, 3, rows.shape, generator=generator)], rows)
+    at, which = (torch.rand((len(hit), n), generator=generator).argsort(-1)[:, :each] for n in (width, 3))
+    rows[hit.unsqueeze(1), at] = special[which]
+    return rows.reshape(made.shape)
+
+
+def _spoiled(made: Tensor, argument: str, generator: torch.Generator) -> Tensor:
+    """A parameter with NaN, inf and -inf; half of the modulation zero, for an inf that it meets.
+
+    One gate for all rows would spoil every row of the norm that follows: it has zeros alone.
+    """
+    if argument in MODULATIONS:
+        made = torch.where(_coins(made.shape, generator), torch.zeros(()), made)
+    rows = made.numel() // made.shape[-1] if made.numel() > 1 else 0
+    if rows <= (argument == "gate"):
+        return made
+    return _sprinkled(made, generator, each=3 if made.shape[-1] > 8 else 1)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 import reference_ops
 from validation.cases.case import Case, TensorSpec, as_bits, materialise, poison
 from validation.cases.corners import corners_of, declared_corners
-from validation.cases.strategies import Signature, cases
-from validation.cases.values import REGIMES
+from validation.cases.strategies import WITHOUT_EPS, Signature, cases
+from validation.cases.values import REGIMES, draw
 from validation.errors import UsageError
-from validation.parity import draw_cases, signature_of
+from validation.parity import PROFILES, draw_cases, shares, signature_of
 
 OPS = reference_ops.OP_NAMES
 
@@ -94,7 +94,7 @@ def test_value_regimes_are_what_they_say(regime: str, dtype: str) -> None:
         case "normal" | "dit":
             assert 0.5 < rows.std() < 50
         case "mean_offset":
-            assert (rows.mean(1).abs() - 30).abs().max() < 1
+            assert (rows.mean(1).abs() - (100 if dtype == "float32" else 30)).abs().max() < 1
         case "variance_eps":
             assert 0.5e-6 < rows.var() < 2e-6
         case "constant_rows":
@@ -111,6 +111,58 @@ def test_value_regimes_are_what_they_say(regime: str, dtype: str) -> None:
         case "nonfinite":
             broken = (~rows.isfinite()).any(1).double().mean()
             assert 0.1 < broken < 0.6
+        case "ties":
+            assert bool((rows == rows.round()).all())
+            # Most have as many bits as the dtype; of the sums of two about an eighth are half-way between its numbers.
+            assert rows.abs().max() > 1.9 / info.eps > rows.abs().max() / 1.1
+            sums = rows[:, 0::2] + 2 * rows[:, 1::2]
+            apart = 2 * info.eps * sums.abs().log2().floor().exp2() / 2
+            assert ((sums % apart).abs() == apart / 2).double().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["weight", "shift", "scale", "gate"])
+@pytest.mark.parametrize("shape", [(64,), (2, 1, 64), (2, 12, 64)])
+def test_parameters_follow_the_regimes_that_are_about_them(name: str, shape: tuple[int, ...]) -> None:
+    def drawn(regime: str, seed: int = 0) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return draw(regime, name, shape, torch.float16, 1e-6, generator).reshape(-1, 64)
+
+    # NaN and both infinities, but in no gate that all rows share; whole rows without; zeros for an inf to meet.
+    spoiled = drawn("nonfinite")
+    clean = spoiled.isfinite().all(1)
+    assert bool(clean.all()) == (name == "gate" and len(spoiled) == 1)
+    assert bool(clean.any()) == (len(spoiled) > 1 or name == "gate")
+    if not bool(clean.all()):
+        assert all(bool(hit.any()) for hit in (spoiled.isnan(), spoiled == torch.inf, spoiled == -torch.inf))
+    assert ((spoiled == 0).double().mean() > 0.3) == (name != "weight")
+    # Scale always, weight and shift by lot, the gate never.
+    large = {float(drawn("large_modulation", seed).abs().max()) for seed in range(20)}
+    assert (max(large) == 65504.0) == (name != "gate")
+    assert (min(large) == 65504.0) == (name == "scale")
+    if name in ("scale", "gate"):
+        assert set(drawn("ties").flatten().tolist()) == {1.0, 2.0, -2.0, -3.0}
+
+
+def test_rows_with_and_without_what_is_not_finite_are_in_every_tensor_of_two_rows() -> None:
+    for seed in range(50):
+        x = draw("nonfinite", "x", (2, 1, 4), torch.float32, 1e-6, torch.Generator().manual_seed(seed))
+        assert x.isfinite().all(-1).sum() == 1
+
+
+def test_an_eps_of_0_is_drawn_where_no_row_divides_by_its_own_rounding() -> None:
+    drawn = draw_cases(cases(signature_of("layer_norm")), seed=0, count=300)
+    regimes = {case.values for case in drawn if case.flags["eps"] == 0.0}
+    assert regimes == set(WITHOUT_EPS)
+
+
+def test_a_corner_that_is_a_meeting_of_two_has_half_the_cases() -> None:
+    signature = signature_of("layer_norm")
+    sparse = {corner.sparse: corner for corner in declared_corners(signature)}
+    counts = {
+        name: [sum(count for _, count in shares(sparse[half], profile, signature)) for half in (False, True)]
+        for name, profile in PROFILES.items()
+    }
+    assert counts == {"quick": [1, 1], "default": [2, 1], "nightly": [10, 5]}
 
 
 @pytest.mark.parametrize(

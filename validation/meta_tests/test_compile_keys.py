@@ -109,8 +109,10 @@ def test_a_kernel_costs_one_more_at_most_for_the_same_bits_checks() -> None:
 
 
 def test_a_process_that_cannot_count_says_so() -> None:
-    with pytest.raises(RuntimeError, match="no_such_op"):
+    with pytest.raises(RuntimeError, match=r"error: .*unknown op 'no_such_op'"):
         compile_keys.count(["no_such_op"], free=1, seed=0)
+    with pytest.raises(RuntimeError, match="error: --free: -1, expected an integer >= 0"):
+        compile_keys.count(["rms_norm"], free=-1, seed=0)
 
 
 def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:

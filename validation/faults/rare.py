@@ -1,0 +1,331 @@
+"""Right but where two conditions meet, or in a corner that is seldom fed; and bad calls taken for good ones."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from validation.faults.fault import fault
+from validation.faults.norms import OnePassVariance
+from validation.faults.right import RightOps
+from validation.record import Status
+
+NUMERICAL, NONFINITE, BELOW_TIER = Status.INCORRECT_NUMERICAL, Status.INCORRECT_NONFINITE, Status.BELOW_REQUIRED_TIER
+NOT_WRITTEN, BAD_INPUT = Status.NOT_WRITTEN, Status.BAD_INPUT_ACCEPTED
+
+LN, RN, LNSS, RNSS = "layer_norm", "rms_norm", "layer_norm_scale_shift", "rms_norm_scale_shift"
+SS, RGA = "scale_shift", "residual_gate_add"
+QKN, QKR, ROTARY, SPLIT = "qk_norm", "qk_norm_rope", "rotary_embedding", "split_rotary_embedding"
+
+# Of a kernel: columns in a block, tokens in a tile.
+BLOCK, TILE = 8192, 96
+
+
+# Layouts.
+
+
+class _OtherStridesOfTheTable(RightOps):
+    """An `IndexedRows.table` is read with strides of its shape's own making."""
+
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        if not isinstance(m, Tensor) and m.table.numel():
+            m = type(m)(m.table.as_strided(m.table.shape, self.strides(m.table)), m.index)
+        return super().rows(name, m, x)
+
+    def strides(self, table: Tensor) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
+@fault(
+    "table's column stride is one", LNSS, "channels of an IndexedRows.table are read side by side", NUMERICAL, NONFINITE
+)
+class TablesColumnStrideIsOne(_OtherStridesOfTheTable):
+    def strides(self, table: Tensor) -> tuple[int, ...]:
+        return (*table.stride()[:-1], 1)
+
+
+@fault("tables end to end", RNSS, "the table [B, n, D] of the next item is looked for n rows on", NUMERICAL, NONFINITE)
+class TablesEndToEnd(_OtherStridesOfTheTable):
+    def strides(self, table: Tensor) -> tuple[int, ...]:
+        return (table.shape[1] * table.stride(1), *table.stride()[1:]) if table.dim() == 3 else table.stride()
+
+
+@fault("items end to end", RNSS, "the next item of x[:, n:] is looked for L tokens on", NUMERICAL, NONFINITE)
+class ItemsEndToEnd(RightOps):
+    def norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mode: str, *, centred: bool
+    ) -> Tensor:
+        # Where the memory of one item follows that of another, not where dimensions are swapped.
+        if x.numel() and x.stride(-1) == 1 and x.stride(0) > x.shape[1] * x.stride(1):
+            x = x.as_strided(x.shape, (x.shape[1] * x.stride(1), *x.stride()[1:]))
+        return super().norm(x, weight, bias, eps, mode, centred=centred)
+
+
+# Heads and angles.
+
+
+@fault("sin in cos's dtype", ROTARY, "one dtype is asked for, cos's, and sin is rounded to it", NUMERICAL, BELOW_TIER)
+class SinInCossDtype(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        return super().rotate(x, cos, sin.to(cos.dtype).to(sin.dtype), out, interleaved=interleaved)
+
+
+@fault(
+    "q's heads by twos",
+    QKR,
+    "where k has fewer heads than q, its last is left unwritten",
+    NOT_WRITTEN,
+    NUMERICAL,
+    NONFINITE,
+)
+class QsHeadsByTwos(RightOps):
+    def qk_norm_rope(self, q: Tensor, k: Tensor, *rest: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        self.most = getattr(q, "shape", (0, 0, 0))[2:3]
+        return super().qk_norm_rope(q, k, *rest, **kwargs)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        heads = x.shape[2] - (x.shape[2] < self.most[0])
+        super().rotate(x[:, :, :heads], cos, sin, out[:, :, :heads], interleaved=interleaved)
+        return out
+
+
+@fault("k in q's dtype", QKN, "both results have q's dtype", Status.INCORRECT_DTYPE)
+class KInQsDtype(RightOps):
+    def returned(self, targets: tuple[Tensor, ...], results: Any, *, inplace: bool) -> tuple[Tensor, ...]:
+        if not inplace:
+            results = [result.to(targets[0].dtype) for result in results]
+        return super().returned(targets, results, inplace=inplace)
+
+
+@fault("eight heads", SPLIT, "heads past the eighth take the eighth's angles", NUMERICAL, NONFINITE)
+class EightHeads(RightOps):
+    def angles_by_head(self, cos: Tensor) -> Tensor:
+        angles = super().angles_by_head(cos)
+        return angles[:, :, torch.arange(angles.shape[2], device=cos.device).clamp(max=7)]
+
+
+@fault("a few rotary dims", ROTARY, "channels past the fourth Dr are left unwritten", NOT_WRITTEN, NONFINITE)
+class AFewRotaryDims(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        near = min(8 * cos.shape[-1], x.shape[-1])
+        super().rotate(x[..., :near], cos, sin, out[..., :near], interleaved=interleaved)
+        return out
+
+
+@fault("odd head_dim", ROTARY, "the last channel of an odd head_dim is left unwritten", NOT_WRITTEN, NONFINITE)
+class OddHeadDim(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        even = x.shape[-1] // 2 * 2
+        super().rotate(x[..., :even], cos, sin, out[..., :even], interleaved=interleaved)
+        return out
+
+
+@fault(
+    "q of rank 4 alone", QKN, "q's shape is unpacked into B, S, H and head_dim, or N and head_dim", Status.RUNTIME_ERROR
+)
+class QOfRank4Alone(RightOps):
+    def qk_norm(self, q: Tensor, k: Tensor, *rest: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        results = super().qk_norm(q, k, *rest, **kwargs)
+        if q.dim() != 2:
+            _batch, _tokens, _heads, _head_dim = q.shape
+        return results
+
+
+# Sizes.
+
+
+class _WrongRow(RightOps):
+    """Some items or tokens take the modulation of others."""
+
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        rows = super().rows(name, m, x)
+        return self.wrong(rows, x) if rows.dim() == 3 and rows.numel() else rows
+
+    def wrong(self, rows: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@fault("eight items", RGA, "items past the eighth take the gate of the eighth", NUMERICAL, NONFINITE)
+class EightItems(_WrongRow):
+    def wrong(self, rows: Tensor, x: Tensor) -> Tensor:
+        return rows[torch.arange(rows.shape[0], device=x.device).clamp(max=7)]
+
+
+@fault(
+    "a tile of tokens",
+    LNSS,
+    "each tile of tokens takes the rows of the first, where rows are wide",
+    NUMERICAL,
+    NONFINITE,
+)
+class ATileOfTokens(_WrongRow):
+    def wrong(self, rows: Tensor, x: Tensor) -> Tensor:
+        wide = x.shape[-1] > 8
+        return rows[:, torch.arange(rows.shape[1], device=x.device) % TILE] if wide else rows
+
+
+@fault("16-bit token numbers", RGA, "a token's number in its item wraps at 65536", NUMERICAL, NONFINITE)
+class SixteenBitTokenNumbers(_WrongRow):
+    def wrong(self, rows: Tensor, x: Tensor) -> Tensor:
+        return rows[:, torch.arange(rows.shape[1], device=x.device) % 65536]
+
+
+# Values.
+
+
+@fault("eps or the default", RN, "an eps of 0 counts as not given", NUMERICAL, NONFINITE)
+class EpsOrTheDefault(RightOps):
+    def inverse_root(self, mean_square: Tensor, eps: float) -> Tensor:
+        return super().inverse_root(mean_square, eps or 1e-6)
+
+
+@fault("NaN in the scale swallowed", SS, "NaN in the scale is read as 0", NONFINITE)
+class NaNInTheScaleSwallowed(RightOps):
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        rows = super().rows(name, m, x)
+        return torch.where(rows.isnan(), torch.zeros_like(rows), rows)
+
+
+@fault("a gate of 0 skips x", RGA, "where the gate is 0, x is not looked at: 0 times inf is NaN", NONFINITE)
+class AGateOf0SkipsX(RightOps):
+    def gated(self, residual: Tensor, x: Tensor, gate: Any, mode: str) -> Tensor:
+        total = super().gated(residual, x, gate, mode)
+        return total if gate is None else torch.where(self.rows("gate", gate, x) == 0, residual.to(total.dtype), total)
+
+
+@fault("1 + scale out of float16", SS, "in float16, where it may overflow, although float32 is declared", NONFINITE)
+class OnePlusScaleOutOfFloat16(RightOps):
+    def product(self, value: Tensor, factor: Tensor, x: Tensor) -> Tensor:
+        beyond = (factor.abs() > 65504.0) & (x.dtype is torch.float16)
+        return super().product(value, torch.where(beyond, factor * torch.inf, factor), x)
+
+
+@fault("half rounded up", SS, "a result half-way between two bfloat16 numbers is rounded away from 0", Status.BIASED)
+class HalfRoundedUp(RightOps):
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        nearest = super().rounded(value, dtype)
+        if dtype is not torch.bfloat16 or value.dtype is not torch.float32:
+            return nearest
+        up = ((value.contiguous().view(torch.int32) + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16)
+        return torch.where(value.isfinite(), up, nearest)
+
+
+# Two conditions at once.
+
+
+class _Sometimes(OnePassVariance):
+    """One-pass variance on one path of several."""
+
+    def hit(self, x: Tensor) -> bool:
+        raise NotImplementedError
+
+    def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
+        if self.hit(x):
+            return super().normalised(x, eps, centred=centred)
+        return RightOps.normalised(self, x, eps, centred=centred)
+
+
+@fault("one-pass variance past a block", LN, "of rows of several blocks the variance is one-pass", NUMERICAL)
+class OnePassVariancePastABlock(_Sometimes):
+    def hit(self, x: Tensor) -> bool:
+        return x.shape[-1] > BLOCK
+
+
+@fault("one-pass variance of one token", LNSS, "where L is 1 the variance is one-pass", NUMERICAL)
+class OnePassVarianceOfOneToken(_Sometimes):
+    def hit(self, x: Tensor) -> bool:
+        return x.shape[1] == 1
+
+
+@fault("float16 squares past a block", RN, "of rows of several blocks squares are in x's dtype", NUMERICAL, NONFINITE)
+class Float16SquaresPastABlock(RightOps):
+    def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
+        if x.shape[-1] <= BLOCK or x.dtype is not torch.float16:
+            return super().normalised(x, eps, centred=centred)
+        return x.float() * self.inverse_root((x * x).float().mean(-1, keepdim=True), eps)
+
+
+@fault("NaN of one row in all, many rows", RN, "past 1024 rows sums are products with 0 and 1", NONFINITE)
+class NaNOfOneRowInAllManyRows(RightOps):
+    def mean_square(self, deviation: Tensor) -> Tensor:
+        sums = super().mean_square(deviation)
+        return sums + (sums * 0.0).sum() if sums.numel() > 1024 else sums
+
+
+@fault(
+    "bias of frames dropped",
+    LNSS,
+    "with shift and scale a frame each, a bias without a weight is lost",
+    NUMERICAL,
+    NONFINITE,
+)
+class BiasOfFramesDropped(RightOps):
+    def modulate(self, value: Tensor, shift: Any, scale: Any, x: Tensor, mode: str, constant: float = 1.0) -> Tensor:
+        if self.lone is not None and all(isinstance(m, Tensor) and m.dim() == 4 for m in (shift, scale)):
+            value = self.lone
+        return super().modulate(value, shift, scale, x, mode, constant)
+
+    def norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mode: str, *, centred: bool
+    ) -> Tensor:
+        self.lone = (
+            super().norm(x, None, None, eps, mode, centred=centred) if weight is None and bias is not None else None
+        )
+        return super().norm(x, weight, bias, eps, mode, centred=centred)
+
+
+@fault("shift by the scale's index", RNSS, "of two IndexedRows the shift takes the scale's index", NUMERICAL, NONFINITE)
+class ShiftByTheScalesIndex(RightOps):
+    def modulate(self, value: Tensor, shift: Any, scale: Any, x: Tensor, mode: str, constant: float = 1.0) -> Tensor:
+        tables = [None if isinstance(m, Tensor) else m.table.shape for m in (shift, scale)]
+        if tables[0] is not None and tables[0] == tables[1]:
+            shift = type(shift)(shift.table, scale.index)
+        return super().modulate(value, shift, scale, x, mode, constant)
+
+
+# Bad calls.
+
+
+@fault("[L, D] as one row a token", SS, "is taken as such: [B, D] is one row an item", BAD_INPUT)
+class LDAsOneRowAToken(RightOps):
+    def scale_shift(self, x: Tensor, shift: Any, scale: Any, *rest: Any, **kwargs: Any) -> Tensor:
+        def taken(m: Any) -> Any:
+            by_token = isinstance(m, Tensor) and m.dim() == 2 and m.shape[0] == x.shape[1] != x.shape[0]
+            return m.unsqueeze(0) if by_token else m
+
+        return super().scale_shift(x, taken(shift), taken(scale), *rest, **kwargs)
+
+
+@fault("weight of one element", RN, "is taken for all channels", BAD_INPUT)
+class WeightOfOneElement(RightOps):
+    def rms_norm(self, x: Tensor, weight: Tensor | None = None, *rest: Any, **kwargs: Any) -> Tensor:
+        if isinstance(weight, Tensor) and weight.shape == (1,) and x.dim():
+            weight = weight.expand(x.shape[-1])
+        return super().rms_norm(x, weight, *rest, **kwargs)
+
+
+@fault("x without a batch", SS, "is taken for a batch of one", BAD_INPUT)
+class XWithoutABatch(RightOps):
+    def scale_shift(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        if isinstance(x, Tensor) and x.dim() == 2:
+            return super().scale_shift(x.unsqueeze(0), *rest, **kwargs).squeeze(0)
+        return super().scale_shift(x, *rest, **kwargs)
+
+
+@fault("table wider than x", LNSS, "of an IndexedRows.table the first D channels are taken", BAD_INPUT)
+class TableWiderThanX(RightOps):
+    def layer_norm_scale_shift(self, x: Tensor, shift: Any, scale: Any, *rest: Any, **kwargs: Any) -> Tensor:
+        def cut(m: Any) -> Any:
+            wider = hasattr(m, "table") and m.table.shape[-1] > x.shape[-1]
+            return type(m)(m.table[..., : x.shape[-1]], m.index) if wider else m
+
+        return super().layer_norm_scale_shift(x, cut(shift), cut(scale), *rest, **kwargs)
+
+
+@fault("rotated over its angles", ROTARY, "in place, x may share memory with cos and sin", BAD_INPUT)
+class RotatedOverItsAngles(RightOps):
+    def rotary_embedding(
+        self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False
+    ) -> Tensor:
+        y = super().rotary_embedding(x, cos, sin, interleaved=interleaved)
+        return self.returned((x,), [y], inplace=inplace)[0]
