@@ -27,19 +27,29 @@ DEFAULT_CASES = {
 }
 
 
+# What each control claims, and is held to: each differs from the reference path in the order of a sum, or rounds
+# where that does or less often, which is no loss. What loses nothing but in special rows is `close` by right, such as
+# sums in 32 lanes: of a constant float32 row the reference's mean is exact, and theirs is not.
+REQUIRED_TIER = "lossless"
+
+
 def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int) -> Iterator[Record]:
-    """Sweep one op of a control: each declared corner twice, then free draws up to that many cases or more."""
+    """Sweep one op of a control: each declared corner twice, then free draws up to that many cases or more.
+
+    Held to `REQUIRED_TIER`.
+    """
     signature = parity.signature_of(op)
     corners = declared_corners(signature, bfloat16=not device.bfloat16_problems)
     profile = parity.Profile("controls", 2, max(cases - 2 * len(corners), 1))
-    return parity.sweep(op, ops, device, profile=profile, seed=seed, shrink=False)
+    return parity.sweep(op, ops, device, profile=profile, seed=seed, require=REQUIRED_TIER, shrink=False)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m validation.controls",
-        description="Judges correct op sets. Whatever is flagged is a false alarm. With --model, correct and wrong op "
-        "sets on a sampled model: prints how far they lie from the truth, beside the band of legal roundings.",
+        description="Judges correct op sets, held to lossless. Whatever is flagged is a false alarm. With --model, "
+        "correct and wrong op sets on a sampled model: prints how far they lie from the truth, beside the band of "
+        "legal roundings.",
         epilog="exit status: 0 every verdict as it must be, 1 a false alarm or a missed fault, 2 usage error",
     )
     parser.add_argument("names", nargs="*", metavar="CONTROL", help=f"of {', '.join(controls.NAMES)} (default: all)")

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from reference_ops import IndexedRows
 from validation.cases.case import Arguments, Case
-from validation.judge import bounds, structure, where
+from validation.judge import bounds, frames, structure, where
 from validation.judge.stats import Budget
 from validation.ops import reference_op
 
@@ -120,7 +120,7 @@ def failure(first: FirstCall) -> tuple[str, str] | None:
         except ReusedOutputError as error:
             words = str(error)
         except (Exception, SystemExit) as error:  # whatever a candidate raises is its verdict
-            words = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            words = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}{frames.of_error(error)}"
         if words:
             return name, words
     return None

@@ -23,7 +23,7 @@ from validation.device import select
 from validation.errors import UsageError
 from validation.judge import structure, where
 from validation.judge.bounds import bound
-from validation.judge.stats import Budget, Errors, bias_threshold
+from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.judge.ulp import ulp
 from validation.judge.verdict import judge_call
 from validation.ops import op_set_from
@@ -268,9 +268,9 @@ def test_truncation_has_a_bias_and_rounding_has_none() -> None:
     truncated = ((truth.float().view(torch.int32) >> 16) << 16).view(torch.float32).double()
     fair = Errors.of(rounded - truth, truth, unit, finite)
     cut = Errors.of(truncated - truth, truth, unit, finite)
-    assert abs(fair.magnitude_bias_ulp) < bias_threshold(fair, 50_000)
+    assert abs(fair.magnitude_bias_ulp) < bias_threshold(fair, 50_000, torch.bfloat16)
     assert cut.magnitude_bias_ulp == pytest.approx(-0.5, abs=0.01)
-    assert abs(cut.magnitude_bias_ulp) > bias_threshold(cut, 50_000)
+    assert abs(cut.magnitude_bias_ulp) > bias_threshold(cut, 50_000, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +312,20 @@ def test_patterns_of_batch_items_frames_and_tiles(index: Any, frames: int, words
     wrong = torch.zeros(2, 24, 32, dtype=torch.bool)
     wrong[index] = True
     assert where.describe(wrong, frames) == words
+
+
+def test_one_wrong_element_is_placed_once() -> None:
+    def one_off(**kwargs: Any) -> Tensor:
+        y = right(**kwargs)
+        y[1, 2, 5] += 1
+        return y
+
+    judgement = judge_call(a_case(), one_off, "cpu")
+    assert judgement.lines[:2] == (
+        "1 of 96 elements exceed their budget",
+        "the worst is in batch item 1 of 2, token 2 of 3, column 5 of 16",
+    )
+    assert not any(line.startswith("only ") for line in judgement.lines)
 
 
 def test_a_place_in_words() -> None:
@@ -476,9 +490,44 @@ def test_the_bias_that_a_correct_float32_chain_has_is_no_alarm(seed: int) -> Non
     assert judgement.status is Status.PASSED, judgement.reason
 
 
-@pytest.mark.parametrize(("units", "status"), [(0.05, Status.PASSED), (0.1, Status.BIASED)])
+def test_what_may_be_zero_times_an_infinity_may_be_anything_but_finite() -> None:
+    """The mean is 1 + 2^-25, which float32 has not: where it comes to 1, x - mean is 0 and 0 * inf is NaN, not -inf."""
+    x = torch.ones(1, 2**15)
+    x[0, 1] += 2.0**-10
+    weight = torch.ones(2**15)
+    weight[:2] = torch.inf
+    (running,) = bound("layer_norm", {"x": x, "weight": weight, "eps": 1e-6})
+    assert running.value[0, :2].tolist() == [-torch.inf, torch.inf]
+    assert running.overflow[0, :3].tolist() == [True, False, False]
+
+
+def test_truths_that_no_rounding_tells_apart_count_once() -> None:
+    close = 1.0 + 1e-9 * torch.arange(100, dtype=torch.float64)
+    apart = 1.0 + 1e-2 * torch.arange(100, dtype=torch.float64)
+    every = torch.ones(100, dtype=torch.bool)
+    assert independent_samples(close, every, torch.bfloat16, ()) == 1
+    assert independent_samples(apart, every, torch.bfloat16, ()) == 100
+
+
+def test_the_bias_of_torchs_square_root_is_no_alarm() -> None:
+    """Rows of nearly equal numbers have nearly equal roots, which torch rounds up more often than down (on AVX-512)."""
+
+    def divided(x: Tensor, eps: float, **_: Any) -> Tensor:
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+
+    case = Case(
+        "rms_norm", {"x": TensorSpec((70_000, 4), "float32", (4, 1), 0, "x")}, {"eps": 1e-6}, "mean_offset", 652340
+    )
+    judgement = judge_call(case, divided, "cpu")
+    assert judgement.status is Status.PASSED, judgement.reason
+
+
+@pytest.mark.parametrize(("units", "status"), [(0.2, Status.PASSED), (0.4, Status.BIASED)])
 def test_a_bias_just_above_a_correct_chains_is_seen(units: float, status: Status) -> None:
-    """rstd too large by a share of float32's unit roundoff: a mean error of 0.07 and of 0.13 of the RMS error."""
+    """rstd too large by a share of float32's unit roundoff: a mean error of 0.26 and of 0.5 of the RMS error.
+
+    Of 0.1 it was an alarm: torch's own sqrt is off by as much.
+    """
 
     def biased(x: Tensor, eps: float, **_: Any) -> Tensor:
         rstd = torch.rsqrt((x * x).mean(-1, keepdim=True) + eps).double() * (1 + units * 2.0**-24)

@@ -1,0 +1,49 @@
+"""Which line of a candidate raised, hung or crashed: the innermost frame that is its own."""
+
+import importlib.util
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from traceback import walk_tb
+
+# File, line, function.
+Frame = tuple[str, int, str]
+
+_SUITE = Path(__file__).resolve().parents[1]
+# Packages of the suite that hold candidates.
+_CANDIDATES = tuple(f"{_SUITE / name}/" for name in ("adapters", "controls", "faults", "meta_tests"))
+# Found, not imported: Triton may be only once the interpreter was selected.
+_LIBRARIES = tuple(
+    f"{Path(spec.origin).resolve().parent}/"
+    for spec in map(importlib.util.find_spec, ("torch", "triton"))
+    if spec is not None and spec.origin is not None
+)
+_STANDARD = f"{sysconfig.get_path('stdlib')}/"
+
+
+def of_suite(file: str) -> bool:
+    """Whether a file is the suite's own and holds no candidate."""
+    return file.startswith(f"{_SUITE}/") and not file.startswith(_CANDIDATES)
+
+
+def _of_a_library(file: str) -> bool:
+    standard = file.startswith(_STANDARD) and "-packages/" not in file  # site-packages may lie inside
+    return standard or file.startswith(("<frozen ", *_LIBRARIES))
+
+
+def place(frames: Iterable[Frame]) -> str:
+    """Where the candidate was, as messages end with it: ``, in mine.py, line 12, in rms_norm``; "" if nowhere.
+
+    Args:
+        frames: of a stack, the innermost first. Those of the suite, of Python's library, torch and Triton are skipped.
+    """
+    for file, line, function in frames:
+        if not of_suite(file) and not _of_a_library(file):
+            return f", in {file}, line {line}, in {function}"
+    return ""
+
+
+def of_error(error: BaseException) -> str:
+    """`place`, of a raised exception."""
+    frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in walk_tb(error.__traceback__)]
+    return place(reversed(frames))

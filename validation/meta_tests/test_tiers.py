@@ -1,0 +1,113 @@
+"""The tiers: what is right stays lossless however often it is judged, and what is not does not."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+import reference_ops
+from validation import controls
+from validation.cases.case import Case, TensorSpec
+from validation.controls.__main__ import judge_control
+from validation.device import select
+from validation.judge import tiers, verdict
+from validation.judge.verdict import judge_call
+from validation.ops import OpSet
+from validation.record import Level, Record, Status
+
+
+def rotation(dtype: str, tokens: int, width: int, values: str) -> Case:
+    def spec(name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(shape, dtype, torch.empty(shape, device="meta").stride(), 0, name)
+
+    angles = {name: spec(name, tokens, width // 2) for name in ("cos", "sin")}
+    x = spec("x", 1, tokens, 1, width)
+    return Case("rotary_embedding", {"x": x, **angles}, {"interleaved": True, "inplace": False}, values, 0)
+
+
+SMALL = [
+    rotation("float16", 1, 6, "outlier_channels"),
+    rotation("bfloat16", 1, 6, "normal"),
+    rotation("bfloat16", 7, 16, "normal"),
+    rotation("bfloat16", 2, 32, "outlier_channels"),
+]
+
+
+def tiers_of(seeds: int) -> list[str | None]:
+    """Of a rotation that rounds less often than the reference, in few elements."""
+    contracted = controls.op_set("fma")["rotary_embedding"]
+    cases = [dataclasses.replace(case, seed=seed) for case in SMALL for seed in range(seeds)]
+    judgements = [judge_call(case, contracted, "cpu") for case in cases]
+    assert {judgement.status for judgement in judgements} == {Status.PASSED}
+    return [judgement.tier for judgement in judgements]
+
+
+def test_a_case_of_few_elements_does_not_lose_its_tier_by_luck() -> None:
+    assert "close" not in tiers_of(150)
+
+
+def test_three_standard_errors_of_equal_errors_were_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_equal_errors(_: object, finite: Tensor, least: float, __: int) -> float:
+        return least / math.sqrt(2 * int(finite.sum()))
+
+    monkeypatch.setattr(verdict, "LOSSLESS_SIGMAS", 3.0)
+    monkeypatch.setattr(verdict, "_standard_error", of_equal_errors)
+    assert "close" in tiers_of(60)
+
+
+def test_the_factor_follows_from_the_number_of_cases() -> None:
+    one_case = math.erfc(verdict.LOSSLESS_SIGMAS / math.sqrt(2)) / 2
+    assert one_case * verdict.LOSSLESS_CASES == pytest.approx(verdict.LOSSLESS_CHANCE, rel=1e-3)
+
+
+def last_bit_wrong(x: Tensor, shift: Tensor, scale: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """Within the budget, without a bias, and one ulp off: no float32 arithmetic explains that."""
+    y: Tensor = reference_ops.scale_shift(x, shift, scale, *args, **kwargs)
+    if y.dtype is not torch.float32:
+        return y
+    return torch.where(y.isfinite() & (y != 0), (y.contiguous().view(torch.int32) ^ 1).view(torch.float32), y)
+
+
+def test_a_control_that_is_close_alone_is_flagged() -> None:
+    records = judge_control(
+        "scale_shift", OpSet("noisy", {"scale_shift": last_bit_wrong}, "noisy"), select(gpu=False), cases=1, seed=0
+    )
+    # On coarse grids of few values the last bit is a bias too.
+    failed = {record.status for record in records if record.status.failed}
+    assert Status.BELOW_REQUIRED_TIER in failed
+    assert failed <= {Status.BELOW_REQUIRED_TIER, Status.BIASED}
+
+
+def records_of(ratios: Sequence[float], dtype: str) -> list[Record]:
+    return [
+        Record(
+            Level.OP,
+            "rms_norm",
+            "mine",
+            Status.PASSED,
+            "error",
+            "",
+            dtype=dtype,
+            tier="lossless",
+            numbers={"rms_ratio": ratio},
+        )
+        for ratio in ratios
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "dtype", "tier"),
+    [
+        ([1.0] * 45 + [1.1, 1.08, 1.05, 1.06, 1.09], "float16", "lossless"),  # measured on a right q/k norm: 1.007
+        ([1.02, 1.01, 1.03, 1.02] * 20, "bfloat16", "close"),
+        ([1.0] * 60 + [1.2] * 40, "bfloat16", "close"),
+        ([1.2, 1.4, 1.38] * 20, "float32", "lossless"),  # a rotation without one contracted product
+        ([1.5, 1.6, 1.4, 1.55] * 20, "float32", "close"),
+        ([2.0], "float16", "lossless"),  # one case says nothing of a mean
+    ],
+)
+def test_the_mean_over_an_ops_cases_counts_where_it_is_sure(ratios: list[float], dtype: str, tier: str) -> None:
+    assert tiers.op_tier(records_of(ratios, dtype)).tier == tier
