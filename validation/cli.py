@@ -170,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
             action=argparse.BooleanOptionalAction,
             help="run candidates in a process of their own, which may hang or crash (default: all that are not ours)",
         )
+        sub.add_argument(
+            "--case-seconds", type=float, metavar="S", help="the most that a case may take there (default: 120)"
+        )
     faults.add_argument("--gpu", action="store_true", help="run on the GPU, the faults that only it can show as well")
     faults.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="so many seeds, --seed the first (default: 1)"
@@ -250,6 +253,7 @@ def _session_command(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             gpu=arguments.gpu,
             isolate=getattr(arguments, "isolate", None),
+            case_seconds=getattr(arguments, "case_seconds", None),
             require=getattr(arguments, "require", None),
             xfail=getattr(arguments, "xfail", None),
             json=arguments.json,
@@ -341,16 +345,17 @@ def _repro(arguments: argparse.Namespace) -> int:
     from validation import parity
     from validation.cases.case import Case
     from validation.device import select
-    from validation.isolation import isolated, isolated_by_default
+    from validation.isolation import isolated, isolated_by_default, limit_of
     from validation.ops import check_op_name, load_op_set
 
     text: str = arguments.case
     case = Case.from_json(text) if text.lstrip().startswith("{") else parity.read_case(Path(text))
+    limit = limit_of(arguments.case_seconds)
     device = select(arguments.gpu)
     check_op_name(case.op)
     ops = load_op_set(arguments.ops)
     if isolated_by_default(ops) if arguments.isolate is None else arguments.isolate:
-        ops = isolated(ops, gpu=arguments.gpu)
+        ops = isolated(ops, gpu=arguments.gpu, limit=limit)
     record = parity.run(case, ops, device)
     if device.bfloat16_problems and case.dtype == "bfloat16":
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")

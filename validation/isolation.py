@@ -2,7 +2,9 @@
 
 The process stays between cases. It loads the op set and selects the device itself, judges a case there and
 sends the judgement back, as lines of JSON over a pipe; nothing else is shared. Where it dies the case gets
-``CRASHED``, where it does not answer in time ``TIMEOUT``, and the next case a new process.
+``CRASHED``, where it does not answer in time ``TIMEOUT``, and the next case a new process. So does a case whose
+tensors cannot be made or judged any more in a process that was used before: after an illegal memory access all that
+is asked of an accelerator in that process fails.
 
 What is not ours runs so by default, what is ours on request (``--isolate``): the process takes some five
 seconds to start, and then a few milliseconds a case. ``--no-isolate`` is for a debugger. An op set that was
@@ -14,6 +16,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import json
+import math
 import os
 import re
 import select
@@ -27,8 +30,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from validation.cases.case import Case
 from validation.errors import UsageError
+from validation.judge import calls, frames
 from validation.judge.verdict import Judgement
 from validation.ops import OpSet
 from validation.record import Status
@@ -60,6 +66,7 @@ class Worker:
 
     Attributes:
         process: the one that runs, if one does.
+        deaths: how many processes were lost.
     """
 
     def __init__(self, origin: str, *, gpu: bool, limit: float = LIMIT_SECONDS) -> None:
@@ -72,6 +79,7 @@ class Worker:
         """
         self.origin, self.gpu, self.limit = origin, gpu, limit
         self.process: subprocess.Popen[bytes] | None = None
+        self.deaths = 0
         self._replies = -1
         self._read = b""
         self._trace = -1
@@ -82,11 +90,27 @@ class Worker:
 
         Raises:
             UsageError: the process could not load the op set, or the request asks for what cannot be done.
-            RuntimeError: the process failed otherwise than by dying: a defect of the suite.
+            RuntimeError: a new process failed otherwise than by dying: a defect of the suite.
         """
+        new = self.process is None
+        answer = self._asked(request)
+        if isinstance(answer, _Defect) and not new:
+            self.close()
+            self.deaths += 1
+            answer = self._asked(request)
+        if isinstance(answer, _Defect):
+            if not answer.accelerator:
+                raise RuntimeError(f"judging failed in the isolated process:\n{answer.trace}")
+            self.close()
+            last = answer.trace.strip().splitlines()[-1]
+            answer = Death(Status.CRASHED, f"the accelerator was lost while its results were judged: {last}")
+        self.deaths += isinstance(answer, Death)
+        return answer
+
+    def _asked(self, request: dict[str, Any]) -> Any:
         if self.process is None:
             answer = self._start()
-            if isinstance(answer, Death):
+            if isinstance(answer, Death | _Defect):
                 return answer
         return self._exchange(request, self.limit)
 
@@ -133,7 +157,7 @@ class Worker:
         if "usage_error" in answer:
             raise UsageError(answer["usage_error"])
         if "defect" in answer:
-            raise RuntimeError(f"judging failed in the isolated process:\n{answer['defect']}")
+            return _Defect(answer["defect"], answer["accelerator"])
         return answer["answer"]
 
     def _line(self, deadline: float) -> bytes | None:
@@ -150,11 +174,15 @@ class Worker:
         return line
 
     def _place(self) -> str:
-        """Where the process was when it died: the innermost Python frame that faulthandler wrote down."""
+        """Where the process was when it died, by the Python frames that faulthandler wrote down."""
         # The thread that died comes first or last, and is called "Current"; in it, the innermost frame first.
         text = os.pread(self._trace, 1 << 20, 0).decode(errors="replace").partition("Current thread")[2]
-        frame = re.search(r'File "(.+)", line (\d+) in (\S+)', text)
-        return f", in {frame[1]}, line {frame[2]}, in {frame[3]}" if frame else ""
+        found = [(f[1], int(f[2]), f[3]) for f in re.finditer(r'File "(.+)", line (\d+) in (\S+)', text)]
+        place = frames.place(found)
+        if place or not found:
+            return place
+        file, line, _ = found[0]
+        return f", while no code of the candidate ran ({file}, line {line}): an earlier call may have damaged memory"
 
     def close(self) -> None:
         """End the process and all that it started."""
@@ -172,6 +200,14 @@ class Worker:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Defect:
+    """An exception of the process that is no candidate's: its traceback, and whether the accelerator raised it."""
+
+    trace: str
+    accelerator: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class IsolatedOpSet(OpSet):
     """An op set whose calls are judged in a process of their own.
 
@@ -181,22 +217,29 @@ class IsolatedOpSet(OpSet):
 
     worker: Worker
 
-    def judge(self, case: Case) -> Judgement:
-        """`validation.judge.verdict.judge_call`, over there."""
-        answer = self.worker.ask({"case": case.to_dict()})
+    def judge(self, case: Case, *, grad: bool = False) -> Judgement:
+        """`validation.judge.verdict.judge_call`, over there; with grad of `calls.requiring_grad`."""
+        answer = self.worker.ask({"case": case.to_dict(), "grad": grad})
         if isinstance(answer, Death):
             return Judgement(answer.status, "runs", answer.reason)
         return Judgement(**{**answer, "status": Status(answer["status"]), "lines": tuple(answer["lines"])})
 
-    def not_refused(self, op: str, bad_call: str) -> str:
+    def not_refused(self, op: str, bad_call: str) -> str | Death:
         """What the candidate did with the bad call of that name, in words; "" if it refused it."""
         answer = self.worker.ask({"op": op, "bad_call": bad_call})
-        return answer.reason if isinstance(answer, Death) else str(answer)
+        return answer if isinstance(answer, Death) else str(answer)
 
 
 def isolated(ops: OpSet, *, gpu: bool, limit: float = LIMIT_SECONDS) -> IsolatedOpSet:
     """The op set, isolated."""
     return IsolatedOpSet(ops.name, ops.functions, ops.origin, Worker(ops.origin, gpu=gpu, limit=limit))
+
+
+def limit_of(case_seconds: float | None) -> float:
+    """The time limit that ``--case-seconds`` asks for; UsageError unless it is above 0."""
+    if case_seconds is not None and not 0.0 < case_seconds < math.inf:
+        raise UsageError(f"--case-seconds: {case_seconds:g}, expected a number above 0")
+    return LIMIT_SECONDS if case_seconds is None else case_seconds
 
 
 def isolated_by_default(ops: OpSet) -> bool:
@@ -223,7 +266,9 @@ def _serve(replies: int, trace: int) -> None:
     def answer_to(request: dict[str, Any]) -> Any:
         if "case" in request:
             case = Case.from_dict(request["case"])
-            return dataclasses.asdict(judge_call(case, ops[case.op], device.torch))
+            candidate = ops[case.op]
+            candidate = calls.requiring_grad(candidate) if request["grad"] else calls.as_callers_do(case, candidate)
+            return dataclasses.asdict(judge_call(case, candidate, device.torch))
         return parity.not_refused(parity.bad_call(request["op"], request["bad_call"]), ops, device)
 
     def reply(work: Callable[[], Any]) -> None:
@@ -231,8 +276,8 @@ def _serve(replies: int, trace: int) -> None:
             text = {"answer": work()}
         except UsageError as error:
             text = {"usage_error": str(error)}
-        except Exception:  # a defect of the suite: what a candidate raises is in the answer
-            text = {"defect": traceback.format_exc()}
+        except Exception as error:  # what a candidate raises is in the answer
+            text = {"defect": traceback.format_exc(), "accelerator": isinstance(error, torch.AcceleratorError)}
         os.write(replies, json.dumps(text).encode() + b"\n")
 
     requests = (json.loads(line) for line in sys.stdin.buffer)

@@ -24,17 +24,17 @@ from hypothesis import seed as hypothesis_seed
 
 from validation.cases.case import Case, materialise
 from validation.cases.corners import Corner, corners_of, declared_corners
-from validation.cases.errors import BadCall, bad_calls
+from validation.cases.errors import BadCall, bad_calls, good_case
 from validation.cases.pool import Pool, draw_settings
 from validation.cases.pool import draw_cases as draw_cases
 from validation.cases.strategies import VALUES, Signature, cases
 from validation.cases.workloads import Workload, workloads
 from validation.device import Device
 from validation.errors import CannotExpress, UsageError
-from validation.isolation import IsolatedOpSet
-from validation.judge import fingerprint, same_bits, structure, tiers
+from validation.isolation import Death, IsolatedOpSet
+from validation.judge import calls, fingerprint, same_bits, structure, tiers
 from validation.judge.verdict import TIERS, Judgement, judge_call
-from validation.ops import OpSet, reference_op
+from validation.ops import OpSet, check_op_name, reference_op
 from validation.record import Level, Record, Status
 from validation.xfail import XFail
 
@@ -42,12 +42,16 @@ REGRESSIONS = Path(__file__).parent.parent / "fixtures" / "regressions"
 
 SHORT_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
-# How a candidate in a process of its own may end it, and how often before the rest of an op is left.
+# How a candidate in a process of its own may end it, and how often before the rest of an op is left: of its cases,
+# and then of the calls that it must refuse.
 DEATHS = frozenset({Status.TIMEOUT, Status.CRASHED})
 MAX_DEATHS = 5
 
 # Names of the corners in which one check of `same_bits` is due begin so.
 SAME_BITS = "same bits: "
+
+# Between two lines on the progress of an op.
+PROGRESS_SECONDS = 30.0
 
 # The most that shrinking one failure may take, in seconds.
 SHRINK_SECONDS = 20.0
@@ -103,8 +107,10 @@ def run(case: Case, ops: OpSet, device: Device, corners: tuple[Corner, ...] = ()
     if case.op not in ops:
         raise UsageError(f"{ops.name} does not provide {case.op}, expected one of: {', '.join(ops.functions)}")
     start = time.perf_counter()
-    function = ops[case.op]
-    judgement = ops.judge(case) if isinstance(ops, IsolatedOpSet) else judge_call(case, function, device.torch)
+    if isinstance(ops, IsolatedOpSet):
+        judgement = ops.judge(case)
+    else:
+        judgement = judge_call(case, calls.as_callers_do(case, ops[case.op]), device.torch)
     return _record(case, ops, judgement, time.perf_counter() - start, corners_of(case, corners))
 
 
@@ -116,6 +122,7 @@ def _record(case: Case, ops: OpSet, judgement: Judgement, seconds: float, corner
         case.describe(),
         judgement.reason,
         *judgement.lines,
+        *([f"called: {calls.described(case)}"] if failed else []),
         f"repeat: {repro}",
     ]
     return Record(
@@ -159,8 +166,9 @@ def sweep(
 
     Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
     every declared corner, then free draws; then, for each kind of failure, the same failure shrunk; then one
-    record on the calls that the op must refuse; last, one record for the op: its tier, bias over all cases,
-    corners not reached. After `MAX_DEATHS` cases that hung or crashed the rest is left.
+    record on a call with parameters that require grad, one on the calls that the op must refuse; last, one record
+    for the op: its tier, bias over all cases, corners not reached. After `MAX_DEATHS` cases that hung, crashed or
+    lost the accelerator the rest is left, which is a failure whatever the xfail file expects.
 
     Args:
         op: its name.
@@ -179,16 +187,17 @@ def sweep(
     corners = plan.corners
     done: list[Record] = []
     failed: dict[Status, Planned] = {}
-    deaths = 0
+    before = _deaths(ops)
+    last_failed: Record | None = None
     for planned in plan.cases():
         record = run(planned.case, ops, device, corners)
-        deaths += record.status in DEATHS
+        last_failed = record if record.status.failed else last_failed
         done.append(xfail.apply(record))
         if done[-1].status.failed:
             failed.setdefault(record.status, planned)
         yield done[-1]
-        if deaths == MAX_DEATHS:
-            yield _stopped(op, ops, done, seed)
+        if _deaths(ops) - before >= MAX_DEATHS:
+            yield _stopped(op, ops, len(done), last_failed or record, seed)
             return
     if shrink:
         for status, planned in failed.items():
@@ -198,9 +207,15 @@ def sweep(
             if small is not None:
                 yield small
     if any(record.status is not Status.NOT_EXPRESSED for record in done):
+        yield xfail.apply(grad_record(op, ops, device))
         yield xfail.apply(bad_input_record(op, ops, device))
     yield xfail.apply(_summary(op, ops, done, corners, require, seed))
     yield from xfail.unused(op, ops.name)
+
+
+def _deaths(ops: OpSet) -> int:
+    """How often the op set has ended its process so far."""
+    return ops.worker.deaths if isinstance(ops, IsolatedOpSet) else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,10 +325,14 @@ def regressions(op: str) -> Iterator[Case]:
     it is judged first in every run, whatever the seed.
 
     Raises:
-        UsageError: a file there is no such file; it names the file and the entry.
+        UsageError: a file there is no such file, or its op does not exist; it names the file and the entry.
     """
     for path in sorted(REGRESSIONS.glob("*.json")):
         case = read_case(path)
+        try:
+            check_op_name(case.op)
+        except UsageError as error:
+            raise UsageError(f"{path}: case: op: {error}") from error
         if case.op == op:
             yield case
 
@@ -366,8 +385,8 @@ def telling(signature: Signature) -> dict[str, Any]:
 
 def shares(corner: Corner, profile: Profile, signature: Signature) -> tuple[tuple[Mapping[str, Any], int], ...]:
     """What to force in a corner's cases, and in how many. In the first every row tells."""
-    first = ({**telling(signature), **corner.forced}, 1)
-    return (first, (corner.forced, profile.per_corner - 1)) if profile.per_corner > 1 else (first,)
+    first, count = {**telling(signature), **corner.forced}, profile.per_corner // (1 + corner.sparse)
+    return ((first, 1), (corner.forced, count - 1)) if count > 1 else ((first, 1),)
 
 
 @functools.lru_cache(maxsize=512)  # an op's corners and its free draws: the planted faults of an op share them
@@ -418,8 +437,10 @@ def _shrunk(planned: Planned, plan: Plan, status: Status, ops: OpSet) -> Record 
 def _summary(
     op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: str | None, seed: int
 ) -> Record:
-    reached = {name for record in done for name in record.corners}
-    missed = [corner.name for corner in corners if corner.name not in reached]
+    drawn = {name for record in done for name in record.corners}
+    judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
+    missed = [corner.name for corner in corners if corner.name not in drawn]
+    unjudged = [corner.name for corner in corners if corner.name in drawn - judged]
     passed = [record for record in done if record.status is Status.PASSED]
     unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
     tier = tiers.op_tier(passed)
@@ -431,22 +452,28 @@ def _summary(
         "not_expressed": unexpressed.total(),
         "corners": len(corners),
         "corners_missed": len(missed),
+        "corners_not_expressed": len(unjudged),
         "mean_rms_ratio": tier.mean_ratio,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
     }
-    fingerprints = [r.numbers for r in passed if r.case["flags"].get("casting_mode", "float32") == "float32"]
-    rounds = fingerprint.summary(
-        (str(n["fingerprint"]), float(n["fingerprint_share"] or 0.0), int(n["elements"] or 0))
-        for n in fingerprints
-        if "fingerprint" in n
-    )
+    # Of failed cases too: where a kernel rounds is asked most where it fails.
+    fingerprints = [
+        (str(r.numbers["fingerprint"]), share, int(r.numbers["elements"] or 0))
+        for r in done
+        if r.case["flags"].get("casting_mode", "float32") == "float32"
+        and (share := float(r.numbers.get("fingerprint_share") or 0.0)) > fingerprint.NAMED
+    ]
+    rounds = fingerprint.summary(fingerprints)
     if rounds is not None:
         numbers["fingerprint"], numbers["fingerprint_share"] = rounds
+        numbers["fingerprint_cases"] = sum(name == rounds[0] for name, _, _ in fingerprints)
     status, check, reason = Status.PASSED, "tier", tier.reason
     if unexpressed:
         most_common = unexpressed.most_common(1)[0][0]
         most = f"{unexpressed.total()} of {len(done)} cases cannot be expressed, most often: {most_common}"
         reason = f"{reason}; {most}"
+        if unjudged:
+            reason = f"{reason}; corners of such cases alone: {', '.join(unjudged)}"
     if unexpressed.total() == len(done) > 0:
         status, check, reason = Status.NOT_EXPRESSED, "runs", most
     elif missed:
@@ -529,13 +556,28 @@ def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
     """One record on all the calls that an op must refuse (`validation.cases.errors`).
 
     Refused is a call that raises a TypeError, a ValueError or a NotImplementedError whose message names the
-    argument, with nothing written before.
+    argument, with nothing written before. A call that ends its process gives the record its status; after
+    `MAX_DEATHS` of them the rest is left.
     """
     start = time.perf_counter()
-    calls = list(bad_calls(signature_of(op)))
-    wrong = [f"{bad.name}: {words}" for bad in calls if (words := not_refused(bad, ops, device))]
-    status = Status.BAD_INPUT_ACCEPTED if wrong else Status.PASSED
-    reason = f"{len(wrong)} of {len(calls)} bad calls were not refused as they should be"
+    bad_ones = list(bad_calls(signature_of(op)))
+    wrong, deaths, tried = [], [], 0
+    for bad in bad_ones:
+        came = not_refused(bad, ops, device)
+        tried += 1
+        if isinstance(came, Death):
+            deaths.append(came)
+            came = came.reason
+        if came:
+            wrong.append(f"{bad.name}: {came}")
+        if len(deaths) == MAX_DEATHS:
+            break
+    status = deaths[0].status if deaths else Status.BAD_INPUT_ACCEPTED if wrong else Status.PASSED
+    reason = f"{len(wrong)} of {tried} bad calls were not refused as they should be"
+    if deaths:
+        reason = f"{reason}, {len(deaths)} of which hung or crashed; the first {deaths[0].reason}"
+    if tried < len(bad_ones):
+        reason = f"{reason}; stopped before {len(bad_ones) - tried} more"
     command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin])
     lines = [f"{op}  {ops.name}  {status}", reason, *wrong, f"repeat: {command}"]
     return Record(
@@ -544,24 +586,50 @@ def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
         op_set=ops.name,
         status=status,
         check="bad input",
-        reason=reason if wrong else f"all {len(calls)} bad calls were refused, each naming the argument",
-        numbers={"bad_calls": len(calls), "not_refused": len(wrong)},
+        reason=reason if wrong else f"all {tried} bad calls were refused, each naming the argument",
+        numbers={"bad_calls": tried, "not_refused": len(wrong)},
         seconds={"total": round(time.perf_counter() - start, 6)},
         message="\n".join(lines) if wrong else "",
         repro=command,
     )
 
 
+def grad_record(op: str, ops: OpSet, device: Device) -> Record:
+    """One record on a call under ``torch.no_grad()`` with ``nn.Parameter``: what a model's own weights are.
+
+    Refused are tensors that require grad with grad mode on alone.
+    """
+    start = time.perf_counter()
+    case = good_case(signature_of(op))
+    if isinstance(ops, IsolatedOpSet):
+        judgement = ops.judge(case, grad=True)
+    else:
+        judgement = judge_call(case, calls.requiring_grad(ops[op]), device.torch)
+    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin])
+    reason = f"called under torch.no_grad() with tensors that require grad: {judgement.reason}"
+    return Record(
+        level=Level.RUN,
+        subject=op,
+        op_set=ops.name,
+        status=judgement.status,
+        check="grad mode off",
+        reason=reason,
+        seconds={"total": round(time.perf_counter() - start, 6)},
+        message=f"{op}  {ops.name}  {judgement.status}\n{reason}\nrepeat: {command}" if judgement.status.failed else "",
+        repro=command,
+    )
+
+
 def bad_call(op: str, name: str) -> BadCall:
     """The bad call of that name; UsageError if the op has none."""
-    calls = {bad.name: bad for bad in bad_calls(signature_of(op))}
-    if name not in calls:
-        raise UsageError(f"{op} has no bad call {name!r}, expected one of: {', '.join(calls)}")
-    return calls[name]
+    known = {bad.name: bad for bad in bad_calls(signature_of(op))}
+    if name not in known:
+        raise UsageError(f"{op} has no bad call {name!r}, expected one of: {', '.join(known)}")
+    return known[name]
 
 
-def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str:
-    """What a candidate did with a bad call, in words; "" if it refused it."""
+def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str | Death:
+    """What a candidate did with a bad call, in words; "" if it refused it; a `Death` if it ended its process."""
     if isinstance(ops, IsolatedOpSet):
         return ops.not_refused(bad.case.op, bad.name)
     arguments = materialise(bad.case, device.torch)
@@ -577,23 +645,26 @@ def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str:
         words = "" if named else f"{type(error).__name__} without the name of {expected}: {_one_line(error)}"
     except CannotExpress:
         words = ""
-    except Exception as error:  # whatever a candidate raises
+    except (Exception, SystemExit) as error:  # whatever a candidate raises
         words = f"{type(error).__name__}, expected a TypeError, ValueError or NotImplementedError: {_one_line(error)}"
     written = next(filter(None, structure.inputs_changed(arguments)), "")
     return words or (f"refused, but only after writing to memory: {written}" if written else "")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _stopped(op: str, ops: OpSet, done: list[Record], seed: int) -> Record:
-    """The record that says why an op was judged no further."""
-    last = done[-1]
-    reason = f"stopped after {len(done)} cases, {MAX_DEATHS} of which hung or crashed; the last {last.reason}"
+def _stopped(op: str, ops: OpSet, cases: int, last: Record, seed: int) -> Record:
+    """The record that says why an op was judged no further, with the last case that failed; a failure."""
+    reason = (
+        f"stopped after {cases} cases, {MAX_DEATHS} of which hung, crashed or lost the accelerator; the last "
+        f"{last.reason}; the rest is not judged"
+    )
+    status = last.status if last.status in DEATHS else Status.CRASHED
     command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin, "--seed", str(seed)])
-    message = f"{op}  {ops.name}  {last.status}\n{reason}\nrepeat: {command}"
-    return Record(Level.RUN, op, ops.name, last.status, "runs", reason, message=message, repro=command)
+    message = f"{op}  {ops.name}  {status}\n{reason}\nrepeat: {command}"
+    return Record(Level.RUN, op, ops.name, status, "runs", reason, message=message, repro=command)
 
 
 def bfloat16_record(device: Device, ops: OpSet) -> Record | None:
@@ -623,15 +694,23 @@ def parity(
     xfail: XFail | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Record]:
-    """Sweep several ops of an op set; progress gets a line an op."""
+    """Sweep several ops of an op set; progress gets a line an op, for each death, and every `PROGRESS_SECONDS`."""
     problem = bfloat16_record(device, ops)
     if problem:
         yield problem
     for n, op in enumerate(names, 1):
         start, count, failed = time.perf_counter(), 0, 0
+        said = start
         progress(f"[{n}/{len(names)}] {op} ...")
         for record in sweep(op, ops, device, profile=profile, seed=seed, require=require, xfail=xfail):
             count += record.level is Level.OP
             failed += record.status.failed
+            now = time.perf_counter()
+            if record.level is Level.OP and record.status in DEATHS:
+                said = now
+                progress(f"[{n}/{len(names)}] {op}: case {count} {record.reason}")
+            elif now - said > PROGRESS_SECONDS:
+                said = now
+                progress(f"[{n}/{len(names)}] {op}: {count} cases, {failed} failed so far, {now - start:.0f} s")
             yield record
         progress(f"[{n}/{len(names)}] {op}: {count} cases, {failed} failed, {time.perf_counter() - start:.1f} s")

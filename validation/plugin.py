@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="run candidates in a process of their own (default: all but fused_ops and reference_ops)",
     )
+    group.addoption("--case-seconds", type=float, metavar="S", help="the most that a case may take there")
     group.addoption("--require", metavar="TIER", help="hold every op to bit-exact, lossless or close")
     group.addoption(
         "--xfail", type=Path, metavar="FILE", help="known failures: op[:status or corner][:dtype]  # reason"
@@ -77,6 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
         seed=config.getoption("--seed"),
         gpu=config.getoption("--gpu"),
         isolate=config.getoption("--isolate"),
+        case_seconds=config.getoption("--case-seconds"),
         require=config.getoption("--require"),
         xfail=config.getoption("--xfail"),
         json=config.getoption("--json"),

@@ -10,7 +10,7 @@ from validation import device as devices
 from validation import parity
 from validation.drift.measure import REPLAYS
 from validation.errors import UsageError
-from validation.isolation import isolated, isolated_by_default
+from validation.isolation import isolated, isolated_by_default, limit_of
 from validation.judge.verdict import TIERS
 from validation.ops import OpSet, check_op_name, load_op_set
 from validation.record import Environment, Level, Record, Run
@@ -32,6 +32,7 @@ class Options:
         seed: all cases and samples follow from it.
         gpu: whether to run on the GPU.
         isolate: whether candidates run in a process of their own; None leaves it to the op set.
+        case_seconds: the most that one case may take there, or None for `validation.isolation.LIMIT_SECONDS`.
         require: tier to hold the ops to, or None for the op set's default.
         xfail: file of known failures, or None.
         json: file to write the environment and records to, or None.
@@ -52,6 +53,7 @@ class Options:
     seed: int = DEFAULT_SEED
     gpu: bool = False
     isolate: bool | None = None
+    case_seconds: float | None = None
     require: str | None = None
     xfail: Path | None = None
     json: Path | None = None
@@ -96,6 +98,7 @@ class Session:
             raise UsageError(f"--require: unknown tier {options.require!r}, expected one of: {', '.join(TIERS)}")
         if options.seed < 0:
             raise UsageError(f"--seed: {options.seed}, expected an integer >= 0")
+        limit = limit_of(options.case_seconds)
         for name in options.names:
             check_op_name(name)
         for option, path in (("--json", options.json), ("--junit", options.junit)):
@@ -104,7 +107,7 @@ class Session:
         self.device = devices.select(options.gpu)
         self.ops: OpSet = load_op_set(options.ops)
         if isolated_by_default(self.ops) if options.isolate is None else options.isolate:
-            self.ops = isolated(self.ops, gpu=options.gpu)
+            self.ops = isolated(self.ops, gpu=options.gpu, limit=limit)
         for name in options.names:
             if name not in self.ops:
                 raise UsageError(f"--op: {options.ops} does not provide {name}, expected one of: {self._provided()}")

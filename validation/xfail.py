@@ -8,7 +8,8 @@ One entry a line, empty lines and lines that begin with ``#`` aside::
 
 An entry names an op; after a colon, a failing status or a declared corner; after another, a dtype. A failure
 that an entry matches is reported as ``XFAILED`` and does not fail the run. An entry that matched nothing, where
-its op was judged, fails it: what was repaired must leave the file.
+its op was judged, fails it: what was repaired must leave the file. No entry covers an op whose candidate hung or
+crashed so often that the rest of its cases was left: they may hold anything.
 """
 
 import dataclasses

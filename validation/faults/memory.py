@@ -110,6 +110,7 @@ class NaNBesideAnInf(RightOps):
     "qk_norm_rope",
     "finite elements of a head with an inf are left as they were",
     NUMERICAL,
+    NONFINITE,  # where a weight is inf too: 0 * inf is NaN
 )
 class AnythingBesideAnInf(RightOps):
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:

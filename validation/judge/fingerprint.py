@@ -22,16 +22,20 @@ RESIDUAL = "residual not rounded before the norm"
 TRUNCATED = "truncated"
 STATISTICS = "statistics in the input dtype"
 
+# A share below this speaks for none of the placements.
+NAMED = 0.5
+
 # Shares as close as this are one: what float32 arithmetic turns. With float32 modulation the eager chain rounds
 # the normalised value and nothing else.
 TIE = 1e-3
 
-# By op, in the order that decides between equals. The rotations have one rounding and no other place for it.
+# By op, in the order that decides between equals. A rotation alone has one rounding and no other place for it.
 _MODULATED = (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS)
 PLACEMENTS: dict[str, tuple[str, ...]] = {
     "layer_norm": (ONCE, TRUNCATED, STATISTICS),
     "rms_norm": (ONCE, EAGER, TRUNCATED, STATISTICS),
     "qk_norm": (ONCE, EAGER, TRUNCATED, STATISTICS),
+    "qk_norm_rope": (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS),
     "layer_norm_scale_shift": _MODULATED,
     "rms_norm_scale_shift": _MODULATED,
     "scale_residual_layer_norm_scale_shift": (*_MODULATED, RESIDUAL),
@@ -47,21 +51,20 @@ def shares(op: str, arguments: Mapping[str, Any], outputs: tuple[Tensor, ...]) -
     Args:
         op: its name.
         arguments: what the candidate was called with, as it was before the call.
-        outputs: what it returned; of an op with a residual, y alone is compared.
+        outputs: what it returned.
 
     Returns:
         Nothing for an op without placements, outputs without elements, or a float32 output, in which
         float32 arithmetic is as large as the rounding.
     """
-    compared = outputs[:1] if op.startswith(CHAINED) else outputs
-    elements = sum(t.numel() for t in compared)
-    if not elements or any(t.dtype is torch.float32 for t in compared):
+    elements = sum(t.numel() for t in outputs)
+    if not elements or any(t.dtype is torch.float32 for t in outputs):
         return {}
     found = {}
     with torch.no_grad():
         for name in PLACEMENTS.get(op, ()):
             replayed = replay(op, arguments, name)
-            pairs = zip(compared, replayed, strict=True)
+            pairs = zip(outputs, replayed, strict=True)
             found[name] = sum(int(equal_bits(t, r).sum()) for t, r in pairs) / elements
     best, expected = max(found.values(), default=0.0), _expected(arguments)
 
@@ -99,14 +102,21 @@ def summary(found: Iterable[tuple[str, float, int]]) -> tuple[str, float] | None
 
 
 def replay(op: str, arguments: Mapping[str, Any], placement: str) -> tuple[Tensor, ...]:
-    """The outputs of an op under one placement; of an op with a residual, y alone."""
+    """The outputs of an op under one placement."""
     if placement == EAGER:
         out_of_place = {"inplace": False} if "inplace" in arguments else {}
         result = reference_op(op)(**{**arguments, "casting_mode": "input", **out_of_place})
-        return (result[0],) if op.startswith(CHAINED) else result if isinstance(result, tuple) else (result,)
-    names = ("q", "k") if op == "qk_norm" else ("x",)
+        return result if isinstance(result, tuple) else (result,)
+    names = ("q", "k") if op.startswith("qk_norm") else ("x",)
     final: Callable[[Tensor, torch.dtype], Tensor] = _truncated if placement == TRUNCATED else Tensor.to
-    return tuple(final(_before_last(op, arguments, name, placement), arguments[name].dtype) for name in names)
+    sums = {name: _gated(arguments, name) for name in names}
+    read = sums
+    if op.startswith(CHAINED):
+        # The norm reads the residual_out that comes with its result.
+        sums = {name: final(value, arguments[name].dtype) for name, value in sums.items()}
+        read = read if placement == RESIDUAL else {name: value.double() for name, value in sums.items()}
+    results = (final(_before_last(op, arguments, name, read[name], placement), arguments[name].dtype) for name in names)
+    return (*results, *(sums.values() if op.startswith(CHAINED) else ()))
 
 
 def _truncated(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,26 +126,32 @@ def _truncated(value: Tensor, dtype: torch.dtype) -> Tensor:
     return (nearest.view(torch.int16) - (nearest.double().abs() > value.abs()).to(torch.int16)).view(dtype)
 
 
-def _before_last(op: str, arguments: Mapping[str, Any], name: str, placement: str) -> Tensor:
-    """One output in float64, before its last rounding."""
-    x = arguments[name]
-    dtype: torch.dtype = x.dtype
-    value: Tensor = x.double()
+def _modulation(arguments: Mapping[str, Any], argument: str) -> Tensor:
+    return expand_modulation(arguments[argument], arguments["x"]).double()
 
-    def modulation(argument: str) -> Tensor:
-        return expand_modulation(arguments[argument], x).double()
 
-    if "residual" in arguments:
-        gate = 1.0 if arguments.get("gate") is None else modulation("gate")
-        value = arguments["residual"].double() + value * gate
-        if op.startswith(CHAINED) and placement != RESIDUAL:
-            value = value.to(dtype).double()
+def _gated(arguments: Mapping[str, Any], name: str) -> Tensor:
+    """The activation of that name in float64, gated and added to its residual where the op has one."""
+    value: Tensor = arguments[name].double()
+    if "residual" not in arguments:
+        return value
+    gate = 1.0 if arguments.get("gate") is None else _modulation(arguments, "gate")
+    total: Tensor = arguments["residual"].double() + value * gate
+    return total
+
+
+def _before_last(op: str, arguments: Mapping[str, Any], name: str, value: Tensor, placement: str) -> Tensor:
+    """One output in float64, before its last rounding, from what is normalised, modulated or rotated."""
+    dtype: torch.dtype = arguments[name].dtype
     if "norm" in op:
         value = _normalised(value, arguments, name, "layer_norm" in op, dtype if placement == STATISTICS else None)
         value = value.to(dtype).double() if placement == NORMALISED else value
     if "scale" in arguments:
         constant = arguments.get("scale_constant", 1.0)
-        value = value * (constant + modulation("scale")) + modulation("shift")
+        value = value * (constant + _modulation(arguments, "scale")) + _modulation(arguments, "shift")
+    if "cos" in arguments:
+        angles = (arguments[angle].double() for angle in ("cos", "sin"))
+        value = reference_op("rotary_embedding")(value, *angles, interleaved=arguments.get("interleaved", True))
     return value
 
 

@@ -113,7 +113,7 @@ def _no_bfloat16(x: Tensor, weight: Any = None, bias: Any = None, eps: float = 1
     return y
 
 
-def _nothing(**_: Any) -> Tensor:
+def _nothing(*_: Any, **__: Any) -> Tensor:
     raise CannotExpress("layer_norm: no kernel")
 
 
@@ -133,6 +133,10 @@ def test_what_cannot_be_expressed_is_counted_and_does_not_fail() -> None:
     assert f"{len(unexpressed)} of {last.numbers['cases']} cases cannot be expressed" in last.reason
     assert "x of bfloat16: no kernel" in last.reason
     assert last.tier == "bit-exact", "of the cases that were judged"
+    assert last.numbers["corners_missed"] == 0
+    assert last.numbers["corners_not_expressed"]
+    assert "corners of such cases alone: " in last.reason
+    assert "dtype=bfloat16" in last.reason
     verdict, sentence = summary.headline(records)
     assert verdict == "PASSED"
     assert f"{len(unexpressed)} of " in sentence

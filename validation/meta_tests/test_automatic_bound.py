@@ -16,20 +16,21 @@ from torch.nn import functional
 import fused_ops
 import reference_ops
 from validation import parity
-from validation.cases.case import Case, TensorSpec, materialise
+from validation.cases.case import Arguments, Case, TensorSpec, materialise
 from validation.cases.strategies import cases
 from validation.judge import bounds, perturbed
 from validation.judge.stats import Budget
-from validation.judge.verdict import judge_call
-from validation.ops import reference_op, reference_op_names
+from validation.judge.verdict import absent, expect, judge_call
+from validation.ops import reference_op_names
 from validation.record import Status
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The automatic budget over the hand-made one, element by element. Measured over 300 cases an op: 0.25 to 2.9.
-# Below 1 where errors cancel that a bound of absolute values adds up (rows of one or two elements are the
-# extreme: an rstd whose error is that of the value itself); above 1 where PyTorch fuses a product into a sum.
-WITHIN = (0.2, 4.0)
+# The automatic budget over the hand-made one, element by element. Measured over 60 cases an op: 0.11 to 2.9.
+# Below 1 where errors cancel that a bound of absolute values adds up (rows of one or two elements: an rstd whose
+# error is that of the value itself; the extreme are rows with an inf, whose finite elements are the shift alone);
+# above 1 where PyTorch fuses a product into a sum.
+WITHIN = (0.1, 4.0)
 
 
 def drawn(op: str, count: int, seed: int) -> list[Case]:
@@ -41,40 +42,60 @@ def drawn(op: str, count: int, seed: int) -> list[Case]:
     ]
 
 
-def double(value: Any) -> Any:
-    if hasattr(value, "table"):
-        return reference_ops.IndexedRows(value.table.double(), value.index)
-    return value.double() if isinstance(value, Tensor) else value
+def budgets(case: Case, arguments: Arguments) -> list[Tensor]:
+    """What the judge allows each element of what the reference gives, where the truth is finite."""
+    expected = expect(case, arguments)
+    targets = (target for _, target in expected.target(expected.baseline))
+    return [target.budget.allowed[target.truth.isfinite()] for target in targets]
 
 
-def as_tuple(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
+def spread(hand: Tensor, automatic: Tensor) -> tuple[float, float]:
+    """The least and the largest ratio of two budgets, none of which is NaN.
+
+    Of normal size: the zeros of a row with an inf have a few of the smallest subnormal numbers for a budget.
+    """
+    assert not bool((hand.isnan() | automatic.isnan()).any())
+    ratio = (automatic / hand)[hand.isfinite() & (hand > torch.finfo(torch.float32).tiny)]
+    return (float(ratio.min()), float(ratio.max())) if ratio.numel() else (1.0, 1.0)
 
 
-@pytest.mark.parametrize("op", sorted(bounds.BOUNDS))
-def test_it_agrees_with_the_hand_made_bound(op: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("op", reference_op_names())
+def test_it_agrees_with_the_hand_made_bound(
+    op: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lowest, highest, kinds = 1.0, 1.0, set()
+    by_hand = dict(bounds.BOUNDS)
     for case in drawn(op, 60, seed=3):
         # There both bounds are a few of the smallest subnormal numbers.
         if case.values in ("tiny", "zeros"):
             continue
-        kwargs = materialise(case).kwargs | ({"inplace": False} if "inplace" in case.flags else {})
-        kwargs = {name: kwargs.get(name) for name in parity.signature_of(op).required} | kwargs
-        truths = as_tuple(reference_op(op)(**{name: double(value) for name, value in kwargs.items()}))
-        hand, automatic = bounds.bound(op, kwargs), perturbed.bound(reference_op(op), kwargs, truths)
-        for made, replayed, truth in zip(hand, automatic, truths, strict=True):
-            assert torch.equal(replayed.value.nan_to_num(), truth.nan_to_num())
-            dtype = kwargs["x" if "x" in kwargs else "q"].dtype
-            allowed = [Budget.of(b, truth.shape, dtype, flush=False).allowed for b in (made, replayed)]
-            ratio = (allowed[1] / allowed[0])[truth.isfinite() & allowed[0].isfinite()]
-            if ratio.numel():
-                lowest, highest = min(lowest, float(ratio.min())), max(highest, float(ratio.max()))
-                kinds.add((case.dtype, case.casting_mode))
+        arguments = materialise(case)
+        arguments.kwargs |= absent(case, arguments.kwargs)
+        made = budgets(case, arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(bounds, "BOUNDS", {})
+            replayed = budgets(case, arguments)
+        assert by_hand == bounds.BOUNDS
+        for hand, automatic in zip(made, replayed, strict=True):
+            # Infinite where a float16 on the way may overflow, which the bound made by hand tells more finely.
+            may = [spec.dtype for spec in case.tensors.values()].count("float16") and case.casting_mode == "input"
+            known = automatic.isfinite() if may else torch.ones_like(automatic, dtype=torch.bool)
+            low, high = spread(hand[known], automatic[known])
+            lowest, highest = min(lowest, low), max(highest, high)
+            kinds.add((case.dtype, case.casting_mode))
     with capsys.disabled():
         print(f"\n{op}: automatic / hand-made budget {lowest:.2f} to {highest:.2f}", end="")
     assert len(kinds) >= 3
     assert WITHIN[0] <= lowest
     assert highest <= WITHIN[1]
+
+
+def test_a_budget_that_is_no_number_is_no_agreement() -> None:
+    hand = torch.tensor([1.0, 2.0, torch.inf])
+    assert spread(hand, torch.tensor([2.0, 2.0, torch.inf])) == (1.0, 2.0)
+    assert spread(hand, torch.tensor([1.0, torch.inf, 1.0])) == (1.0, torch.inf)
+    with pytest.raises(AssertionError):
+        spread(hand, torch.tensor([1.0, torch.nan, torch.inf]))
 
 
 @pytest.mark.parametrize("op", reference_op_names())

@@ -89,6 +89,7 @@ def test_repro_of_a_right_case_passes(here: Path, capsys: pytest.CaptureFixture[
         ("parity --require best", "unknown tier 'best'"),
         ("parity --seed -1", "expected an integer >= 0"),
         ("parity --gpu", "sees no usable GPU"),
+        ("parity --case-seconds 0", "--case-seconds: 0, expected a number above 0"),
         ("parity --out occupied", "expected a writable folder"),
         ("parity --out old", "holds a run already"),
         ("parity --json no/such/folder.json", "cannot write"),

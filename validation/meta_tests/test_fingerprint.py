@@ -1,5 +1,7 @@
 """Where a candidate rounds: each placement is told from the others, and the message says which it is."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from validation.device import select
 from validation.judge import fingerprint
 from validation.judge.verdict import judge_call
 from validation.ops import load_op_set, op_set_from, reference_op_names
-from validation.record import Status
+from validation.record import Level, Status
+from validation.report.op_section import section
 
 OP = "layer_norm_scale_shift"
 
@@ -28,7 +31,11 @@ def arguments_of(
         return torch.randn(*shape, generator=generator).mul(scale).to(dtype)
 
     names = parity.signature_of(op).names
-    made: dict[str, Any] = {name: tensor(2, 16, width) for name in ("residual", "x", "q", "k") if name in names}
+    rows = (2, 16, 3, width) if "cos" in names else (2, 16, width)
+    made: dict[str, Any] = {name: tensor(*rows) for name in ("residual", "x", "q", "k") if name in names}
+    if "cos" in names:
+        angles = 6.3 * torch.rand(16, width // 2, generator=generator)
+        made |= {"cos": angles.cos(), "sin": angles.sin()}
     for name in ("gate", "shift", "scale"):
         if name in names:
             made[name] = tensor(2, 1, width, scale=0.3, dtype=modulation or dtype)
@@ -41,8 +48,7 @@ def test_each_placement_is_recognised(op: str, dtype: torch.dtype) -> None:
     arguments = arguments_of(op, dtype)
     for placement in fingerprint.PLACEMENTS[op]:
         outputs = fingerprint.replay(op, arguments, placement)
-        padded = (*outputs, outputs[0]) if op.startswith("scale_residual_") else outputs
-        found = fingerprint.shares(op, arguments, padded)
+        found = fingerprint.shares(op, arguments, outputs)
         assert found[placement] == 1.0
         # Without a weight RMSNorm rounds its normalised value last: one and the same.
         same = [name for name, share in found.items() if share == 1.0]
@@ -65,23 +71,27 @@ def test_our_kernels_round_where_their_casting_mode_says(op: str) -> None:
 
 
 def test_what_has_none() -> None:
-    assert set(reference_op_names()) - set(fingerprint.PLACEMENTS) == {
-        "qk_norm_rope",
-        "rotary_embedding",
-        "split_rotary_embedding",
-    }
+    assert set(reference_op_names()) - set(fingerprint.PLACEMENTS) == {"rotary_embedding", "split_rotary_embedding"}
     arguments = arguments_of(OP, torch.float32)
     assert fingerprint.shares(OP, arguments, (fused_ops.layer_norm_scale_shift(**arguments),)) == {}
     assert fingerprint.shares("rotary_embedding", {}, (torch.ones(2, dtype=torch.bfloat16),)) == {}
 
 
 def kernel_of_sglang_24059(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, casting_mode: str = "float32"
+    x: Tensor,
+    shift: Any,
+    scale: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    casting_mode: str = "float32",
 ) -> Tensor:
     """sglang's fused ``LayerNormScaleShift``: float32 inside, but the normalised value is stored in x's dtype."""
     del casting_mode
-    normalised: Tensor = reference_ops.layer_norm(x, eps=eps)
-    return (normalised.float() * (1 + scale) + shift).to(x.dtype)
+    normalised: Tensor = reference_ops.layer_norm(x, weight, bias, eps)
+    y: Tensor = reference_ops.scale_shift(normalised, shift, scale)
+    return y
 
 
 def test_the_extra_rounding_of_sglang_24059() -> None:
@@ -122,6 +132,37 @@ def test_the_message_says_it() -> None:
     asked = [judge_call(a_case(seed), fused_ops.layer_norm_scale_shift, "cpu").numbers for seed in range(16)]
     assert sum("fingerprint" in numbers for numbers in asked) == 2
     assert all(numbers["fingerprint"] == fingerprint.ONCE for numbers in asked if "fingerprint" in numbers)
+
+
+def gate_rounded(residual: Tensor, x: Tensor, gate: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A chain whose gate is rounded to x's dtype first, and with it residual_out."""
+    return reference_ops.scale_residual_layer_norm_scale_shift(residual, x, gate.to(x.dtype), *args, **kwargs)
+
+
+def test_residual_out_is_compared_too() -> None:
+    op = "scale_residual_layer_norm_scale_shift"
+    arguments = arguments_of(op, torch.bfloat16, modulation=torch.float32)
+    right, wrong = reference_ops.scale_residual_layer_norm_scale_shift(**arguments), gate_rounded(**arguments)
+    assert fingerprint.shares(op, arguments, right)[fingerprint.ONCE] > 0.99
+    # y is the norm of what came with it; only residual_out tells.
+    share = fingerprint.shares(op, arguments, (right[0], wrong[1]))[fingerprint.ONCE]
+    assert 0.5 < share < 0.99
+
+
+def test_what_fails_has_a_fingerprint_of_the_whole_op(tmp_path: Path) -> None:
+    ops = op_set_from({OP: kernel_of_sglang_24059}, "sglang", "sglang")
+    profile = parity.Profile("short", 1, 20)
+    records = list(parity.sweep(OP, ops, select(gpu=False), profile=profile, seed=0, shrink=False))
+    summary = next(record for record in records if record.level is Level.RUN and "cases" in record.numbers)
+    assert summary.numbers["fingerprint"] == fingerprint.NORMALISED
+    assert int(summary.numbers["fingerprint_cases"] or 0) > 10
+    made = section(tmp_path, records)
+    assert made is not None
+    assert "normalised value rounded" in made.body
+    # Where nothing was asked, nothing is said.
+    made = section(tmp_path, [dataclasses.replace(record, numbers={}) for record in records])
+    assert made is not None
+    assert "normalised value rounded" not in made.body
 
 
 def test_what_matches_nothing_is_not_named() -> None:

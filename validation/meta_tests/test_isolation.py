@@ -1,5 +1,6 @@
 """Candidates that raise, hang, crash or return nonsense: a verdict for each case, in either process."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from validation.errors import UsageError
 from validation.isolation import IsolatedOpSet, isolated
 from validation.ops import OpSet, load_op_set
 from validation.record import Record, Status, read_run
+from validation.xfail import XFail
 
 OP = "residual_gate_add"
 
@@ -26,6 +28,10 @@ import reference_ops
 
 def hang():
     time.sleep(1000)
+
+
+def lost(*_, **__):
+    raise RuntimeError("an illegal memory access was encountered")
 
 
 def residual_gate_add(residual, x, gate, *, casting_mode="float32"):
@@ -54,6 +60,9 @@ def residual_gate_add(residual, x, gate, *, casting_mode="float32"):
             return y.double()
         case 11:
             sys.stdout.close()
+        case 13:
+            torch.randn = lost  # as of a lost accelerator: nothing can be made in this process any more
+            lost()
     return y
 """
 
@@ -70,6 +79,12 @@ VERDICTS = {
     5: (Status.RUNTIME_ERROR, "raised RuntimeError: no kernel image"),
     6: (Status.RUNTIME_ERROR, "raised SystemExit: 3"),
     10: (Status.INCORRECT_DTYPE, "float64"),
+}
+
+
+LINE_OF_RAISE = {
+    5: 1 + CANDIDATE[: CANDIDATE.index('raise RuntimeError("no kernel')].count("\n"),
+    6: 1 + CANDIDATE[: CANDIDATE.index("sys.exit")].count("\n"),
 }
 
 
@@ -106,6 +121,8 @@ def test_the_same_verdict_in_either_process(width: int, path: Path, ops: Isolate
         record = parity.run(a_case(width), op_set, device)
         assert record.status is status
         assert words in record.reason
+        if status is Status.RUNTIME_ERROR:
+            assert record.reason.endswith(f", in {path}, line {LINE_OF_RAISE[width]}, in residual_gate_add")
     assert isinstance(record.numbers.get("launches", 0), int)
 
 
@@ -138,8 +155,62 @@ def test_what_a_candidate_prints_is_no_answer(ops: IsolatedOpSet, device: Device
 def test_bad_calls_are_made_over_there(ops: IsolatedOpSet, device: Device) -> None:
     calls = {bad.name: bad for bad in bad_calls(parity.signature_of(OP))}
     assert parity.not_refused(calls["residual one channel too wide"], ops, device) == ""
-    words = parity.not_refused(next(bad for name, bad in calls.items() if name.startswith("x of rank")), ops, device)
-    assert "killed by SIGSEGV" in words
+    came = parity.not_refused(next(bad for name, bad in calls.items() if name.startswith("x of rank")), ops, device)
+    assert isinstance(came, isolation.Death)
+    assert came.status is Status.CRASHED
+    assert "killed by SIGSEGV" in came.reason
+
+
+def test_a_lost_accelerator_costs_its_case_alone(ops: IsolatedOpSet, device: Device) -> None:
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    deaths = ops.worker.deaths
+    record = parity.run(a_case(13), ops, device)
+    assert record.status is Status.RUNTIME_ERROR
+    assert "an illegal memory access" in record.reason
+    assert ops.worker.deaths == deaths
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    assert ops.worker.deaths == deaths + 1
+
+
+def test_what_a_new_process_cannot_judge_is_a_defect_of_the_suite(ops: IsolatedOpSet, device: Device) -> None:
+    odd = dataclasses.replace(a_case(1), flags={"casting_mode": "odd"})
+    with pytest.raises(RuntimeError, match="judging failed in the isolated process"):
+        parity.run(odd, ops, device)
+
+
+def bad_input(tmp_path: Path, body: str, limit: float = 60.0) -> tuple[Record, Record]:
+    path = tmp_path / "bad.py"
+    path.write_text(f"import os, sys, time\ndef residual_gate_add(*_, **__):\n    {body}\n")
+    here, device = load_op_set(str(path)), select(gpu=False)
+    there = isolated(here, gpu=False, limit=limit)
+    try:
+        return parity.bad_input_record(OP, there, device), parity.grad_record(OP, there, device)
+    finally:
+        there.worker.close()
+
+
+def test_bad_calls_that_end_the_process_have_a_limit_and_their_own_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "MAX_DEATHS", 2)
+    for body, status, words in (
+        ("os._exit(4)", Status.CRASHED, "2 of which hung or crashed; the first the process that ran it exited with"),
+        ("time.sleep(100)", Status.TIMEOUT, "did not return within 2 s"),
+    ):
+        record, grad = bad_input(tmp_path, body, limit=2.0)
+        assert (record.status, record.check) == (status, "bad input")
+        assert words in record.reason
+        assert "; stopped before " in record.reason
+        assert record.numbers["bad_calls"] == 2
+        assert grad.status is status
+
+
+def test_a_bad_call_that_exits_is_not_refused_in_either_process(tmp_path: Path) -> None:
+    record, _ = bad_input(tmp_path, "sys.exit(3)")
+    assert record.status is Status.BAD_INPUT_ACCEPTED
+    assert "SystemExit, expected a TypeError, ValueError or NotImplementedError: 3" in record.message
+    here = parity.bad_input_record(OP, load_op_set(str(tmp_path / "bad.py")), select(gpu=False))
+    assert here.message == record.message
 
 
 def test_no_process_is_left_behind(ops: IsolatedOpSet, device: Device) -> None:
@@ -169,12 +240,29 @@ def test_what_is_not_ours_is_isolated_by_default(path: Path) -> None:
 def test_a_sweep_stops_after_some_deaths(tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "MAX_DEATHS", 2)
     path = tmp_path / "dies.py"
-    path.write_text("import os\ndef residual_gate_add(**_):\n    os._exit(1)\n")
+    path.write_text("import os\ndef residual_gate_add(*_, **__):\n    os._exit(1)\n")
+    (tmp_path / "xfail.txt").write_text(f"{OP}:CRASHED  # known\n")
     ops = isolated(load_op_set(str(path)), gpu=False)
-    records: list[Record] = list(parity.sweep(OP, ops, device, profile=parity.PROFILES["quick"], seed=0))
+    # Expected or not: what was not judged has not passed.
+    for xfail, expected in (
+        (XFail(), [Status.CRASHED] * 3),
+        (XFail.read(tmp_path / "xfail.txt"), [Status.XFAILED] * 2 + [Status.CRASHED]),
+    ):
+        records: list[Record] = list(
+            parity.sweep(OP, ops, device, profile=parity.PROFILES["quick"], seed=0, xfail=xfail)
+        )
+        assert [record.status for record in records] == expected
+        assert "stopped after 2 cases, 2 of which hung, crashed or lost the accelerator" in records[-1].reason
+        assert "the last the process that ran it exited with status 1" in records[-1].reason
+        assert records[-1].reason.endswith("the rest is not judged")
+    said: list[str] = []
+    quick, tier = parity.PROFILES["quick"], None
+    list(parity.parity(ops, (OP,), device, profile=quick, seed=0, require=tier, progress=said.append))
     ops.worker.close()
-    assert [record.status for record in records] == [Status.CRASHED] * 3
-    assert "stopped after 2 cases, 2 of which hung or crashed" in records[-1].reason
+    assert [line.partition(": ")[2].partition(",")[0] for line in said[1:-1]] == [
+        "case 1 the process that ran it exited with status 1",
+        "case 2 the process that ran it exited with status 1",
+    ]
 
 
 def test_the_command_line_isolates(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +270,8 @@ def test_the_command_line_isolates(path: Path, tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["repro", case, "--ops", str(path)]) == cli.FAILED
     assert "CRASHED" in capsys.readouterr().out
     assert cli.main(["repro", a_case(1).to_json(), "--ops", str(path), "--no-isolate"]) == cli.PASSED
+    assert cli.main(["repro", a_case(8).to_json(), "--ops", str(path), "--case-seconds", "1.5"]) == cli.FAILED
+    assert "did not return within 1.5 s" in capsys.readouterr().out
     out = tmp_path / "run"
     arguments = ["parity", "--ops", "reference_ops", "--op", "scale_shift", "--profile", "quick", "--out", str(out)]
     assert cli.main([*arguments, "--isolate"]) == cli.PASSED

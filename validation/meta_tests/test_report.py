@@ -291,6 +291,18 @@ def test_not_passed_groups_by_kind_smallest_case_first() -> None:
     ]
 
 
+def test_records_without_a_case_say_different_things() -> None:
+    unused = [
+        Record(Level.RUN, "rms_norm", "mine", Status.XFAIL_UNUSED, "xfail", f"xfail.txt:{n}: matched no failure")
+        for n in (2, 7)
+    ]
+    assert [g.records for g in summary.not_passed(unused)] == [[record] for record in unused]
+    text = io.StringIO()
+    print_table([op_record(1), *unused], report=Path("report.html"), file=text)
+    assert "xfail.txt:2" in text.getvalue()
+    assert "xfail.txt:7" in text.getvalue()
+
+
 # ---------------------------------------------------------------- terminal
 
 

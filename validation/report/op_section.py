@@ -29,6 +29,7 @@ def section(folder: Path, records: Sequence[Record]) -> page.Section | None:  # 
             "unnumbered": sum(not _has_budget(record) for record in row.records),
             "coverage": _coverage(row.records, everything, dtypes),
             "corners": sorted(Counter(corner for record in row.records for corner in record.corners).items()),
+            "fingerprints": [check.numbers for check in row.checks if "fingerprint_cases" in check.numbers],
             "seconds": summary.seconds(row.records),
         }
         for row in rows

@@ -138,19 +138,20 @@ class Group:
 def not_passed(records: Iterable[Record]) -> list[Group]:
     """What an engineer has to look at: failures in the rows' order, then what is inconclusive.
 
-    A model's checks say different things: each is a group of its own.
+    A model's checks say different things, and so do records without a case: each is a group of its own.
     """
-    found: dict[tuple[bool, int, str, str, int, bool], list[Record]] = {}
+    found: dict[tuple[bool, int, str, str, int, bool, int], list[Record]] = {}
     levels, statuses = list(Level), list(Status)
-    for record in records:
+    for n, record in enumerate(records):
         if record.status.failed or record.status is Status.INCONCLUSIVE:
             where = (levels.index(record.level), record.subject, record.op_set, statuses.index(record.status))
             last = record.level is Level.MODEL and record.check != "teacher-forced"
-            found.setdefault((not record.status.failed, *where, last), []).append(record)
+            alone = -1 if record.case else n
+            found.setdefault((not record.status.failed, *where, last, alone), []).append(record)
     return [
         Group(subject, op_set, statuses[status], sorted(found[key], key=_size), f"group-{n}")
         for n, key in enumerate(sorted(found))
-        for _, _, subject, op_set, status, _ in [key]
+        for _, _, subject, op_set, status, _, _ in [key]
     ]
 
 

@@ -1,0 +1,94 @@
+"""Wrong signatures: defaults, the order of the parameters, and parameters that require grad refused."""
+
+from typing import Any
+
+from torch import Tensor
+
+from validation.faults.fault import fault
+from validation.faults.right import RightOps
+from validation.record import Status
+
+NUMERICAL = Status.INCORRECT_NUMERICAL
+
+
+@fault("default eps of 1e-5", "layer_norm", "eps is 1e-5 where the caller leaves it out", NUMERICAL)
+class DefaultEps(RightOps):
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        return super().layer_norm(x, weight, bias, eps)
+
+
+@fault(
+    "default casting mode of input",
+    "rms_norm_scale_shift",
+    "casting_mode is 'input' where the caller leaves it out",
+    NUMERICAL,
+)
+class DefaultCastingMode(RightOps):
+    def rms_norm_scale_shift(
+        self,
+        x: Tensor,
+        shift: Any,
+        scale: Any,
+        weight: Tensor | None = None,
+        eps: float = 1e-6,
+        *,
+        casting_mode: str = "input",
+    ) -> Tensor:
+        return super().rms_norm_scale_shift(x, shift, scale, weight, eps, casting_mode=casting_mode)
+
+
+@fault("halves by default", "rotary_embedding", "interleaved is False where the caller leaves it out", NUMERICAL)
+class HalvesByDefault(RightOps):
+    def rotary_embedding(
+        self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, inplace: bool = False
+    ) -> Tensor:
+        return super().rotary_embedding(x, cos, sin, interleaved=interleaved, inplace=inplace)
+
+
+@fault("in place by default", "qk_norm", "inplace is True where the caller leaves it out", Status.INPUT_MODIFIED)
+class InPlaceByDefault(RightOps):
+    def qk_norm(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        eps: float = 1e-6,
+        *,
+        casting_mode: str = "float32",
+        inplace: bool = True,
+    ) -> tuple[Tensor, ...]:
+        return super().qk_norm(q, k, q_weight, k_weight, eps, casting_mode=casting_mode, inplace=inplace)
+
+
+@fault("scale before shift", "scale_shift", "the second parameter is scale, the third shift", NUMERICAL)
+class ScaleBeforeShift(RightOps):
+    def scale_shift(  # type: ignore[override]
+        self, x: Tensor, scale: Any, shift: Any, scale_constant: float = 1.0, *, casting_mode: str = "float32"
+    ) -> Tensor:
+        return super().scale_shift(x, shift, scale, scale_constant, casting_mode=casting_mode)
+
+
+@fault("keywords alone", "residual_gate_add", "no argument can be passed by position", Status.RUNTIME_ERROR)
+class KeywordsAlone(RightOps):
+    def residual_gate_add(  # type: ignore[override]
+        self, *, residual: Tensor, x: Tensor, gate: Any, casting_mode: str = "float32"
+    ) -> Tensor:
+        return super().residual_gate_add(residual, x, gate, casting_mode=casting_mode)
+
+
+@fault(
+    "parameters refused without grad mode",
+    "rms_norm",
+    "what requires grad is refused under torch.no_grad() too, and a model's weights do",
+    Status.RUNTIME_ERROR,
+)
+class ParametersRefused(RightOps):
+    def rms_norm(
+        self, x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32"
+    ) -> Tensor:
+        if isinstance(weight, Tensor) and weight.requires_grad:
+            raise NotImplementedError("weight requires grad")
+        return super().rms_norm(x, weight, eps, casting_mode=casting_mode)
