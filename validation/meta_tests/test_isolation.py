@@ -109,7 +109,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ops(path: Path) -> Iterator[IsolatedOpSet]:
-    ops = isolated(load_op_set(str(path)), gpu=False, limit=3.0)
+    ops = isolated(load_op_set(str(path)), gpu=False)
     yield ops
     ops.worker.close()
 
@@ -127,9 +127,15 @@ def test_the_same_verdict_in_either_process(width: int, path: Path, ops: Isolate
 
 
 @pytest.mark.parametrize("width", sorted(DEATHS))
-def test_a_death_has_its_case_and_the_run_goes_on(width: int, ops: IsolatedOpSet, device: Device) -> None:
+def test_a_death_has_its_case_and_the_run_goes_on(
+    width: int, ops: IsolatedOpSet, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, words = DEATHS[width]
-    record = parity.run(a_case(width), ops, device)
+    # Of the hanging one alone: at load 6 a fresh process did not judge its first case in 3 s.
+    with monkeypatch.context() as patched:
+        if status is Status.TIMEOUT:
+            patched.setattr(ops.worker, "limit", 3.0)
+        record = parity.run(a_case(width), ops, device)
     assert (record.status, record.check) == (status, "runs")
     assert words in record.reason
     assert Case.from_dict(record.case) == a_case(width)
@@ -197,7 +203,7 @@ def test_bad_calls_that_end_the_process_have_a_limit_and_their_own_verdict(
         ("os._exit(4)", Status.CRASHED, "2 of which hung or crashed; the first the process that ran it exited with"),
         ("time.sleep(100)", Status.TIMEOUT, "did not return within 2 s"),
     ):
-        record, grad = bad_input(tmp_path, body, limit=2.0)
+        record, grad = bad_input(tmp_path, body, limit=2.0 if status is Status.TIMEOUT else 60.0)
         assert (record.status, record.check) == (status, "bad input")
         assert words in record.reason
         assert "; stopped before " in record.reason
