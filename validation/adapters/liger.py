@@ -115,7 +115,8 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
         raise CannotExpress("interleaved=True: LigerRopeFunction rotates the two halves of a head")
     if inplace and not x.is_contiguous():
         raise CannotExpress("inplace=True: LigerRopeFunction writes to a copy of a q that is not contiguous")
-    _no_bfloat16_arithmetic("the rotation", cos)
+    for angles in (cos, sin):
+        _no_bfloat16_arithmetic("the rotation", angles)
     B, S, _, Dh = x.shape
     one_program_each(B * S)
     q = x if inplace else x.clone(memory_format=torch.contiguous_format)
