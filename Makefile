@@ -17,8 +17,9 @@ help:
 validate: $(READY)
 	@$(BIN)/validate run
 
+# Two processes: most tests take one core. A file stays in one of them, for its tests share what they sampled.
 test: lint
-	@$(BIN)/python -m pytest -q --profile quick --checkpoint fixtures/checkpoints/helios-tiny --replays 0
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --profile quick --checkpoint fixtures/checkpoints/helios-tiny --replays 0
 
 lint: $(READY)
 	@$(BIN)/ruff check -q .
