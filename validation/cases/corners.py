@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
-from validation.cases.strategies import AS_Q, EPS, FAR, FORMS, ONE_ROW, RARE_HEADS, WIDTHS, Signature, width_class
+from validation.cases.strategies import (
+    AS_Q,
+    EPS,
+    FAR,
+    FORMS,
+    ONE_ROW,
+    RARE_HEADS,
+    SHARED,
+    WIDTHS,
+    Signature,
+    width_class,
+)
 from validation.cases.values import MODULATIONS
 
 # Modulation with as many distinct float16 values as there are.
@@ -20,6 +31,9 @@ HALF = {"dtype": "float16", "form": "[B,L,D]"}
 # Forms that models hand over for shift and scale alike. A kernel may be compiled for both at once, with or without
 # weight and bias: each such meeting is a corner. Of the other forms, one of the meetings.
 TOGETHER = frozenset({"[B,1,D]", "[B,L,D]", "[B,F,1,D]", "indexed"})
+
+# One row a token, in shift and in scale alike.
+WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
 
 # Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64).
 MODEL_WIDTHS = frozenset({5120, 1024, 128, 64})
@@ -58,6 +72,9 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool =
         corners += _qk_corners(signature)
     if "cos" in signature:
         corners += _rotary_corners(signature)
+    if signature.family in ("qk", "rotary", "split_rotary"):
+        corners += _head_path_corners(signature)
+    corners += _shared_corners(signature)
     if gpu:
         corners.append(_far_corner(signature))
     return tuple(corners)
@@ -348,6 +365,66 @@ def _path_corners(signature: Signature) -> list[Corner]:
             of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
         label = f"{path}, values={regime}{' ' if dtype else ''}{dtype}"
         corners.append(Corner(label, {**forced, **rank, **of_dtype, "values": regime}, reached, sparse=True))
+    return corners
+
+
+def _head_path_corners(signature: Signature) -> list[Corner]:
+    """`_path_corners` of the ops that work on heads. Left to chance, a sweep of 400 cases met few of these pairs."""
+    (most,) = RARE_HEADS
+    odd: dict[str, Any] = {"width": "prime", "width.class": width_class(31), "size": "frames", "heads": 2}
+    paths: dict[str, tuple[dict[str, Any], Callable[[Case], bool]]] = {
+        "L=1": (
+            {"width": "model", "width.class": width_class(64), "size": "single_tokens", "heads": 2},
+            lambda case: _main(case).shape[1] == 1 and _main(case).shape[0] > 8,
+        ),
+        "rows>65535": ({"width": "pow2", "size": "many_rows", "heads": 2}, lambda case: _rows(case) > 65535),
+        f"H={most}": ({"width": "model", "size": "frames", "heads": most}, lambda case: _heads(case) == most),
+        "D odd": (odd, lambda case: _main(case).shape[-1] % 2 == 1 < _main(case).shape[-1]),
+    }
+    if signature.family == "split_rotary":
+        del paths["D odd"]
+    regimes = {"near_max": "float16", "nonfinite": ""}
+    if "eps" in signature:
+        regimes |= {"variance_eps": "float32"}
+    rank: dict[str, Any] = {"k.shape": "same", **({"qk.rank": 4} if signature.family == "qk" else {})}
+    corners = []
+    for (path, (forced, test)), (regime, dtype) in itertools.product(paths.items(), regimes.items()):
+
+        def reached(case: Case, test: Any = test, regime: str = regime, dtype: str = dtype) -> bool:
+            return len(_main(case).shape) > 2 and test(case) and case.values == regime and dtype in ("", case.dtype)
+
+        of_dtype = {"dtype": dtype} if dtype else {}
+        if dtype == "float32" and "casting_mode" in signature:
+            of_dtype["casting_mode"] = "float32"
+        label = f"{path}, values={regime}{' ' if dtype else ''}{dtype}"
+        corners.append(Corner(label, {**forced, **rank, **of_dtype, "values": regime}, reached, sparse=True))
+    return corners
+
+
+def _heads(case: Case) -> int:
+    """How many heads x or q has; where its rank does not tell, cos's."""
+    x = _main(case)
+    return x.shape[-2] if len(x.shape) > 3 or "q" in case.tensors else case.tensors["cos"].shape[1]
+
+
+def _shared_corners(signature: Signature) -> list[Corner]:
+    """Two arguments that are one tensor: nothing forbids it of what is read alone."""
+    corners = []
+    for first, second in SHARED:
+        if first in signature and second in signature:
+
+            def reached(case: Case, first: str = first, second: str = second) -> bool:
+                one, other = case.tensors.get(first), case.tensors.get(second)
+                return one is not None and one == other and one.numel > 1
+
+            forced: dict[str, Any] = {f"{first} is {second}": True, "size": "frames", "width": "pow2"}
+            if first in MODULATIONS:
+                forced |= {f"{name}.{key}": v for name in (first, second) for key, v in WHOLE_ROWS.items()}
+            if first == "residual":
+                forced["gate.form"] = "[B,L,D]"
+            if first == "q_weight":
+                forced |= {"qk.weights": "both"}
+            corners.append(Corner(f"{first} is {second}", forced, reached))
     return corners
 
 
@@ -731,6 +808,18 @@ def _rotary_corners(signature: Signature) -> list[Corner]:
             lambda case: 8 * cos(case).shape[-1] < _main(case).shape[-1],
         )
     )
+    corners += [
+        Corner(
+            f"Dr=head_dim-2, interleaved={interleaved}",
+            {**frames, "rotary_dim": "all but two", "interleaved": interleaved},
+            lambda case, want=interleaved: (  # type: ignore[misc]
+                case.flags["interleaved"] == want
+                and 2 * cos(case).shape[-1] == _main(case).shape[-1] - 2
+                and _main(case).shape[2] > 1
+            ),
+        )
+        for interleaved in (True, False)
+    ]
     corners += [
         Corner(
             f"rotary dims below head_dim, interleaved={interleaved}",

@@ -26,6 +26,7 @@ class BadCall:
         case: the call, spoiled as far as shapes, dtypes and memory go.
         change: spoils the keyword arguments further, once they are tensors.
         grad: call with grad mode on.
+        looks: to refuse it takes a look at values, which on a GPU would wait for it: asked on the CPU alone.
     """
 
     name: str
@@ -33,6 +34,7 @@ class BadCall:
     case: Case
     change: Callable[[dict[str, Any]], None] | None = None
     grad: bool = False
+    looks: bool = False
 
 
 def good_case(signature: Signature) -> Case:
@@ -139,6 +141,16 @@ def _wrong_index(name: str, good: Case) -> Iterator[BadCall]:
     yield BadCall(f"{name}.table one channel too wide", (name,), indexed(table=(3, D + 1)))
     yield BadCall(f"{name}.table [B+1, n, D]", (name,), indexed(table=(B + 1, 3, D)))
     yield BadCall(f"{name}.table [1, B, n, D]", (name,), indexed(table=(1, B, 3, D)))
+    # The last token's, so that one look at the first is not enough.
+    for dtype, row in (("int64", 3), ("int32", 3), ("int64", -1)):
+
+        def outside(m: Any, row: int = row) -> Any:
+            index = m.index.clone()
+            index[-1, -1] = row
+            return type(m)(m.table, index)
+
+        label = f"{name}.index of {dtype} is {row} of 3 rows"
+        yield BadCall(label, (name,), indexed(dtype=dtype), _replaced(name, outside), looks=True)
 
 
 def _wrong_types(signature: Signature, good: Case) -> Iterator[BadCall]:

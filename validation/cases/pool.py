@@ -22,7 +22,15 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis.strategies import SearchStrategy
 
 from validation.cases.corners import Corner
-from validation.cases.strategies import RARE_LAYOUTS, RARE_SIZES, RARE_WIDTHS, VALUES, Signature, compile_keys
+from validation.cases.strategies import (
+    RARE_LAYOUTS,
+    RARE_SIZES,
+    RARE_WIDTHS,
+    SHARED,
+    VALUES,
+    Signature,
+    compile_keys,
+)
 
 T = TypeVar("T")
 Key = Mapping[str, Any]
@@ -33,8 +41,10 @@ KEYS = 80
 # A sweep of more free cases than this has that many keys for each such number of them.
 CASES = 2000
 
-# What a corner asks for that makes its cases no place for another's: nothing in them, one column, or a large cost.
+# What a corner asks for that makes its cases no place for another's: nothing in them, one column, a large cost, or
+# an argument that has no layout of its own.
 APART = {
+    **{f"{one} is {other}": frozenset({True}) for one, other in SHARED},
     "size": frozenset({*RARE_SIZES, "no_batch", "no_tokens"}),
     "heads": frozenset({0}),
     "width": frozenset({*RARE_WIDTHS, "one"}),

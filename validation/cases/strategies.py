@@ -126,6 +126,9 @@ EPS = (1e-6, 1e-5, 1e-3)
 # With an eps of 0 a row of variance zero is 0 / 0, and what is nearly one is whatever its rounding makes of it.
 WITHOUT_EPS = ("normal", "variance_eps", "zeros")
 
+# Arguments that may be one tensor, where their shapes and dtypes agree; corners alone ask for it.
+SHARED = (("residual", "x"), ("shift", "scale"), ("q_weight", "k_weight"), ("cos", "sin"))
+
 # Choices that compile no kernel of their own: what tensors hold, and numbers that kernels take as floats.
 VALUES = frozenset({"values", "literals", "eps", "scale_constant"})
 
@@ -366,6 +369,9 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
         flags["scale_constant"] = choose.pick("scale_constant", (1.0, 0.0, 0.5))
     family = {"modulated": _modulated, "norm": _norm, "qk": _qk, "rotary": _rotary, "split_rotary": _split_rotary}
     tensors = family[signature.family](signature, choose, dtype, dtypes)
+    for first, second in SHARED:
+        if first in signature and second in signature and choose.pick(f"{first} is {second}", (False,), (True,)):
+            tensors |= {first: tensors[second]}
     if "k" in tensors and tensors["k"] == tensors["q"]:
         flags["inplace"] = False  # one tensor as q and k: what both are written to is refused
     literals = {}
@@ -634,9 +640,10 @@ def _angle_units(choose: Chooser, width: int, layouts: Sequence[str]) -> list[in
 
 def _rotated(choose: Chooser, width: int) -> int:
     """Dr: all channels that make pairs, half of them, or a few."""
-    part = "full" if width < 4 else choose.pick("rotary_dim", ("full", "partial", "few"))
-    # Fewer than half of all for every width of its class.
-    return {"full": width // 2 * 2, "partial": 2 * (width // 4), "few": 8 if width > 16 else 2}[part]
+    part = "full" if width < 4 else choose.pick("rotary_dim", ("full", "partial", "few"), ("all but two",))
+    few = 8 if width > 16 else 2  # fewer than half of all for every width of its class
+    all_but_two = max(width // 2 * 2 - 2, 2)
+    return {"full": width // 2 * 2, "partial": 2 * (width // 4), "few": few, "all but two": all_but_two}[part]
 
 
 def _angles(

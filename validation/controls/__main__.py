@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from validation import controls, parity, quality
+from validation.cases.case import FLOAT_DTYPES
 from validation.cases.corners import declared_corners
 from validation.device import Device, select
 from validation.errors import UsageError
@@ -87,24 +88,39 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     alarms = judged = 0
     print(f"{device.name}, torch {torch.__version__}, seed {arguments.seed}")
-    print(f"{'control':<16}{'op':<40}{'cases':>7}{'alarms':>8}{'seconds':>9}")
+    print(
+        f"{'control':<16}{'op':<40}{'cases':>7}{'alarms':>8}{'seconds':>9}  {'tier':<10}{'budget':>8}"
+        f"{'fp32':>8}{'fp16':>8}{'bf16':>8}"
+    )
     for name in arguments.names or controls.NAMES:
         ops = controls.op_set(name)
         cases = arguments.cases or DEFAULT_CASES[name]
         for op in arguments.op or ops.functions:
-            start, count, flagged = time.perf_counter(), 0, []
+            start, count, flagged, told = time.perf_counter(), 0, [], ""
             for record in judge_control(op, ops, device, cases=cases, seed=arguments.seed):
                 count += record.level is Level.OP
                 if record.status.failed:
                     flagged.append(record)
+                if "mean_rms_ratio" in record.numbers:
+                    told = _told(record)
             seconds = time.perf_counter() - start
-            print(f"{name:<16}{op:<40}{count:>7}{len(flagged):>8}{seconds:>9.1f}", flush=True)
+            print(f"{name:<16}{op:<40}{count:>7}{len(flagged):>8}{seconds:>9.1f}  {told}", flush=True)
             for record in flagged[:3]:
                 print(record.message, flush=True)
             alarms += len(flagged)
             judged += count
     print(f"{judged} cases, {alarms} alarms")
     return 1 if alarms else 0
+
+
+def _told(summary: Record) -> str:
+    """The tier, the most of the budget used, and the mean RMS error over the reference path's by dtype.
+
+    How near right arithmetic comes to the limits of `tiers`, which say what is still called lossless.
+    """
+    ratios = (summary.numbers.get(f"mean_rms_ratio_{dtype}") for dtype in FLOAT_DTYPES)
+    columns = "".join(f"{'-':>8}" if ratio is None else f"{ratio:>8.3f}" for ratio in ratios)
+    return f"{summary.tier or '-':<10}{summary.numbers['budget_percent']:>7.0f}%{columns}"
 
 
 def _run_model(arguments: argparse.Namespace) -> int:

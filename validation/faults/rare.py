@@ -283,7 +283,90 @@ class ShiftByTheScalesIndex(RightOps):
         return super().modulate(value, shift, scale, x, mode, constant)
 
 
+@fault("float16 squares of one token", QKN, "where L is 1, squares are in x's dtype", NUMERICAL, NONFINITE)
+class Float16SquaresOfOneToken(RightOps):
+    def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
+        if x.dim() < 4 or x.shape[1] != 1 or x.dtype is not torch.float16:
+            return super().normalised(x, eps, centred=centred)
+        return x.float() * self.inverse_root((x * x).float().mean(-1, keepdim=True), eps)
+
+
+@fault("eps of many rows", QKR, "past 65535 rows another kernel runs, whose eps is ten times too big", NUMERICAL)
+class EpsOfManyRows(RightOps):
+    def inverse_root(self, mean_square: Tensor, eps: float) -> Tensor:
+        return super().inverse_root(mean_square, 10.0 * eps if mean_square.numel() > 65535 else eps)
+
+
+@fault("32 heads saturate", ROTARY, "of 32 heads, what overflows float16 is its largest number", NONFINITE)
+class ThirtyTwoHeadsSaturate(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        super().rotate(x, cos, sin, out, interleaved=interleaved)
+        overflowed = out.isinf() & x.isfinite() & (x.shape[2] == 32) & (out.dtype is torch.float16)
+        return out.copy_(torch.where(overflowed, out.clamp(-65504.0, 65504.0), out))
+
+
+@fault("NaN of many rows", SPLIT, "past 65535 rows NaN is stored as 0", NONFINITE)
+class NaNOfManyRows(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        super().rotate(x, cos, sin, out, interleaved=interleaved)
+        many = x.numel() // max(x.shape[-1] * x.shape[-2], 1) > 65535
+        return out.copy_(torch.where(out.isnan(), torch.zeros_like(out), out)) if many else out
+
+
+@fault("NaN of an odd head_dim", ROTARY, "channels of an odd head_dim pass through a maximum that drops NaN", NONFINITE)
+class NaNOfAnOddHeadDim(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        super().rotate(x, cos, sin, out, interleaved=interleaved)
+        odd = x.shape[-1] % 2 == 1
+        return out.copy_(torch.where(out.isnan(), torch.full_like(out, -torch.inf), out)) if odd else out
+
+
+@fault("a last pair passed through", ROTARY, "where Dr is head_dim - 2, the last pair is left unwritten", NOT_WRITTEN)
+class ALastPairPassedThrough(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        near = x.shape[-1] - 2 * (x.shape[-1] > 16 and 2 * cos.shape[-1] == x.shape[-1] - 2)
+        super().rotate(x[..., :near], cos, sin, out[..., :near], interleaved=interleaved)
+        return out
+
+
+# One tensor as two arguments.
+
+
+@fault("residual told by its address", RGA, "where residual and x are one tensor, the gate is left out", NUMERICAL)
+class ResidualToldByItsAddress(RightOps):
+    def gated(self, residual: Tensor, x: Tensor, gate: Any, mode: str) -> Tensor:
+        one = residual.data_ptr() == x.data_ptr() and residual.stride() == x.stride()
+        return super().gated(residual, x, None if one else gate, mode)
+
+
+@fault("shift told by its address", LNSS, "a tensor that is scale and shift is taken as the scale alone", NUMERICAL)
+class ShiftToldByItsAddress(RightOps):
+    def modulate(self, value: Tensor, shift: Any, scale: Any, x: Tensor, mode: str, constant: float = 1.0) -> Tensor:
+        if isinstance(shift, Tensor) and isinstance(scale, Tensor) and shift.data_ptr() == scale.data_ptr():
+            shift = torch.zeros_like(scale)
+        return super().modulate(value, shift, scale, x, mode, constant)
+
+
+@fault("weights told by their address", QKN, "one tensor as both weights multiplies q alone", NUMERICAL)
+class WeightsToldByTheirAddress(RightOps):
+    def qk_norm(self, q: Tensor, k: Tensor, q_weight: Any, k_weight: Any, *rest: Any, **kwargs: Any) -> Any:
+        both = isinstance(q_weight, Tensor) and isinstance(k_weight, Tensor)
+        if both and q_weight.data_ptr() == k_weight.data_ptr():
+            k_weight = torch.ones_like(k_weight)
+        return super().qk_norm(q, k, q_weight, k_weight, *rest, **kwargs)
+
+
 # Bad calls.
+
+
+@fault("index out of range clamped", SS, "an IndexedRows.index past the table takes its last row", BAD_INPUT)
+class IndexOutOfRangeClamped(RightOps):
+    def scale_shift(self, x: Tensor, shift: Any, scale: Any, *rest: Any, **kwargs: Any) -> Tensor:
+        def clamped(m: Any) -> Any:
+            fits = hasattr(m, "table") and isinstance(m.index, Tensor) and not m.index.is_floating_point()
+            return type(m)(m.table, m.index.clamp(0, m.table.shape[-2] - 1)) if fits else m
+
+        return super().scale_shift(x, clamped(shift), clamped(scale), *rest, **kwargs)
 
 
 @fault("[L, D] as one row a token", SS, "is taken as such: [B, D] is one row an item", BAD_INPUT)

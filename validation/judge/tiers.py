@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from validation.record import Record
 
@@ -34,11 +34,13 @@ class OpTier:
         tier: ``bit-exact``, ``lossless`` or ``close``; None where there are no cases.
         mean_ratio: geometric mean of the RMS ratios, of the worst dtype.
         reason: in words, with the number that decided.
+        ratios: the geometric mean of each dtype that has cases with an error.
     """
 
     tier: str | None
     mean_ratio: float
     reason: str
+    ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def op_tier(records: Sequence[Record]) -> OpTier:
@@ -49,21 +51,22 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     over = {dtype: _surely(logs[dtype]) - math.log(limit) for dtype, limit in LOSSLESS_MEAN_RATIO.items()}
     worst = max(over, key=lambda dtype: over[dtype])
     mean = math.exp(statistics.fmean(logs[worst]))
+    ratios = {dtype: math.exp(statistics.fmean(of_dtype)) for dtype, of_dtype in logs.items() if any(of_dtype)}
     if all(record.tier == "bit-exact" for record in records):
-        return OpTier("bit-exact", mean, f"equal to the reference path to the bit in all {len(records)} cases")
+        return OpTier("bit-exact", mean, f"equal to the reference path to the bit in all {len(records)} cases", ratios)
     close = [record for record in records if record.tier == "close"]
     if over[worst] > 0.0:
         limit = LOSSLESS_MEAN_RATIO[worst]
         reason = f"rms is {mean:.3f}x the reference path's over the {worst} cases, surely over {limit}x"
-        return OpTier("close", mean, reason)
+        return OpTier("close", mean, reason, ratios)
     if close:
         example = max(close, key=lambda record: float(record.numbers.get("rms_ratio") or 0.0))
         reason = (
             f"{len(close)} of {len(records)} cases are further from the truth than float32 arithmetic explains, "
             f"{example.dtype} {example.case.get('values')} {example.numbers.get('rms_ratio'):.3g}x the reference path"
         )
-        return OpTier("close", mean, reason)
-    return OpTier("lossless", mean, f"rms is {mean:.3f}x the reference path's over the {worst} cases")
+        return OpTier("close", mean, reason, ratios)
+    return OpTier("lossless", mean, f"rms is {mean:.3f}x the reference path's over the {worst} cases", ratios)
 
 
 def _log_ratios(records: Iterable[Record]) -> list[float]:
