@@ -7,6 +7,7 @@ nearest even, whatever ``fp_downcast_rounding`` says. A correct kernel then show
 not judged: see `validation.device`.
 """
 
+import functools
 import os
 import sys
 from typing import Any
@@ -56,7 +57,8 @@ def repair() -> None:
 
     Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with
     NumPy 2.4, and stops the interpreter from patching ``triton.language`` again for each device function that
-    a kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time.
+    a kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time. Two more
+    habits that cost half of what then was left: `_compute_no_overflow_check_in_vain`, `_remember_types`.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -100,6 +102,8 @@ def repair() -> None:
     builder._bfloat16_repaired = True
     _take_integers_from_arrays(interpreter)
     _patch_once_a_launch(interpreter)
+    _compute_no_overflow_check_in_vain()
+    _remember_types(interpreter)
 
 
 def _take_integers_from_arrays(interpreter: Any) -> None:
@@ -111,6 +115,64 @@ def _take_integers_from_arrays(interpreter: Any) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch
+
+
+def _compute_no_overflow_check_in_vain() -> None:
+    """Skip the check of each integer operation in int64 where its result goes nowhere.
+
+    It ends in a ``device_assert``, which does nothing unless ``debug`` is on; a quarter of a launch's time went there.
+    """
+    from triton.language.semantic import TritonSemantic
+
+    check = TritonSemantic.binary_op_sanitize_overflow_impl
+
+    @functools.wraps(check)
+    def checked(self: Any, *args: Any) -> Any:
+        return check(self, *args) if self.builder.options.debug else None
+
+    TritonSemantic.binary_op_sanitize_overflow_impl = checked
+
+
+def _remember_types(interpreter: Any) -> None:
+    """Make what follows from a type once a type: its NumPy dtype, a block's shape, a tensor's attributes.
+
+    Each operation of a kernel makes such types and tensors anew, a few dozen in all, and they cost more than the
+    arithmetic. Types of one name are equal (``dtype.__eq__``).
+    """
+    import triton.language as tl
+
+    dtype_of, init_block, init_tensor = interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__
+    dtypes: dict[str, Any] = {}
+    blocks: dict[Any, dict[str, Any]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
+
+    @functools.wraps(dtype_of)
+    def numpy_dtype(tt_dtype: Any) -> Any:
+        if tt_dtype.name not in dtypes:
+            dtypes[tt_dtype.name] = dtype_of(tt_dtype)
+        return dtypes[tt_dtype.name]
+
+    @functools.wraps(init_block)
+    def block(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *shape) if all(type(size) is int for size in shape) else None
+        if key in blocks:
+            vars(self).update(blocks[key])
+            self.element_ty = element_ty
+            return
+        init_block(self, element_ty, shape)
+        if key is not None:
+            blocks[key] = dict(vars(self))
+
+    @functools.wraps(init_tensor)
+    def tensor(self: Any, handle: Any, of: Any) -> None:
+        if of.name in tensors:
+            vars(self).update(tensors[of.name])
+            self.handle, self.type, self.dtype = handle, of, of.scalar
+            return
+        init_tensor(self, handle, of)
+        tensors[of.name] = {name: value for name, value in vars(self).items() if name != "handle"}
+
+    interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__ = numpy_dtype, block, tensor
 
 
 def _patch_once_a_launch(interpreter: Any) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter as triton_interpreter
 
 from validation import interpreter
 
@@ -66,3 +69,40 @@ def test_fma_rounds_once() -> None:
     fused_multiply_add[(1,)](x, y, z, got, 4096)
     assert torch.equal(got.double(), x.double() * y.double() + z.double())
     assert bool((got != 0).any())
+
+
+def test_remembered_types_and_tensors_are_what_triton_makes() -> None:
+    """Each twice, so that the second comes from memory; the originals are below the wrappers."""
+    interpreter.enable()
+    block, tensor = tl.block_type, tl.tensor
+    elements = [tl.float32, tl.bfloat16, tl.int1, tl.int64, tl.pointer_type(tl.float16), tl.pointer_type(tl.float32)]
+    for element in elements:
+        for shape in ([4], [8, 16], [tl.constexpr(8), 16], tl.tuple([2, 1])):
+            for _ in range(2):
+                made, plain = block(element, shape), block.__new__(block)
+                block.__init__.__wrapped__(plain, element, shape)
+                assert str(vars(made)) == str(vars(plain))
+                assert made.element_ty is element
+                got, wanted = tensor("handle", made), tensor.__new__(tensor)
+                tensor.__init__.__wrapped__(wanted, "handle", plain)
+                assert vars(got).keys() == vars(wanted).keys()
+                assert {name: str(value) for name, value in vars(got).items()} == {
+                    name: str(value) for name, value in vars(wanted).items()
+                }
+                assert got.type is made
+        numpy_dtype = triton_interpreter._get_np_dtype
+        assert numpy_dtype(element) == numpy_dtype.__wrapped__(element) == numpy_dtype(element)
+    with pytest.raises(ValueError, match="power of 2"):
+        block(tl.float32, [3])
+
+
+@triton.jit
+def _sum_of_two(x, y):  # type: ignore[no-untyped-def]
+    tl.store(y, tl.load(x) + tl.load(x + 1))
+
+
+def test_an_overflow_wraps_as_it_did_before_its_check_was_left_out() -> None:
+    interpreter.enable()
+    y = torch.zeros(1, dtype=torch.int32)
+    _sum_of_two[(1,)](torch.tensor([2**31 - 1, 2], dtype=torch.int32), y)
+    assert y.item() == -(2**31) + 1
