@@ -4,6 +4,7 @@ With ``--model helios`` (or hunyuan3d), right and wrong op sets on a sampled mod
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 import warnings
@@ -14,7 +15,6 @@ import torch
 
 from validation import controls, parity, quality
 from validation.cases.case import FLOAT_DTYPES
-from validation.cases.corners import declared_corners
 from validation.device import Device, select
 from validation.errors import UsageError
 from validation.ops import OpSet, check_op_name
@@ -39,9 +39,9 @@ def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int)
 
     Held to `REQUIRED_TIER`.
     """
-    signature = parity.signature_of(op)
-    corners = declared_corners(signature, bfloat16=not device.bfloat16_problems)
-    profile = parity.Profile("controls", 2, max(cases - 2 * len(corners), 1))
+    profile = parity.Profile("controls", 2, 1)
+    forced = len(list(parity.Plan.of(op, device, profile, seed).cases())) - profile.free
+    profile = dataclasses.replace(profile, free=max(cases - forced, 1))
     return parity.sweep(op, ops, device, profile=profile, seed=seed, require=REQUIRED_TIER, shrink=False)
 
 

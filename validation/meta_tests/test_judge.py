@@ -26,7 +26,7 @@ from validation.judge.bounds import bound
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.judge.ulp import ulp
 from validation.judge.verdict import judge_call
-from validation.ops import op_set_from
+from validation.ops import OpSet, load_op_set, op_set_from
 from validation.record import Status
 
 OP = "layer_norm_scale_shift"
@@ -536,3 +536,33 @@ def test_a_bias_just_above_a_correct_chains_is_seen(units: float, status: Status
     case = Case("rms_norm", {"x": TensorSpec((70_000, 4), "float32", (4, 1), 0, "x")}, {"eps": 1e-6}, "normal", 0)
     judgement = judge_call(case, biased, "cpu")
     assert judgement.status is status, judgement.reason
+
+
+def test_between_two_overflows_any_finite_number_is_judged_by_its_error() -> None:
+    """Weight and bias of 6e4 cancel before a scale of 6e4: 17 % of a budget that reaches from -inf to inf."""
+
+    def tensor(name: str, dtype: str, *shape: int) -> dict[str, object]:
+        strides = list(torch.empty(shape, device="meta").stride())
+        return {"shape": list(shape), "dtype": dtype, "strides": strides, "offset": 0, "storage": name}
+
+    tensors = {
+        "x": tensor("x", "float16", 3, 1, 571),
+        "shift": tensor("shift", "float32", 1),
+        "scale": tensor("scale", "bfloat16"),
+        "weight": tensor("weight", "bfloat16", 571),
+        "bias": tensor("bias", "float16", 571),
+    }
+    flags = {"eps": 1e-5, "casting_mode": "input"}
+    data = {"op": "layer_norm_scale_shift", "tensors": tensors, "flags": flags}
+    case = Case.from_dict({**data, "values": "large_modulation", "seed": 2944668})
+    device = select(gpu=False)
+    record = parity.run(case, load_op_set("reference_ops"), device)
+    assert record.status is Status.PASSED
+    assert 15 < float(record.numbers["budget_percent"] or 0) < 100
+
+    def saturated(*args: object, **kwargs: object) -> Tensor:
+        y: Tensor = reference_ops.layer_norm_scale_shift(*args, **kwargs)
+        return y.clamp(-65504.0, 65504.0)
+
+    record = parity.run(case, OpSet("saturated", {case.op: saturated}, "saturated"), device)
+    assert record.status is Status.INCORRECT_NONFINITE
