@@ -11,7 +11,7 @@ power of two      activations twice as large (and eps four times) give results o
 zero gate         a gate of 0 returns the residual
 zero modulation   scale = shift = 0, without weight and bias, is the plain norm: within its budget, for it may
                   be another kernel
-side stream, graph replay    on CUDA
+side stream, graph replay    on CUDA; the replay where PyTorch's caching allocator is on
 
 The contract asks the first three of every op set. On the CPU, PyTorch's own kernels cannot give all of it: they
 have a vector body and a scalar tail, and the order of a sum follows the strides. So
@@ -31,6 +31,7 @@ seed decides. Any of them is a second call, and shows what is left of the first.
 """
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,6 +57,9 @@ CHAINED = "scale_residual_"
 # Checks that call with other strides, dtypes or forms (a batch of one has stride 0 in the modulation): on a GPU each
 # may compile another kernel.
 OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation")
+
+# Set under compute-sanitizer, in `benchmarks/gpu_record.py`.
+NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 
 # Regimes in which doubling neither overflows nor leaves what underflowed before.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
@@ -165,8 +169,11 @@ def applies(name: str, case: Case, device: str) -> bool:
             return known and "residual" in case.tensors
         case "zero modulation":
             return known and has_eps and _plain(case) != ""
-        case "side stream" | "graph replay":
+        case "side stream":
             return device == "cuda"
+        case "graph replay":
+            # Without its cache PyTorch allocates by cudaMalloc, which a capture refuses whatever the op.
+            return device == "cuda" and NO_CACHING not in os.environ
     return True
 
 

@@ -228,6 +228,14 @@ def test_every_check_is_reached_and_every_small_case_gets_one() -> None:
     assert {"side stream", "graph replay"} <= on_cuda
 
 
+def test_no_graph_is_captured_where_pytorch_allocates_without_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    on_cuda = {check for seed in range(400) for check in same_bits.due(a_case(seed), "cuda")}
+    assert "side stream" in on_cuda
+    assert "graph replay" not in on_cuda
+    assert all(same_bits.due(a_case(seed), "cuda") for seed in range(50))
+
+
 def every_check(first: same_bits.FirstCall) -> Iterator[tuple[str, str]]:
     for name, check in same_bits.CHECKS.items():
         if same_bits.applies(name, first.case, "cpu"):
