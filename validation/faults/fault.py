@@ -22,6 +22,7 @@ class Fault:
         caught_by: the verdicts that name this bug; any other failure is a surprise.
         ops: the implementation, wrong in that op.
         gpu: only a GPU can show it.
+        cpu: only the CPU can: there alone an op looks at the values of an index before it takes them.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Fault:
     caught_by: frozenset[Status]
     ops: type[RightOps]
     gpu: bool = False
+    cpu: bool = False
 
     def op_set(self) -> OpSet:
         """The fault as an op set of one op, with nothing kept from earlier calls."""
@@ -40,7 +42,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, op: str, bug: str, *caught_by: Status, gpu: bool = False
+    name: str, op: str, bug: str, *caught_by: Status, gpu: bool = False, cpu: bool = False
 ) -> Callable[[Implementation], Implementation]:
     """Register the decorated class as a fault of one op.
 
@@ -53,7 +55,7 @@ def fault(
             raise ValueError(f"two faults are called {name!r}")
         if not caught_by:
             raise ValueError(f"fault {name!r} says no verdict that may catch it")
-        FAULTS[name] = Fault(name, op, bug, frozenset(caught_by), ops, gpu)
+        FAULTS[name] = Fault(name, op, bug, frozenset(caught_by), ops, gpu, cpu)
         return ops
 
     return register

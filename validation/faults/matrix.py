@@ -36,7 +36,7 @@ PARALLEL = 8
 
 
 def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the faults to run, in order, and of those left out because only a GPU can show them.
+    """The names of the faults to run, in order, and of those left out because only the other device can show them.
 
     Args:
         faults: names, all where empty.
@@ -54,10 +54,12 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
             raise UsageError(f"--fault: unknown fault {name!r}, expected one of: {', '.join(known)}")
         if known[name].gpu and device.interpreted:
             raise UsageError(f"--fault: {name!r} shows on a GPU only, expected --gpu with it")
+        if known[name].cpu and not device.interpreted:
+            raise UsageError(f"--fault: {name!r} shows on the CPU only, expected no --gpu with it")
     # By op: the faults of one op are fed the same cases, which are drawn once.
     chosen = sorted((faults or known), key=lambda name: known[name].op)
     chosen = [name for name in chosen if not ops or known[name].op in ops]
-    here = tuple(name for name in chosen if not (known[name].gpu and device.interpreted))
+    here = tuple(name for name in chosen if not (known[name].gpu if device.interpreted else known[name].cpu))
     if not here:
         raise UsageError(f"--op: no planted fault of {', '.join(ops)} among those selected, expected at least one")
     return here, tuple(name for name in chosen if name not in here)
@@ -142,8 +144,9 @@ def kill_matrix(
     Many sweeps are shared out among processes, one for each core.
     """
     if left_out:
-        reason = f"{len(left_out)} faults show on a GPU only and were not run: {', '.join(left_out)}"
-        yield Record(Level.RUN, OP_SET, "", Status.PASSED, "needs a GPU", reason)
+        where, check = ("a GPU", "needs a GPU") if device.interpreted else ("the CPU", "needs the CPU")
+        reason = f"{len(left_out)} faults show on {where} only and were not run: {', '.join(left_out)}"
+        yield Record(Level.RUN, OP_SET, "", Status.PASSED, check, reason)
     tasks = [(name, profile, seed, len(seeds) > 1) for seed in seeds for name in names]
     step = max(math.ceil(len(tasks) / 20), 1)
     for n, record in enumerate(_judged(tasks, device), 1):

@@ -359,7 +359,7 @@ class WeightsToldByTheirAddress(RightOps):
 # Bad calls.
 
 
-@fault("index out of range clamped", SS, "an IndexedRows.index past the table takes its last row", BAD_INPUT)
+@fault("index out of range clamped", SS, "an IndexedRows.index past the table takes its last row", BAD_INPUT, cpu=True)
 class IndexOutOfRangeClamped(RightOps):
     def scale_shift(self, x: Tensor, shift: Any, scale: Any, *rest: Any, **kwargs: Any) -> Tensor:
         def clamped(m: Any) -> Any:

@@ -16,7 +16,7 @@ from validation import faults, parity
 from validation.cases import corners, strategies
 from validation.cases.errors import bad_calls, good_case
 from validation.cli import FAILED, PASSED, USAGE, main
-from validation.device import select
+from validation.device import Device, select
 from validation.errors import UsageError
 from validation.faults import matrix
 from validation.faults.fault import FAULTS, fault
@@ -226,6 +226,18 @@ def test_many_sweeps_are_shared_out_among_processes() -> None:
     assert [record.case.get("fault") for record in records] == [None, *names, *names]
     assert [record.status for record in records] == [Status.PASSED] * 9
     assert "of a GPU" in records[0].reason
+
+
+def test_what_only_the_cpu_shows_is_left_out_on_a_gpu() -> None:
+    gpu = Device("a GPU", "cuda")
+    here, left_out = matrix.selected((), ("scale_shift",), gpu)
+    assert left_out == ("index out of range clamped",)
+    assert not set(here) & set(left_out)
+    assert "32-bit row offsets" in matrix.selected((), (), gpu)[0]
+    (record,) = matrix.kill_matrix((), gpu, QUICK, range(1), left_out=left_out)
+    assert record.reason.startswith("1 faults show on the CPU only")
+    with pytest.raises(UsageError, match="shows on the CPU only, expected no --gpu"):
+        matrix.selected(left_out, (), gpu)
 
 
 def test_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
