@@ -111,11 +111,11 @@ def run(case: Case, ops: OpSet, device: Device, corners: tuple[Corner, ...] = ()
         judgement = ops.judge(case)
     else:
         judgement = judge_call(case, calls.as_callers_do(case, ops[case.op]), device.torch)
-    return _record(case, ops, judgement, time.perf_counter() - start, corners_of(case, corners))
+    repro = repro_command(case, ops, device)
+    return _record(case, ops, judgement, time.perf_counter() - start, corners_of(case, corners), repro)
 
 
-def _record(case: Case, ops: OpSet, judgement: Judgement, seconds: float, corners: list[str]) -> Record:
-    repro = repro_command(case, ops)
+def _record(case: Case, ops: OpSet, judgement: Judgement, seconds: float, corners: list[str], repro: str) -> Record:
     failed = judgement.status.failed
     lines = [
         f"{case.op}  {ops.name}  {SHORT_DTYPE[case.dtype]}  {judgement.status}",
@@ -143,12 +143,12 @@ def _record(case: Case, ops: OpSet, judgement: Judgement, seconds: float, corner
     )
 
 
-def repro_command(case: Case, ops: OpSet) -> str:
+def repro_command(case: Case, ops: OpSet, device: Device) -> str:
     """The command line that judges the case again."""
     parts = ["validate", "repro", case.to_json()]
     if ops.origin != "fused_ops":
         parts += ["--ops", ops.origin]
-    return shlex.join(parts)
+    return shlex.join(parts + device.words)
 
 
 def sweep(
@@ -197,7 +197,7 @@ def sweep(
             failed.setdefault(record.status, planned)
         yield done[-1]
         if _deaths(ops) - before >= MAX_DEATHS:
-            yield _stopped(op, ops, len(done), last_failed or record, seed)
+            yield _stopped(op, ops, device, len(done), last_failed or record, seed)
             return
     if shrink:
         for status, planned in failed.items():
@@ -209,7 +209,7 @@ def sweep(
     if any(record.status is not Status.NOT_EXPRESSED for record in done):
         yield xfail.apply(grad_record(op, ops, device))
         yield xfail.apply(bad_input_record(op, ops, device))
-    yield xfail.apply(_summary(op, ops, done, corners, require, seed))
+    yield xfail.apply(_summary(op, ops, device, done, corners, require, seed))
     yield from xfail.unused(op, ops.name)
 
 
@@ -435,7 +435,13 @@ def _shrunk(planned: Planned, plan: Plan, status: Status, ops: OpSet) -> Record 
 
 
 def _summary(
-    op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: str | None, seed: int
+    op: str,
+    ops: OpSet,
+    device: Device,
+    done: list[Record],
+    corners: tuple[Corner, ...],
+    require: str | None,
+    seed: int,
 ) -> Record:
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
@@ -487,7 +493,7 @@ def _summary(
     elif require is not None and (tier.tier is None or TIERS.index(tier.tier) > TIERS.index(require)):
         status = Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
-    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin, "--seed", str(seed)])
+    command = _sweep_command(op, ops, device, "--seed", str(seed))
     return Record(
         level=Level.RUN,
         subject=op,
@@ -579,7 +585,7 @@ def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
         reason = f"{reason}, {len(deaths)} of which hung or crashed; the first {deaths[0].reason}"
     if tried < len(bad_ones):
         reason = f"{reason}; stopped before {len(bad_ones) - tried} more"
-    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin])
+    command = _sweep_command(op, ops, device)
     lines = [f"{op}  {ops.name}  {status}", reason, *wrong, f"repeat: {command}"]
     return Record(
         level=Level.RUN,
@@ -606,7 +612,7 @@ def grad_record(op: str, ops: OpSet, device: Device) -> Record:
         judgement = ops.judge(case, grad=True)
     else:
         judgement = judge_call(case, calls.requiring_grad(ops[op]), device.torch)
-    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin])
+    command = _sweep_command(op, ops, device)
     reason = f"called under torch.no_grad() with tensors that require grad: {judgement.reason}"
     return Record(
         level=Level.RUN,
@@ -652,18 +658,23 @@ def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str | Death:
     return words or (f"refused, but only after writing to memory: {written}" if written else "")
 
 
+def _sweep_command(op: str, ops: OpSet, device: Device, *words: str) -> str:
+    """The command line that judges an op again."""
+    return shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin, *words, *device.words])
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _stopped(op: str, ops: OpSet, cases: int, last: Record, seed: int) -> Record:
+def _stopped(op: str, ops: OpSet, device: Device, cases: int, last: Record, seed: int) -> Record:
     """The record that says why an op was judged no further, with the last case that failed; a failure."""
     reason = (
         f"stopped after {cases} cases, {MAX_DEATHS} of which hung, crashed or lost the accelerator; the last "
         f"{last.reason}; the rest is not judged"
     )
     status = last.status if last.status in DEATHS else Status.CRASHED
-    command = shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin, "--seed", str(seed)])
+    command = _sweep_command(op, ops, device, "--seed", str(seed))
     message = f"{op}  {ops.name}  {status}\n{reason}\nrepeat: {command}"
     return Record(Level.RUN, op, ops.name, status, "runs", reason, message=message, repro=command)
 

@@ -97,9 +97,7 @@ class Request:
         if self.require != (default_tier(ops) or "close"):
             words += ["--require", self.require]
         words += self.shape.words()
-        if not self.device.interpreted:
-            words += ["--gpu"]
-        return shlex.join(words)
+        return shlex.join(words + self.device.words)
 
 
 def check_replays(replays: int) -> None:

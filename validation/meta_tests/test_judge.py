@@ -19,13 +19,13 @@ import fused_ops
 import reference_ops
 from validation import cli, parity
 from validation.cases.case import Case, TensorSpec, materialise
-from validation.device import select
+from validation.device import Device, select
 from validation.errors import UsageError
 from validation.judge import structure, where
 from validation.judge.bounds import bound
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.judge.ulp import ulp
-from validation.judge.verdict import judge_call
+from validation.judge.verdict import Judgement, judge_call
 from validation.ops import OpSet, load_op_set, op_set_from
 from validation.record import Status
 
@@ -386,6 +386,23 @@ def test_a_failure_reads_as_an_engineer_wants_it() -> None:
     assert repeat[:2] == ["validate", "repro"]
     assert Case.from_json(repeat[2]) == per_frame_case()
     assert repeat[3:] == ["--ops", "mine.py"]
+
+
+def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Judgement(Status.INCORRECT_NUMERICAL, "error", "wrong")
+    monkeypatch.setattr(parity, "judge_call", lambda *_: wrong)
+    monkeypatch.setattr(parity, "not_refused", lambda *_: "accepted")
+    gpu, ops = Device("a GPU", "cuda"), load_op_set("fused_ops")
+    records = [
+        parity.run(per_frame_case(), ops, gpu),
+        parity.grad_record(OP, ops, gpu),
+        parity.bad_input_record(OP, ops, gpu),
+        parity._summary(OP, ops, gpu, [], parity.Plan.of(OP, gpu, parity.PROFILES["quick"], 0).corners, None, 0),
+    ]
+    records.append(parity._stopped(OP, ops, gpu, 1, records[0], 0))
+    for record in records:
+        assert record.message.endswith(f"repeat: {record.repro}")
+        assert cli._parser().parse_args(shlex.split(record.repro)[1:]).gpu
 
 
 def test_statistics_of_candidate_baseline_and_ideal() -> None:
