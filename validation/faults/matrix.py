@@ -34,6 +34,10 @@ COLUMNS = (*REGIMES, "whole op")
 # Sweeps from which on processes of their own pay: each takes 6 s to begin.
 PARALLEL = 8
 
+# What a process may hold of a GPU's memory: the far corner's tensors take 9 GB, and as much again as they were before
+# the call, both of them twice where a second call is made.
+GPU_BYTES = 40 * 10**9
+
 
 def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the faults to run, in order, and of those left out because only the other device can show them.
@@ -101,7 +105,8 @@ def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, firs
         )
     else:
         status, reason = Status.FAULT_SURVIVED, f"none of {total} records failed, expected {expected}"
-    repro = shlex.join(["validate", "faults", "--fault", name, "--seed", str(seed), "--profile", profile.name])
+    words = ["validate", "faults", "--fault", name, "--seed", str(seed), "--profile", profile.name]
+    repro = shlex.join([*words, *device.words])
     lines = [f"{fault.op}  {name}  {status}", f"the bug: {fault.bug}", reason, f"repeat: {repro}"]
     return Record(
         level=Level.FAULT,
@@ -141,7 +146,7 @@ def kill_matrix(
 ) -> Iterator[Record]:
     """A record for each fault and seed, in that order; first one that names the faults left out, if any are.
 
-    Many sweeps are shared out among processes, one for each core.
+    Many sweeps are shared out among processes, one for each core, on a GPU as many as its memory takes.
     """
     if left_out:
         where, check = ("a GPU", "needs a GPU") if device.interpreted else ("the CPU", "needs the CPU")
@@ -165,12 +170,18 @@ def _judged(tasks: Sequence[Task], device: Device) -> Iterator[Record]:
         yield from (judge(name, device, profile, seed, first_kill=first) for name, profile, seed, first in tasks)
         return
     with ProcessPoolExecutor(
-        max_workers=len(os.sched_getaffinity(0)),
+        max_workers=_processes(device),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(not device.interpreted,),
     ) as pool:
         yield from pool.map(_judge_here, tasks)
+
+
+def _processes(device: Device) -> int:
+    """One a core, on a GPU no more than its memory takes."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if device.interpreted else min(cores, max(torch.cuda.mem_get_info()[0] // GPU_BYTES, 1))
 
 
 def _begin(gpu: bool) -> None:

@@ -1,6 +1,7 @@
 """Every planted fault is caught, by a check that names its bug; what is right is not flagged."""
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,6 +239,15 @@ def test_what_only_the_cpu_shows_is_left_out_on_a_gpu() -> None:
     assert record.reason.startswith("1 faults show on the CPU only")
     with pytest.raises(UsageError, match="shows on the CPU only, expected no --gpu"):
         matrix.selected(left_out, (), gpu)
+
+
+def test_as_many_processes_as_the_memory_of_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    gpu = Device("a GPU", "cuda")
+    for free, processes in ((150 * 10**9, 3), (24 * 10**9, 1), (10**12, 16)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
+        assert matrix._processes(gpu) == processes
+    assert matrix._processes(Device("interpreter", "cpu")) == 16
 
 
 def test_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
