@@ -62,11 +62,19 @@ STOPPED = 124
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A process to run: its command line, and what it adds to the environment."""
+    """A process to run.
+
+    Attributes:
+        name: what it is known by.
+        command: its command line.
+        environment: what it adds to the environment.
+        folder: of its run, which must be new: what a run before it left there is deleted.
+    """
 
     name: str
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    folder: Path | None = None
 
 
 def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path, out: Path) -> Iterator[Part]:
@@ -74,19 +82,20 @@ def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path,
     validate = (sys.executable, "-m", "validation")
 
     def of_op(step: str, op: str) -> Part:
-        name, run = f"{step} {op}", ("--out", str(scratch / f"{step}-{op}"))
+        name, folder = f"{step} {op}", scratch / f"{step}-{op}"
+        run = ("--out", str(folder))
         sweep = ("parity", "--gpu", "--op", op, *run, "--profile")
         match step:
             case "faults":
-                return Part(name, (*validate, "faults", *sweep[1:], profile))
+                return Part(name, (*validate, "faults", *sweep[1:], profile), folder=folder)
             case "ops":
                 return Part(name, (*validate, "bench", "ops", "--gpu", "--op", op, *run))
             case "memcheck" | "racecheck":
                 tool = ("compute-sanitizer", "--tool", step, "--error-exitcode", "7", "--target-processes", "all")
                 uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
-                return Part(name, (*tool, *validate, *sweep, "quick"), uncached)
+                return Part(name, (*tool, *validate, *sweep, "quick"), uncached, folder)
         fusion = (("TRITON_DEFAULT_FP_FUSION", "0"),) if step == "no-fusion" else ()
-        return Part(name, (*validate, *sweep, profile), fusion)
+        return Part(name, (*validate, *sweep, profile), fusion, folder)
 
     for step in steps:
         if step in OF_AN_OP:
@@ -110,6 +119,8 @@ def run(part: Part, limit: float) -> dict[str, Any]:
     done: dict[str, Any] = {"command": [*part.command], "environment": dict(part.environment)}
     if shutil.which(part.command[0]) is None:
         return done | {"status": None, "reason": f"{part.command[0]} is not on the PATH"}
+    if part.folder is not None:
+        shutil.rmtree(part.folder, ignore_errors=True)
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(

@@ -104,6 +104,17 @@ def test_it_goes_on_where_it_was_stopped(record: Any, tmp_path: Path) -> None:
     assert go_on(good, python(record, "late", "pass"), seconds=-1, commit="def") == 3
 
 
+def test_a_part_that_failed_runs_again_though_its_run_folder_is_there(record: Any, tmp_path: Path) -> None:
+    for step in ("parity", "no-fusion", "faults", "memcheck", "racecheck"):
+        part = next(record.parts([step], ["layer_norm"], "quick", tmp_path, tmp_path))
+        assert part.command[part.command.index("--out") + 1] == str(part.folder)
+    folder = tmp_path / "parity-rms_norm"
+    code = f"import pathlib; pathlib.Path({str(folder)!r}).mkdir(parents=True); raise SystemExit(1)"
+    part = record.Part("fails", (sys.executable, "-c", code), folder=folder)
+    assert [record.run(part, 30.0)["status"] for _ in range(2)] == [1, 1]
+    assert "FileExistsError" not in record.run(part, 30.0)["printed"]
+
+
 def test_a_part_that_hangs_is_stopped_with_what_it_started(record: Any, tmp_path: Path) -> None:
     path, alive = tmp_path / "record.json", tmp_path / "alive"
     child = f"import time; time.sleep(4); open({str(alive)!r}, 'w')"
