@@ -632,6 +632,8 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             laid_out("one of three packed", "packed", lambda s: s.strides[-2] == 3 * s.shape[-1]),
             laid_out("tokens of a longer sequence", "sliced", lambda s: s.strides[0] > s.shape[1] * s.strides[1]),
         ]
+        if signature.family in ("norm", "qk", "rotary"):
+            corners.append(_swapped_heads_corner(name, base, signature.family))
         # Of two pairings the kernels may be two.
         pairings: tuple[dict[str, Any], ...] = ({},)
         if "interleaved" in signature:
@@ -655,6 +657,18 @@ def _one_token_corner(name: str, base: Mapping[str, Any], flags: Mapping[str, An
     label = "".join(f", {flag}={value}" for flag, value in flags.items())
     layout = {"size": "one_token_each", "inplace": True, f"{name}.layout": "transposed", f"{name}.swap": 0}
     return Corner(f"{name}: L=1, outer dimensions swapped{label}", {**base, **flags, **layout}, reached)
+
+
+def _swapped_heads_corner(name: str, base: Mapping[str, Any], family: str) -> Corner:
+    """``[B, S, H, Dh]`` in the memory of ``[B, H, S, Dh]``, where attention leaves it: each item is dense all the same."""
+
+    def reached(case: Case) -> bool:
+        spec = case.tensors[name]
+        swapped = len(spec.shape) == 4 and min(spec.shape) > 1 and spec.strides[0] > spec.strides[2] > spec.strides[1]
+        return swapped and spec.strides[-1] == 1
+
+    layout = {f"{name}.layout": "transposed", f"{name}.swap": 1, **({"rank": 4} if family == "norm" else {})}
+    return Corner(f"{name}: [B,H,S,Dh] in memory", {**base, **layout}, reached, sparse=True)
 
 
 def _row_gap(spec: TensorSpec) -> bool:
@@ -792,6 +806,15 @@ def _rotary_corners(signature: Signature) -> list[Corner]:
         mixed |= {"cos.dtype": dtypes[0], "sin.dtype": dtypes[1]}
         corners.append(Corner(name, {**frames, **mixed}, differ))
     if signature.family == "split_rotary":
+        # As diffusers' LTX-2 hands them over.
+        corners.append(
+            Corner(
+                "cos: [B,S,H,Dh/2] in memory",
+                {**frames, "cos.layout": "transposed", "cos.swap": 1},
+                lambda case: min(cos(case).shape) > 1 and cos(case).strides[2] > cos(case).strides[1] > 0,
+                sparse=True,
+            )
+        )
         return corners
     for form, rank in forms.items():
         corners.append(

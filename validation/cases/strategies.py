@@ -415,8 +415,9 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         case "gapped":
             gap = _gap(choose, name, sizes[-1])
         case "transposed" if len(shape) > 1:
-            # Swapping the outer two keeps the last dimension contiguous, swapping the inner two does not.
-            first = choose.pick(f"{name}.swap", (0, len(shape) - 2))
+            # Swapping the inner two makes the last dimension a strided one. [B, S, H, Dh] in the memory of [B, H, S, Dh]
+            # is the swap of those between.
+            first = choose.pick(f"{name}.swap", range(len(shape) - 1))
             order[first], order[first + 1] = order[first + 1], order[first]
         case "strided_last":
             step = _step(choose, name)
@@ -606,8 +607,8 @@ def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]
     k_heads = {"heads": heads + 1, "fewer heads": max(heads // 2, min(heads, 1)), "rank": 1}.get(other, heads)
     units = [width * heads]
     if choose.pick("qk.layout", QK_LAYOUTS) != "packed" or other != "same" or k_dtype != dtype or rank == 3:
-        units = [heads * unit for unit in _units(choose, "q", width, ACTIVATION_LAYOUTS, inner=False)]
-        units += [k_heads * unit for unit in _units(choose, "k", width, ACTIVATION_LAYOUTS, inner=other == "rank")]
+        units = _head_units(choose, "q", width, heads)
+        units += _head_units(choose, "k", width, k_heads, inner=other == "rank")
         if rank == 3:  # tokens may lie inside of heads
             units += [unit for name in ("q", "k") for unit in _units(choose, name, width, ACTIVATION_LAYOUTS)]
     if rope:
@@ -630,6 +631,12 @@ def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]
         if weights in ("both", name[0]):
             tensors[name] = _layout(choose, name, (width,), _mixed(choose, name, dtype, dtypes), ROW_LAYOUTS)
     return tensors | (_angles(choose, batch, length, width, dtype, dtypes) if rope else {})
+
+
+def _head_units(choose: Chooser, name: str, width: int, heads: int, *, inner: bool = False) -> list[int]:
+    """`_units` of heads ``[B, S, H, head_dim]``; where they are swapped, heads may lie outside of tokens."""
+    units = [heads * unit for unit in _units(choose, name, width, ACTIVATION_LAYOUTS, inner=inner)]
+    return [*units, width] if choose.key[f"{name}.layout"] == "transposed" else units
 
 
 def _angle_units(choose: Chooser, width: int, layouts: Sequence[str]) -> list[int]:
@@ -670,7 +677,7 @@ def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[
     del signature
     width, widest = _width(choose, HEAD_DIMS | ROTATED_ODD_HEAD_DIMS)
     heads = choose.pick("heads", HEADS, RARE_HEADS)
-    units = [heads * unit for unit in _units(choose, "x", width, ACTIVATION_LAYOUTS, inner=False)]
+    units = _head_units(choose, "x", width, heads)
     units += _angle_units(choose, width, ANGLE_LAYOUTS)
     batch, frames, tokens = _sizes(choose, widest * max(heads, 1), units)
     if batch * frames * tokens > 10_000:

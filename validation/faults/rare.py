@@ -61,6 +61,50 @@ class ItemsEndToEnd(RightOps):
         return super().norm(x, weight, bias, eps, mode, centred=centred)
 
 
+@fault(
+    "dense items taken for contiguous",
+    ROTARY,
+    "an x whose items are dense is read as if contiguous: not so where heads lie outside of tokens",
+    NUMERICAL,
+    NONFINITE,
+)
+class DenseItemsTakenForContiguous(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        _, tokens, heads, width = x.shape
+        if x.numel() and x.stride(-1) == 1 and x.stride(0) == tokens * heads * width:
+            x = x.as_strided(x.shape, (x.stride(0), heads * width, width, 1))
+        return super().rotate(x, cos, sin, out, interleaved=interleaved)
+
+
+@fault(
+    "inner row dimensions taken as one",
+    LN,
+    "of x [A, B, C, D] the rows of B and C are looked for stride(-2) apart",
+    NUMERICAL,
+    NONFINITE,
+)
+class InnerRowDimensionsTakenAsOne(RightOps):
+    def layer_norm(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        # Where they are no part of a longer dimension, so that all that is read is x's own memory.
+        if x.dim() == 4 and x.numel() and x.stride(0) == x[0].numel() and x.stride(-1) == 1:
+            x = x.as_strided(x.shape, (x.stride(0), x.shape[2] * x.shape[3], x.shape[3], 1))
+        return super().layer_norm(x, *rest, **kwargs)
+
+
+@fault(
+    "angles [B, S, H] told by their memory",
+    SPLIT,
+    "cos and sin whose items are dense are read as if contiguous: not so of a transposed [B, S, H, Dh/2]",
+    NUMERICAL,
+    NONFINITE,
+)
+class AnglesToldByTheirMemory(RightOps):
+    def angles_by_head(self, cos: Tensor) -> Tensor:
+        if cos.numel() and cos.stride(-1) == 1 and cos.stride(0) == cos[0].numel():
+            cos = cos.as_strided(cos.shape, (cos.stride(0), cos.shape[2] * cos.shape[3], cos.shape[3], 1))
+        return super().angles_by_head(cos)
+
+
 # Heads and angles.
 
 
