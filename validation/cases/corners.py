@@ -606,12 +606,13 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             name: str = name,
             base: Mapping[str, Any] = base,
             more: Mapping[str, Any] | None = None,
+            sparse: bool = False,
         ) -> Corner:
             def reached(case: Case) -> bool:
                 spec = case.tensors[name]
                 return len(spec.shape) > 2 and min(spec.shape) > 1 and spec.storage == name and test(spec)
 
-            return Corner(f"{name}: {label}", {**base, f"{name}.layout": layout, **(more or {})}, reached)
+            return Corner(f"{name}: {label}", {**base, f"{name}.layout": layout, **(more or {})}, reached, sparse)
 
         corners += [
             laid_out("contiguous", "contiguous", lambda s: s.contiguous and s.offset == 0),
@@ -631,6 +632,7 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             laid_out("last dimension strided", "strided_last", lambda s: s.strides[-1] > 1),
             laid_out("one of three packed", "packed", lambda s: s.strides[-2] == 3 * s.shape[-1]),
             laid_out("tokens of a longer sequence", "sliced", lambda s: s.strides[0] > s.shape[1] * s.strides[1]),
+            laid_out("stride 0", "repeated", lambda s: s.strides[0] == 0, more={f"{name}.expanded": 1}, sparse=True),
         ]
         if signature.family in ("norm", "qk", "rotary"):
             corners.append(_swapped_heads_corner(name, base, signature.family))

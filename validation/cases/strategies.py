@@ -120,7 +120,8 @@ AS_Q = "as q"  # k's dtype
 QK_LAYOUTS = ("own", "packed", "same")
 HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # none in one of ten
 RARE_HEADS = (32,)  # LTX-2
-RARE_LAYOUTS = ("far",)
+# An activation of stride 0, which any input may be, tells no rows apart: corners alone ask for it.
+RARE_LAYOUTS = ("far", "repeated")
 FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
 # With an eps of 0 a row of variance zero is 0 / 0, and what is nearly one is whatever its rounding makes of it.
@@ -374,6 +375,8 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
             tensors |= {first: tensors[second]}
     if "k" in tensors and tensors["k"] == tensors["q"]:
         flags["inplace"] = False  # one tensor as q and k: what both are written to is refused
+    if "inplace" in flags and any(choose.key.get(f"{name}.layout") == "repeated" for name in ("x", "q", "k")):
+        flags["inplace"] = False  # so is what holds an element twice
     literals = {}
     if regime == "normal" and choose.pick("literals", (False, False, False, True)):
         small = {n: s for n, s in tensors.items() if 0 < s.numel <= MAX_LITERALS and not n.endswith(".index")}
@@ -441,7 +444,7 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
             run += gap
     if layout == "far":
         strides[:2] = FAR, FAR // 8 + 16
-    if layout == "expanded":
+    if layout in ("expanded", "repeated"):
         wide = [axis for axis in range(len(shape) - 1) if sizes[axis] > 1]
         for axis in wide[: choose.pick(f"{name}.expanded", range(1, max(len(wide), 1) + 1))]:
             strides[axis] = 0

@@ -105,6 +105,21 @@ class AnglesToldByTheirMemory(RightOps):
         return super().angles_by_head(cos)
 
 
+@fault(
+    "output with x's strides",
+    RGA,
+    "the output is allocated with the strides of x, so that items of an expanded x are stored one over another",
+    NUMERICAL,
+    NONFINITE,
+)
+class OutputWithXsStrides(RightOps):
+    def stored(self, value: Tensor, x: Tensor) -> Tensor:
+        y = super().stored(value, x)
+        expanded = y.numel() and any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride(), strict=True))
+        last = tuple(slice(-1, None) if stride == 0 else slice(None) for stride in x.stride())
+        return y.copy_(y[last].expand(y.shape).clone()) if expanded else y
+
+
 # Heads and angles.
 
 
