@@ -623,6 +623,14 @@ def _layout_corners(signature: Signature) -> list[Corner]:
             laid_out(
                 "rows apart, odd", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 2 == 1, more={f"{name}.gap": 1}
             ),
+            # Rows that begin at multiples of four elements and not of eight: 16 bytes in float32 alone.
+            laid_out(
+                "rows apart, float16, 4",
+                "gapped",
+                lambda s: _row_gap(s) and s.dtype == "float16" and s.strides[-2] % 8 == 4 and s.shape[-1] % 8 == 0,
+                more={f"{name}.gap": 4, "dtype": "float16", "k.dtype": AS_Q, "width.class": width_class(32)},
+                sparse=True,
+            ),
             laid_out(
                 "outer dimensions swapped",
                 "transposed",

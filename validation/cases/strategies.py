@@ -479,9 +479,9 @@ def _step(choose: Chooser, name: str) -> int:
 
 
 def _gap(choose: Chooser, name: str, row: int) -> int:
-    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not. After a row of an odd length these would
+    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not, 4 those of float32 alone. After a row of an odd length these would
     # lead to strides with powers of two that the class of the width does not tell: 2 and 4 do not.
-    gap = choose.pick(f"{name}.gap", (8, 1, 3, 16))
+    gap = choose.pick(f"{name}.gap", (8, 1, 3, 16, 4))
     return gap + 1 if gap % 2 and row % 2 else gap
 
 

@@ -120,6 +120,24 @@ class OutputWithXsStrides(RightOps):
         return y.copy_(y[last].expand(y.shape).clone()) if expanded else y
 
 
+@fault(
+    "eight where four are aligned",
+    SS,
+    "rows that begin at a multiple of four elements are read from one of eight, which is 16 bytes of float16",
+    NUMERICAL,
+    NONFINITE,
+)
+class EightWhereFourAreAligned(RightOps):
+    def scale_shift(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        narrow = isinstance(x, Tensor) and x.dim() == 3 and x.element_size() == 2 and x.numel() > 0
+        rows_of_four = narrow and x.stride(-1) == 1 and x.stride(1) % 8 == 4 and x.stride(0) % 4 == 0
+        if rows_of_four and x.shape[-1] % 8 == 0 and x.shape[1] > 1:
+            odd = x.as_strided(x.shape, x.stride(), max(x.storage_offset() - 4, 0))[:, 1::2]
+            x = x.clone(memory_format=torch.contiguous_format)
+            x[:, 1::2] = odd
+        return super().scale_shift(x, *rest, **kwargs)
+
+
 # Heads and angles.
 
 
