@@ -245,6 +245,15 @@ def _size_corners(signature: Signature) -> list[Corner]:
 
         more = Corner(name, {"size": size, **rank, **heads, **each, **wide}, beyond, sparse=size == "many_tokens")
         corners.append(more)
+    if signature.modulations:
+        frames = {f"{name}.form": "[B,F,1,D]" for name in signature.modulations}
+
+        def many_frames(case: Case) -> bool:
+            shapes = [case.tensors[name].shape for name in signature.modulations if name in case.tensors]
+            return len(shapes) == len(frames) and all(len(s) == 4 and s[0] > 1 and s[1] > 8 for s in shapes)
+
+        wide = {"width": "model", "width.class": width_class(64)}
+        corners.append(Corner("F>8", {"size": "many_frames", **wide, **frames}, many_frames))
     if heads:
         corners.append(Corner("H=1", {"heads": 1, **rank}, lambda case: shape(case)[2:3] == (1,)))
         if signature.family != "split_rotary":
@@ -510,12 +519,17 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
 
         forced = {"dtype": working, f"{name}.dtype": other, **whole}
         corners.append(Corner(f"{name}: {other} with {working} x", forced, mixed))
+    many_table_rows = {f"{name}.table.rows": 300, "size": "ragged", "width": "pow2", "width.class": width_class(64)}
     for kind in ("int32", "int64"):
         corners.append(
             Corner(
-                f"{name}: {kind} index",
-                {f"{name}.form": "indexed", f"{name}.index.dtype": kind},
-                lambda case, kind=kind: getattr(case.tensors.get(f"{name}.index"), "dtype", "") == kind,  # type: ignore[misc]
+                f"{name}: {kind} index, many rows",
+                {**many_table_rows, f"{name}.form": "indexed", f"{name}.index.dtype": kind},
+                lambda case, kind=kind: (  # type: ignore[misc]
+                    getattr(case.tensors.get(f"{name}.index"), "dtype", "") == kind
+                    and case.tensors[f"{name}.table"].shape[0] > 256
+                    and case.tensors[f"{name}.index"].numel > 32
+                ),
             )
         )
 

@@ -77,6 +77,7 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "ragged": ((1, 2), (1, 1), (33, 75)),
     "square": ((2, 7), (1, 1), (2, 7)),  # B == L
     "items": ((9, 20), (1, 2), (1, 4)),
+    "many_frames": ((2, 2), (9, 33), (1, 3)),
     "long": ((1, 2), (1, 3), (100, 300)),  # several tiles of tokens in one item, and in one frame
     "no_batch": ((0, 0), (1, 2), (1, 4)),
     "no_tokens": ((1, 2), (1, 2), (0, 0)),
@@ -108,6 +109,7 @@ ACTIVATION_LAYOUTS = ("contiguous", "offset1", "gapped", "transposed", "strided_
 MODULATION_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "chunked", "expanded", "sliced")
 ROW_LAYOUTS = ("contiguous", "offset1", "strided_last")
 TABLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "sliced")
+RARE_TABLE_ROWS = (300,)  # more than a byte counts, or a kernel keeps at hand
 INDEX_LAYOUTS = (*ROW_LAYOUTS, "expanded")
 # Layout "sliced", x[:, n:]: what follows the first so many tokens of each batch item, or rows of each item's table.
 SKIPPED = 16
@@ -119,7 +121,7 @@ ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded", 
 AS_Q = "as q"  # k's dtype
 QK_LAYOUTS = ("own", "packed", "same")
 HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # none in one of ten
-RARE_HEADS = (32,)  # LTX-2
+RARE_HEADS = (40,)  # Helios: more than a tile of 32 or 16 of them, and no multiple of either
 # An activation of stride 0, which any input may be, tells no rows apart: corners alone ask for it.
 RARE_LAYOUTS = ("far", "repeated")
 FAR = 2**31
@@ -389,7 +391,7 @@ def _sizes(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
     powers = frozenset(math.gcd(unit, 16) for unit in units)
     narrow = math.prod(low for low, _ in SIZES["long"]) * width <= MAX_ELEMENTS
     common = [size for size in COMMON_SIZES if size != "long" or narrow]
-    classes = _size_classes(choose.pick("size", common, ("long", *RARE_SIZES)), width, powers)
+    classes = _size_classes(choose.pick("size", common, ("long", "many_frames", *RARE_SIZES)), width, powers)
     return choose.member("sizes", classes, by_size=True)
 
 
@@ -506,7 +508,7 @@ def _modulation(
         return {}
     dtype = _mixed(choose, name, dtype, dtypes)
     if form in ("indexed", "indexed[B]"):
-        rows = choose.pick(f"{name}.table.rows", (1, 2, 3, 4))
+        rows = choose.pick(f"{name}.table.rows", (1, 2, 3, 4), RARE_TABLE_ROWS)
         shape: tuple[int, ...] = (rows, width) if form == "indexed" else (batch, rows, width)
         index_dtype = choose.pick(f"{name}.index.dtype", ("int64", "int32"))
         return {

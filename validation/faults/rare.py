@@ -14,7 +14,7 @@ NUMERICAL, NONFINITE, BELOW_TIER = Status.INCORRECT_NUMERICAL, Status.INCORRECT_
 NOT_WRITTEN, BAD_INPUT = Status.NOT_WRITTEN, Status.BAD_INPUT_ACCEPTED
 
 LN, RN, LNSS, RNSS = "layer_norm", "rms_norm", "layer_norm_scale_shift", "rms_norm_scale_shift"
-SS, RGA = "scale_shift", "residual_gate_add"
+SS, RGA, SRLN = "scale_shift", "residual_gate_add", "scale_residual_layer_norm_scale_shift"
 QKN, QKR, ROTARY, SPLIT = "qk_norm", "qk_norm_rope", "rotary_embedding", "split_rotary_embedding"
 
 # Of a kernel: columns in a block, tokens in a tile.
@@ -181,6 +181,14 @@ class EightHeads(RightOps):
         return angles[:, :, torch.arange(angles.shape[2], device=cos.device).clamp(max=7)]
 
 
+@fault("a tile of heads", QKR, "of more than 16 heads, those past the last whole 16 are left unwritten", NOT_WRITTEN)
+class ATileOfHeads(RightOps):
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
+        heads = x.shape[2] // 16 * 16 or x.shape[2]
+        super().rotate(x[:, :, :heads], cos, sin, out[:, :, :heads], interleaved=interleaved)
+        return out
+
+
 @fault("a few rotary dims", ROTARY, "channels past the fourth Dr are left unwritten", NOT_WRITTEN, NONFINITE)
 class AFewRotaryDims(RightOps):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
@@ -239,6 +247,20 @@ class ATileOfTokens(_WrongRow):
     def wrong(self, rows: Tensor, x: Tensor) -> Tensor:
         wide = x.shape[-1] > 8
         return rows[:, torch.arange(rows.shape[1], device=x.device) % TILE] if wide else rows
+
+
+@fault("eight frames", SRLN, "frames past the eighth take the row of the eighth", NUMERICAL, NONFINITE)
+class EightFrames(RightOps):
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        if isinstance(m, Tensor) and m.dim() == 4:
+            m = m[:, torch.arange(m.shape[1], device=m.device).clamp(max=7)]
+        return super().rows(name, m, x)
+
+
+@fault("an index of a byte", RNSS, "IndexedRows.index is kept in a byte", NUMERICAL, NONFINITE)
+class AnIndexOfAByte(RightOps):
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        return super().rows(name, m if isinstance(m, Tensor) else type(m)(m.table, m.index % 256), x)
 
 
 @fault("16-bit token numbers", RGA, "a token's number in its item wraps at 65536", NUMERICAL, NONFINITE)
@@ -374,11 +396,11 @@ class EpsOfManyRows(RightOps):
         return super().inverse_root(mean_square, 10.0 * eps if mean_square.numel() > 65535 else eps)
 
 
-@fault("32 heads saturate", ROTARY, "of 32 heads, what overflows float16 is its largest number", NONFINITE)
-class ThirtyTwoHeadsSaturate(RightOps):
+@fault("40 heads saturate", ROTARY, "of 40 heads, what overflows float16 is its largest number", NONFINITE)
+class FortyHeadsSaturate(RightOps):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
         super().rotate(x, cos, sin, out, interleaved=interleaved)
-        overflowed = out.isinf() & x.isfinite() & (x.shape[2] == 32) & (out.dtype is torch.float16)
+        overflowed = out.isinf() & x.isfinite() & (x.shape[2] == 40) & (out.dtype is torch.float16)
         return out.copy_(torch.where(overflowed, out.clamp(-65504.0, 65504.0), out))
 
 

@@ -82,7 +82,7 @@ CORNER_OF = {
     "sin in cos's dtype": "cos float16, sin float32",
     "q's heads by twos": "k: fewer heads, other dtype",
     "k in q's dtype": "k: fewer heads, other dtype",
-    "eight heads": "H=32",
+    "eight heads": "H=40",
     "a few rotary dims": "rotary dims below head_dim/4",
     "odd head_dim": "D odd",
     "q of rank 4 alone": "q and k of rank 3, k shorter",
