@@ -18,6 +18,7 @@ from validation.cases.strategies import (
     FORMS,
     ONE_ROW,
     RARE_HEADS,
+    RARE_SIZES,
     SHARED,
     WIDTHS,
     Signature,
@@ -237,13 +238,16 @@ def _size_corners(signature: Signature) -> list[Corner]:
     each = {f"{name}.form": "[B,L,D]" for name in signature.modulations} | {"cos.form": "[B,S,Dr/2]"}
     each |= {"sin.form": "[B,S,Dr/2]", "width": "pow2", "k.shape": "same"}
     many = {"B>8": ("items", 0, 8), "L>99": ("long", 1, 99), "L>65536": ("many_tokens", 1, 65536)}
+    if signature.family not in ("norm", "qk") or "cos" in signature:
+        # Where items are more than rows: a video's pixels are the items of attention over time.
+        many["B>65535"] = ("many_items", 0, 65535)
     for name, (size, axis, least) in many.items():
         wide = {"width": "model", "width.class": width_class(64)} if size == "long" else {}
 
         def beyond(case: Case, axis: int = axis, least: int = least) -> bool:
             return len(shape(case)) > 2 and shape(case)[axis] > least
 
-        more = Corner(name, {"size": size, **rank, **heads, **each, **wide}, beyond, sparse=size == "many_tokens")
+        more = Corner(name, {"size": size, **rank, **heads, **each, **wide}, beyond, sparse=size in RARE_SIZES)
         corners.append(more)
     if signature.modulations:
         frames = {f"{name}.form": "[B,F,1,D]" for name in signature.modulations}

@@ -84,12 +84,13 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "single_tokens": ((12, 24), (1, 1), (1, 1)),
     "many_rows": ((2, 2), (1, 1), (32_800, 33_500)),  # more than 65535 rows
     "many_tokens": ((1, 1), (1, 1), (65_600, 66_500)),  # more than 65536 tokens in one item
+    "many_items": ((65_600, 66_500), (1, 1), (1, 1)),  # more than a grid's second axis takes
     "far": ((1, 1), (1, 1), (9, 9)),
 }
 # Most cases compute something: of the sizes drawn freely, two in sixteen are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
 COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
-RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "far")
+RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "far")
 RARE_WIDTHS = ("beyond",)
 
 FORMS = (
@@ -175,7 +176,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
         for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
         if size != "square" or batch == tokens
     ]
-    if size not in ("sixteens", "square", "many_rows", "many_tokens", "far"):
+    if size not in ("sixteens", "square", "many_rows", "many_tokens", "many_items", "far"):
         fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
         all_sizes = fits or [min(all_sizes, key=math.prod)]
     members: dict[tuple[int, ...], list[Sizes]] = {}

@@ -249,6 +249,12 @@ class ATileOfTokens(_WrongRow):
         return rows[:, torch.arange(rows.shape[1], device=x.device) % TILE] if wide else rows
 
 
+@fault("16-bit item numbers", RGA, "an item's number in the batch wraps at 65536", NUMERICAL, NONFINITE)
+class SixteenBitItemNumbers(_WrongRow):
+    def wrong(self, rows: Tensor, x: Tensor) -> Tensor:
+        return rows[torch.arange(rows.shape[0], device=x.device) % 65536]
+
+
 @fault("eight frames", SRLN, "frames past the eighth take the row of the eighth", NUMERICAL, NONFINITE)
 class EightFrames(RightOps):
     def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
