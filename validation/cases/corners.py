@@ -442,18 +442,20 @@ def _shared_corners(signature: Signature) -> list[Corner]:
 
 
 def _same_form_corners(signature: Signature) -> list[Corner]:
-    """Shift and scale of one form; of those `TOGETHER` with each choice of weight and bias."""
+    """Shift, scale and gate of one form; of those `TOGETHER` with each choice of weight and bias."""
     corners = []
     for form in FORMS:
-        forced: dict[str, Any] = {"shift.form": form, "scale.form": form, "size": "frames", "width": "pow2"}
+        # The gate too, where there is one: one of them may be read as the other two are.
+        names = signature.modulations
+        forced: dict[str, Any] = {f"{name}.form": form for name in names} | {"size": "frames", "width": "pow2"}
         if form.startswith("indexed"):
-            forced |= {"shift.table.rows": 3, "scale.table.rows": 3}
+            forced |= {f"{name}.table.rows": 3 for name in names}
         choices = _affine_choices(signature) if form in TOGETHER else {}
         for affine, want in choices.items() or (("", None),):
 
             def reached(case: Case, form: str = form, want: tuple[bool, bool] | None = want) -> bool:
-                both = _form_reached("shift", form)(case) and _form_reached("scale", form)(case)
-                return both and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
+                alike = all(_form_reached(name, form)(case) for name in signature.modulations)
+                return alike and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
 
             label = f"shift and scale={form}{', affine=' if affine else ''}{affine}"
             more = {"affine": affine} if affine else {}
@@ -688,7 +690,7 @@ def _one_token_corner(name: str, base: Mapping[str, Any], flags: Mapping[str, An
 
 
 def _swapped_heads_corner(name: str, base: Mapping[str, Any], family: str) -> Corner:
-    """``[B, S, H, Dh]`` in the memory of ``[B, H, S, Dh]``, where attention leaves it: each item is dense all the same."""
+    """``[B, S, H, Dh]`` in the memory of ``[B, H, S, Dh]``, where attention leaves it: each item is dense."""
 
     def reached(case: Case) -> bool:
         spec = case.tensors[name]

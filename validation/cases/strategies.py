@@ -421,8 +421,8 @@ def _layout(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         case "gapped":
             gap = _gap(choose, name, sizes[-1])
         case "transposed" if len(shape) > 1:
-            # Swapping the inner two makes the last dimension a strided one. [B, S, H, Dh] in the memory of [B, H, S, Dh]
-            # is the swap of those between.
+            # Swapping the inner two makes the last dimension a strided one. Of rank 4 the swap between those is
+            # [B, S, H, Dh] in the memory of [B, H, S, Dh].
             first = choose.pick(f"{name}.swap", range(len(shape) - 1))
             order[first], order[first + 1] = order[first + 1], order[first]
         case "strided_last":
@@ -482,8 +482,8 @@ def _step(choose: Chooser, name: str) -> int:
 
 
 def _gap(choose: Chooser, name: str, row: int) -> int:
-    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not, 4 those of float32 alone. After a row of an odd length these would
-    # lead to strides with powers of two that the class of the width does not tell: 2 and 4 do not.
+    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not, 4 those of float32 alone. After a row of an odd
+    # length 1 and 3 would lead to strides with powers of two that the class of the width does not tell: 2 and 4 do not.
     gap = choose.pick(f"{name}.gap", (8, 1, 3, 16, 4))
     return gap + 1 if gap % 2 and row % 2 else gap
 

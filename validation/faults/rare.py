@@ -434,6 +434,23 @@ class ALastPairPassedThrough(RightOps):
         return out
 
 
+@fault(
+    "gate by the scale's index",
+    SRLN,
+    "of two IndexedRows with tables of one shape the gate takes the scale's index",
+    NUMERICAL,
+    NONFINITE,
+)
+class GateByTheScalesIndex(RightOps):
+    def scale_residual_layer_norm_scale_shift(
+        self, residual: Tensor, x: Tensor, gate: Any, shift: Any, scale: Any, *rest: Any, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        tables = [getattr(getattr(m, "table", None), "shape", None) for m in (gate, scale)]
+        if tables[0] is not None and tables[0] == tables[1]:
+            gate = type(gate)(gate.table, scale.index)
+        return super().scale_residual_layer_norm_scale_shift(residual, x, gate, shift, scale, *rest, **kwargs)
+
+
 # One tensor as two arguments.
 
 
