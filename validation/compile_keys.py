@@ -128,6 +128,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
             kernels=False,
             even=False,
             judged=lambda _: "",
+            judged_as=lambda *_: "",
             device="cpu",
         )
         seen.clear()

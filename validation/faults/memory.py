@@ -29,6 +29,26 @@ class OneBufferForAllResults(RightOps):
 
 
 @fault(
+    "casting mode kept with the shape",
+    "rms_norm",
+    "a launch like an earlier one, by the shape and dtype of x, has the casting mode of that one",
+    Status.NOT_REPRODUCIBLE,
+    NUMERICAL,
+    NONFINITE,
+    Status.BELOW_REQUIRED_TIER,
+)
+class CastingModeKeptWithTheShape(RightOps):
+    def __init__(self) -> None:
+        self.kept: dict[Any, str] = {}
+
+    def norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mode: str, *, centred: bool
+    ) -> Tensor:
+        mode = self.kept.setdefault((x.shape, x.dtype), mode)
+        return super().norm(x, weight, bias, eps, mode, centred=centred)
+
+
+@fault(
     "past the end of zeros",
     "scale_shift",
     "the output comes from torch.zeros, and one row is written past its end",

@@ -86,7 +86,8 @@ class DenseItemsTakenForContiguous(RightOps):
 class InnerRowDimensionsTakenAsOne(RightOps):
     def layer_norm(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         # Where they are no part of a longer dimension, so that all that is read is x's own memory.
-        if x.dim() == 4 and x.numel() and x.stride(0) == x[0].numel() and x.stride(-1) == 1:
+        four = isinstance(x, Tensor) and x.dim() == 4 and x.numel() > 0
+        if four and x.stride(0) == x[0].numel() and x.stride(-1) == 1:
             x = x.as_strided(x.shape, (x.stride(0), x.shape[2] * x.shape[3], x.shape[3], 1))
         return super().layer_norm(x, *rest, **kwargs)
 
@@ -100,7 +101,7 @@ class InnerRowDimensionsTakenAsOne(RightOps):
 )
 class AnglesToldByTheirMemory(RightOps):
     def angles_by_head(self, cos: Tensor) -> Tensor:
-        if cos.numel() and cos.stride(-1) == 1 and cos.stride(0) == cos[0].numel():
+        if cos.numel() and cos.stride(-1) == 1 and cos.stride(0) == cos[0].numel() and 0 not in cos.stride():
             cos = cos.as_strided(cos.shape, (cos.stride(0), cos.shape[2] * cos.shape[3], cos.shape[3], 1))
         return super().angles_by_head(cos)
 

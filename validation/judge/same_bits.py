@@ -9,6 +9,8 @@ row permutation   batch items and tokens in another order, written into the memo
 layout            contiguous copies of all arguments
 power of two      activations twice as large (and eps four times) give results of the same bits, or twice as large
 zero gate         a gate of 0 returns the residual
+other flags       another casting mode, pairing or scale constant, in the budget of that case: what a launch keeps
+                  for tensors of these shapes must not keep the flags of the call before
 zero modulation   scale = shift = 0, without weight and bias, is the plain norm: within its budget, for it may
                   be another kernel
 side stream, graph replay    on CUDA; the replay where PyTorch's caching allocator is on
@@ -41,6 +43,7 @@ from torch import Tensor
 
 from reference_ops import IndexedRows
 from validation.cases.case import Arguments, Case
+from validation.errors import CannotExpress
 from validation.judge import bounds, frames, structure, where
 from validation.judge.stats import Budget
 from validation.ops import reference_op
@@ -56,7 +59,14 @@ CHAINED = "scale_residual_"
 
 # Checks that call with other strides, dtypes or forms (a batch of one has stride 0 in the modulation): on a GPU each
 # may compile another kernel.
-OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation")
+OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation", "other flags")
+
+# What a check calls with in place of a flag's value.
+OTHER_FLAGS: dict[str, Callable[[Any], Any]] = {
+    "casting_mode": lambda mode: "input" if mode == "float32" else "float32",
+    "interleaved": lambda interleaved: not interleaved,
+    "scale_constant": lambda constant: 0.5 if constant == 1.0 else 1.0,
+}
 
 # Set under compute-sanitizer, in `benchmarks/gpu_record.py`.
 NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
@@ -79,6 +89,7 @@ class FirstCall:
         kernels: all its arithmetic was in kernels that Triton's interpreter ran.
         even: its bits may not depend on where a row stands, nor its code on the value of eps.
         judged: what the judge says of outputs for this case, "" where they pass.
+        judged_as: what it says of outputs for another case with the same tensors.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -91,6 +102,7 @@ class FirstCall:
     kernels: bool
     even: bool
     judged: Callable[[Outputs], str]
+    judged_as: Callable[[Case, Outputs], str]
     device: str
 
     def again(self, **kwargs: Any) -> Outputs:
@@ -123,6 +135,8 @@ def failure(first: FirstCall) -> tuple[str, str] | None:
             words = CHECKS[name](first)
         except ReusedOutputError as error:
             words = str(error)
+        except CannotExpress:
+            continue
         except (Exception, SystemExit) as error:  # whatever a candidate raises is its verdict
             words = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}{frames.of_error(error)}"
         if words:
@@ -169,6 +183,8 @@ def applies(name: str, case: Case, device: str) -> bool:
             return known and "residual" in case.tensors
         case "zero modulation":
             return known and has_eps and _plain(case) != ""
+        case "other flags":
+            return any(flag in case.flags for flag in OTHER_FLAGS)
         case "side stream":
             return device == "cuda"
         case "graph replay":
@@ -380,6 +396,18 @@ def zero_modulation(first: FirstCall) -> str:
     return _words(over, outputs[0], truth, f"{op} alone") if bool(over.any()) else ""
 
 
+def other_flags(first: FirstCall) -> str:
+    """The same tensors with each of `OTHER_FLAGS` in turn: another case, whose truth and budget are its own."""
+    for flag, other in OTHER_FLAGS.items():
+        if flag in first.case.flags:
+            value = other(first.case.flags[flag])
+            case = dataclasses.replace(first.case, flags={**first.case.flags, flag: value})
+            words = first.judged_as(case, first.again(**{**first.make().kwargs, flag: value}))
+            if words:
+                return f"called next with {flag}={value!r}: {words}"
+    return ""
+
+
 def side_stream(first: FirstCall) -> str:
     """On a stream that is not the default one, behind the work that made the inputs."""
     fresh, stream = first.make(), torch.cuda.Stream()
@@ -418,6 +446,7 @@ CHECKS: dict[str, Callable[[FirstCall], str]] = {
     "power of two": power_of_two,
     "zero gate": zero_gate,
     "zero modulation": zero_modulation,
+    "other flags": other_flags,
     "side stream": side_stream,
     "graph replay": graph_replay,
 }

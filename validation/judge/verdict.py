@@ -535,6 +535,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         kernels=kernels,
         even=device == "cuda" or kernels or (guards.computed and guards.basic),
         judged=lambda outputs: _failure(outputs, expected),
+        judged_as=lambda other, outputs: _failure(outputs, expect(other, _with_flags(make(), other), device)),
         device=device,
     )
     failure = same_bits.failure(first)
@@ -544,6 +545,10 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     check, words = failure
     reason = f"{check}: {words}"
     return dataclasses.replace(judgement, status=Status.NOT_REPRODUCIBLE, check=check, reason=reason, tier=None)
+
+
+def _with_flags(arguments: Arguments, case: Case) -> Arguments:
+    return dataclasses.replace(arguments, kwargs={**arguments.kwargs, **case.flags})
 
 
 def _wants_fingerprint(case: Case, judgement: Judgement) -> bool:

@@ -1,5 +1,6 @@
 """A second call: what must not change is found to change, and what may is left alone."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -217,6 +218,18 @@ def test_no_modulation_is_the_plain_norm() -> None:
 
     judgement = judged("zero modulation", shortcut)
     assert (judgement.status, judgement.check) == (Status.NOT_REPRODUCIBLE, "zero modulation")
+
+
+def test_flags_kept_from_the_call_before() -> None:
+    kept: dict[Any, str] = {}
+
+    def by_shape(**k: Any) -> Tensor:
+        return right(**{**k, "casting_mode": kept.setdefault(k["x"].shape, k["casting_mode"])})
+
+    case = case_with("other flags", dtype="float16")
+    judgement = judge_call(dataclasses.replace(case, flags={**case.flags, "casting_mode": "input"}), by_shape, "cpu")
+    assert (judgement.status, judgement.check) == (Status.NOT_REPRODUCIBLE, "other flags")
+    assert "called next with casting_mode='float32'" in judgement.reason
 
 
 def test_every_check_is_reached_and_every_small_case_gets_one() -> None:
