@@ -11,7 +11,7 @@ from torch import Tensor
 
 REGIMES = {
     "normal": "standard normal",
-    "mean_offset": "standard normal around a mean of 30 sigma, of 100 in float32, either sign, one a row",
+    "mean_offset": "standard normal around a mean of 30 sigma, of 100 in float32, either sign, one a row; small gates",
     "variance_eps": "normal with a variance of about eps, so that eps counts",
     "constant_rows": "every row one value: variance zero",
     "outlier_channels": "normal, a few channels x200, as in trained transformers",
@@ -55,6 +55,9 @@ def draw(
     match regime:
         case "zero_modulation" if argument in MODULATIONS:
             made = torch.zeros(shape)
+        case "mean_offset" if argument == "gate":
+            # A gated x of that mean is as large a deviation, in which nothing cancels that follows.
+            made = 0.01 * made
         case "dit" if argument not in WEIGHTS:
             made = normal * torch.exp(torch.randn(shape[-1:], generator=generator)).clamp(max=10.0)
         # Of weight, bias and shift by lot: not all that could overflow does. A gated sum has `near_max`.
