@@ -36,8 +36,8 @@ TOGETHER = frozenset({"[B,1,D]", "[B,L,D]", "[B,F,1,D]", "indexed"})
 # One row a token, in shift and in scale alike.
 WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
 
-# Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64).
-MODEL_WIDTHS = frozenset({5120, 1024, 128, 64})
+# Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64), FLUX full width.
+MODEL_WIDTHS = frozenset({5120, 1024, 128, 64, 3072})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +309,7 @@ def _width_corners(signature: Signature) -> list[Corner]:
             "D=2^k+1": lambda n: n > 5 and power_of_two(n - 1),
             "D=16k": lambda n: n % 16 == 0 and not power_of_two(n),
             "D>8192": lambda n: n > 8192 + 512,
+            "D=8192": lambda n: n == 8192,
             # One column beyond a block: a lost tail. Far beyond: a lost block, which one column may hide.
             "D=8193": lambda n: n == 8193,
         }
@@ -318,6 +319,7 @@ def _width_corners(signature: Signature) -> list[Corner]:
             "D=2^k-1": "pow2-1",
             "D=2^k+1": "pow2+1",
             "D=16k": "16k",
+            "D=8192": "beyond",
             "D>8192": "beyond",
             "D=8193": "beyond",
         }
@@ -325,6 +327,7 @@ def _width_corners(signature: Signature) -> list[Corner]:
         kinds["D odd"] = lambda n: n % 2 == 1 < n
         forced["D odd"] = "prime"
     values: dict[str, dict[str, Any]] = {"D odd": {"heads": 2}}
+    values |= {"D=8192": {"width.class": width_class(8192)}}
     values |= {"D>8192": {"width.class": width_class(9000)}, "D=8193": {"width.class": width_class(8193)}}
     return [
         Corner(
@@ -350,6 +353,10 @@ def _path_corners(signature: Signature) -> list[Corner]:
         "D=8193": (
             {"width": "beyond", "width.class": width_class(8193), "size": "frames"},
             lambda shape: shape[-1] == 8193,
+        ),
+        "D=3072": (
+            {"width": "model", "width.class": width_class(3072), "size": "frames"},
+            lambda shape: shape[-1] == 3072,
         ),
         "D=5120": (
             {"width": "model", "width.class": width_class(5120), "size": "frames"},

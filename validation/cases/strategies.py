@@ -52,9 +52,9 @@ WIDTHS = {
     "pow2+1": (9, 17, 33, 65, 129, 257, 513, 1025, 4097),
     "16k": tuple(n for n in range(48, 3073, 16) if not _power_of_two(n)),
     "even": tuple(n for n in range(6, 3075, 2) if n % 16),
-    "model": (64, 128, 1024, 5120),
-    # Beyond one block of columns (8192): the kernels loop.
-    "beyond": (8193, 9000, 16384),
+    "model": (64, 128, 1024, 3072, 5120),
+    # One whole block of columns, and beyond it: the kernels loop.
+    "beyond": (8192, 8193, 9000, 16384),
 }
 # Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the rest to hurt.
 HEAD_DIMS = {

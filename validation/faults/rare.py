@@ -337,6 +337,22 @@ class OnePassVariancePastABlock(_Sometimes):
         return x.shape[-1] > BLOCK
 
 
+@fault("one-pass variance of 2049 to 4096 channels", SRLN, "rows as long as that have a kernel of their own", NUMERICAL)
+class OnePassVarianceOfSomeWidths(_Sometimes):
+    def hit(self, x: Tensor) -> bool:
+        return 2048 < x.shape[-1] <= 4096
+
+
+@fault("a whole block of columns", SS, "a row of 8192 channels is taken for one block and no column", NOT_WRITTEN)
+class AWholeBlockOfColumns(RightOps):
+    def stored(self, value: Tensor, x: Tensor) -> Tensor:
+        if x.shape[-1] % BLOCK == 0 and x.shape[-1] < 2 * BLOCK and x.numel():
+            y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            y[..., :-8] = self.rounded(value[..., :-8], x.dtype)
+            return y
+        return super().stored(value, x)
+
+
 @fault("one-pass variance of one token", LNSS, "where L is 1 the variance is one-pass", NUMERICAL)
 class OnePassVarianceOfOneToken(_Sometimes):
     def hit(self, x: Tensor) -> bool:
