@@ -504,7 +504,11 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
 
     frames = {"size": "frames", "width": "pow2"}
     forms = (*FORMS, "none") if name == "gate" else FORMS
-    corners = [Corner(f"{name}={f}", {f"{name}.form": f, **frames}, _form_reached(name, f)) for f in forms]
+    # PyTorch's promotion takes a tensor of one element for a tensor, unlike a 0-d one: float32, it rounds less.
+    more = {"[1]": {"dtype": "float16", f"{name}.dtype": "float32", "casting_mode": "input"}}
+    corners = [
+        Corner(f"{name}={f}", {f"{name}.form": f, **frames, **more.get(f, {})}, _form_reached(name, f)) for f in forms
+    ]
     whole = {f"{name}.form": "[B,L,D]", **frames}
 
     def laid_out(label: str, layout: str, test: Callable[[TensorSpec], bool], **more: Any) -> Corner:

@@ -316,6 +316,20 @@ class HalfRoundedUp(RightOps):
         return torch.where(value.isfinite(), up, nearest)
 
 
+@fault(
+    "one element taken for a scalar",
+    RGA,
+    "a float32 gate [1] is rounded with as a 0-d one is by PyTorch's promotion: the product to a 16-bit x's dtype",
+    NUMERICAL,
+    BELOW_TIER,
+    Status.BIASED,
+)
+class OneElementTakenForAScalar(RightOps):
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        rows = super().rows(name, m, x)
+        return rows.reshape(()) if rows.dim() == 1 and rows.numel() == 1 else rows
+
+
 # Two conditions at once.
 
 
