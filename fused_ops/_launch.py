@@ -72,17 +72,23 @@ class Vector(NamedTuple):
     column: int
 
 
+_YES, _NO = tl.constexpr(True), tl.constexpr(False)
+
+
 class Rows(NamedTuple):
     """The rows of a ``[..., D]`` tensor as kernels take them.
 
     sizes and strides are those of the row dimensions, innermost first; the outermost has no size, since
-    it is what remains of the row number.
+    it is what remains of the row number. LAST says nothing: Triton 3.6 takes the type of a tuple before it knows the
+    constants in a tuple within, such as a size of 1, and anew at each constant of the outer one; what an ``if`` hands
+    on by a type taken too early has None for the 1.
     """
 
     data: Tensor
     column: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
+    LAST: tl.constexpr = _YES
 
 
 class ModulationRows(NamedTuple):
@@ -104,9 +110,6 @@ class ModulationRows(NamedTuple):
     index_token: int
     INDEXED: tl.constexpr
     PROMOTES: tl.constexpr
-
-
-_YES, _NO = tl.constexpr(True), tl.constexpr(False)
 
 
 def vector(t: Tensor | None) -> Vector | None:

@@ -10,6 +10,7 @@ import pytest
 import reference_ops
 from validation import aot
 from validation.aot import Compiled
+from validation.cases.case import Case, TensorSpec
 
 KINDS = 16  # calls of `aot.calls`: twelve ops, four of them in two forms
 
@@ -145,6 +146,20 @@ def test_amdgcn_is_read() -> None:
     assert read["flushes_subnormals"]
     with pytest.raises(RuntimeError, match="vgpr_count"):
         aot.read_amdgcn("")
+
+
+def test_sizes_and_strides_of_one_compile() -> None:
+    # A 1 in a tuple within a tuple is a constant, which Triton 3.6 lost on its way into an if or a loop.
+    def rotated(tokens: int, heads: int) -> Case:
+        q = TensorSpec((1, tokens, heads, 32), "float16", (32 * tokens * heads, 32 * heads, 32, 1), 0, "q")
+        tensors = {"q": q, "k": dataclasses.replace(q, storage="k")}
+        tensors |= {n: TensorSpec((tokens, 16), "float32", (16, 1), 0, n) for n in ("cos", "sin")}
+        return Case("qk_norm_rope", tensors, {"eps": 1e-6}, "normal", 0)
+
+    across = TensorSpec((9, 32), "float16", (1, 9), 0, "q")
+    normed = Case("qk_norm", {"q": across, "k": dataclasses.replace(across, storage="k")}, {"eps": 1e-6}, "normal", 0)
+    cases = [rotated(9, 1), rotated(1, 4), rotated(1, 1), normed]
+    assert len(aot.compile_cases("sm_90", cases)) == len(cases)
 
 
 def test_a_kernel_that_does_not_compile_is_an_error() -> None:
