@@ -21,11 +21,12 @@ have a vector body and a scalar tail, and the order of a sum follows the strides
 * another layout must give the same bits where all arithmetic is in kernels that Triton's interpreter runs, for
   it has no vector width. Elsewhere, on CUDA too, the result is held to the error budget (torch 2.13, CPU:
   `torch.mean` over a strided last dimension differs from the contiguous one in the last bit);
-* a slice or a permutation must give the same bits on CUDA, and on the CPU where the arithmetic is in such
-  kernels, or in PyTorch of basic operations (`structure.GuardedAllocations.basic`). Elsewhere the budget again:
-  an exponential, a complex product, a sum over elements apart has a form for the body and another for the tail.
-  Measured, of 12,000 slices and permutations each: torch's own functions composed gave other bits in 9, all of
-  complex products; the reference ops in 2, both sums over a strided last dimension.
+* a slice or a permutation must give the same bits on CUDA, but of PyTorch's own sums and norms, which share a row
+  out by how many there are; and on the CPU where the arithmetic is in such kernels, or in PyTorch of basic operations
+  (`structure.GuardedAllocations.basic`). Elsewhere the budget again: an exponential, a complex product, a sum over
+  elements apart has a form for the body and another for the tail. Measured on the CPU, of 12,000 slices and
+  permutations each: torch's own functions composed gave other bits in 9, all of complex products; the reference ops
+  in 2, both sums over a strided last dimension.
 
 A check costs a call of the candidate. So that judging costs no more than truth and candidate do, each small case
 gets one check, every other of them the repetition, and one in four of the larger cases gets one; which, its

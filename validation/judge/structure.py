@@ -42,6 +42,11 @@ _BASIC = frozenset(
 _REDUCTIONS = frozenset({aten.sum, aten.mean, aten.var, aten.var_mean, aten.linalg_vector_norm})
 
 
+# On CUDA the blocks and threads that a sum is shared out to follow the number of rows, and a norm's vectors follow the
+# alignment of its memory.
+_UNEVEN_ON_CUDA = _REDUCTIONS | {aten.native_layer_norm, aten._fused_rms_norm}
+
+
 def _is_basic(func: Any, args: Sequence[Any], out: Any) -> bool:
     """Whether the bits of a result cannot depend on where in its tensor an element stands."""
     if isinstance(out, Tensor) and not (out.is_floating_point() or out.is_complex()):
@@ -73,6 +78,7 @@ class GuardedAllocations(TorchDispatchMode):
         allocations: what was allocated.
         computed: whether PyTorch did arithmetic, beside what kernels did.
         basic: whether all of that was of basic operations, whose bits do not depend on where an element stands.
+        uneven_on_cuda: whether some of it was one of PyTorch's own sums or norms, whose bits on CUDA do.
         moved: which argument the call made another tensor of, in words; "" if none.
     """
 
@@ -82,6 +88,7 @@ class GuardedAllocations(TorchDispatchMode):
         self.allocations: list[_Allocation] = []
         self.computed: bool = False
         self.basic: bool = True
+        self.uneven_on_cuda: bool = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,6 +104,7 @@ class GuardedAllocations(TorchDispatchMode):
         if not perturbed.is_exact(func):
             self.computed = True
             self.basic = self.basic and _is_basic(func, args, out)
+            self.uneven_on_cuda |= func.overloadpacket in _UNEVEN_ON_CUDA
         return out
 
     def _guarded(self, out: Tensor, *, filled: bool = False) -> Tensor:

@@ -533,7 +533,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         outputs=tuple(output.clone() for output in outputs_of(result)),
         returned=() if written_arguments(case) else outputs_of(result),
         kernels=kernels,
-        even=device == "cuda" or kernels or (guards.computed and guards.basic),
+        even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
         judged=lambda outputs: _failure(outputs, expected),
         judged_as=lambda other, outputs: _failure(outputs, expect(other, _with_flags(make(), other), device)),
         device=device,

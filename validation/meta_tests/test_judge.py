@@ -583,3 +583,20 @@ def test_between_two_overflows_any_finite_number_is_judged_by_its_error() -> Non
 
     record = parity.run(case, OpSet("saturated", {case.op: saturated}, "saturated"), device)
     assert record.status is Status.INCORRECT_NONFINITE
+
+
+@pytest.mark.parametrize(
+    ("compute", "uneven"),
+    [
+        (lambda x: x * 2.0 + x, False),
+        (lambda x: x.mean(-1), True),
+        (lambda x: x.sum(-1), True),
+        (lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:]), True),
+        (fused_ops.layer_norm, False),
+    ],
+)
+def test_pytorchs_own_sums_are_known_by_what_it_runs(compute: Callable[[Tensor], Tensor], uneven: bool) -> None:
+    """On CUDA such a sum's bits depend on the number of rows; an op of kernels is held to the same bits there."""
+    with torch.no_grad(), structure.GuardedAllocations() as guards:
+        compute(torch.randn(3, 64))
+    assert guards.uneven_on_cuda is uneven
