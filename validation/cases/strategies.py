@@ -484,7 +484,15 @@ def _step(choose: Chooser, name: str) -> int:
 def _gap(choose: Chooser, name: str, row: int) -> int:
     # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not, 4 those of float32 alone. After a row of an odd
     # length 1 and 3 would lead to strides with powers of two that the class of the width does not tell: 2 and 4 do not.
+    # After an odd multiple of 4 so would 4, and 8 does not.
     gap = choose.pick(f"{name}.gap", (8, 1, 3, 16, 4))
+    return gap_after(row, gap)
+
+
+def gap_after(row: int, gap: int) -> int:
+    """The gap after a row of that length: such that all rows of a class of widths lead to one class of strides."""
+    if gap == 4 and row % 8 == 4:
+        return 8
     return gap + 1 if gap % 2 and row % 2 else gap
 
 
