@@ -438,9 +438,11 @@ def _shared_corners(signature: Signature) -> list[Corner]:
 
             def reached(case: Case, first: str = first, second: str = second) -> bool:
                 one, other = case.tensors.get(first), case.tensors.get(second)
-                return one is not None and one == other and one.numel > 1
+                return one is not None and one == other and one.numel > 1 and _main(case).numel > 0
 
             forced: dict[str, Any] = {f"{first} is {second}": True, "size": "frames", "width": "pow2"}
+            if signature.family in ("qk", "rotary", "split_rotary"):
+                forced["heads"] = 2  # of none, as one in ten has, nothing shows
             if first in MODULATIONS:
                 forced |= {f"{name}.{key}": v for name in (first, second) for key, v in WHOLE_ROWS.items()}
             if first == "residual":
