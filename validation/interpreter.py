@@ -58,7 +58,7 @@ def repair() -> None:
     Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with
     NumPy 2.4, and stops the interpreter from patching ``triton.language`` again for each device function that
     a kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time. Two more
-    habits that cost half of what then was left: `_compute_no_overflow_check_in_vain`, `_remember_types`.
+    habits that cost half of what then was left: `_skip_unused_overflow_check`, `_remember_types`.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -102,7 +102,7 @@ def repair() -> None:
     builder._bfloat16_repaired = True
     _take_integers_from_arrays(interpreter)
     _patch_once_a_launch(interpreter)
-    _compute_no_overflow_check_in_vain()
+    _skip_unused_overflow_check()
     _remember_types(interpreter)
 
 
@@ -117,7 +117,7 @@ def _take_integers_from_arrays(interpreter: Any) -> None:
     interpreter._patch_lang_tensor = patch
 
 
-def _compute_no_overflow_check_in_vain() -> None:
+def _skip_unused_overflow_check() -> None:
     """Skip the check of each integer operation in int64 where its result goes nowhere.
 
     It ends in a ``device_assert``, which does nothing unless ``debug`` is on; a quarter of a launch's time went there.

@@ -36,7 +36,7 @@ TOGETHER = frozenset({"[B,1,D]", "[B,L,D]", "[B,F,1,D]", "indexed"})
 # One row a token, in shift and in scale alike.
 WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
 
-# Helios full width and head, Hunyuan3D-2 full width and head (FACTS: 5120, 40 x 128; 1024, 16 x 64), FLUX full width.
+# Helios full width and head, Hunyuan3D-2 full width and head (5120, 40 x 128; 1024, 16 x 64), FLUX full width.
 MODEL_WIDTHS = frozenset({5120, 1024, 128, 64, 3072})
 
 

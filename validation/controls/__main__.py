@@ -96,15 +96,15 @@ def _run(arguments: argparse.Namespace) -> int:
         ops = controls.op_set(name)
         cases = arguments.cases or DEFAULT_CASES[name]
         for op in arguments.op or ops.functions:
-            start, count, flagged, told = time.perf_counter(), 0, [], ""
+            start, count, flagged, columns = time.perf_counter(), 0, [], ""
             for record in judge_control(op, ops, device, cases=cases, seed=arguments.seed):
                 count += record.level is Level.OP
                 if record.status.failed:
                     flagged.append(record)
                 if "mean_rms_ratio" in record.numbers:
-                    told = _told(record)
+                    columns = _columns(record)
             seconds = time.perf_counter() - start
-            print(f"{name:<16}{op:<40}{count:>7}{len(flagged):>8}{seconds:>9.1f}  {told}", flush=True)
+            print(f"{name:<16}{op:<40}{count:>7}{len(flagged):>8}{seconds:>9.1f}  {columns}", flush=True)
             for record in flagged[:3]:
                 print(record.message, flush=True)
             alarms += len(flagged)
@@ -113,14 +113,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if alarms else 0
 
 
-def _told(summary: Record) -> str:
+def _columns(summary: Record) -> str:
     """The tier, the most of the budget used, and the mean RMS error over the reference path's by dtype.
 
     How near right arithmetic comes to the limits of `tiers`, which say what is still called lossless.
     """
     ratios = (summary.numbers.get(f"mean_rms_ratio_{dtype}") for dtype in FLOAT_DTYPES)
-    columns = "".join(f"{'-':>8}" if ratio is None else f"{ratio:>8.3f}" for ratio in ratios)
-    return f"{summary.tier or '-':<10}{summary.numbers['budget_percent']:>7.0f}%{columns}"
+    ratio_columns = "".join(f"{'-':>8}" if ratio is None else f"{ratio:>8.3f}" for ratio in ratios)
+    return f"{summary.tier or '-':<10}{summary.numbers['budget_percent']:>7.0f}%{ratio_columns}"
 
 
 def _run_model(arguments: argparse.Namespace) -> int:

@@ -457,8 +457,8 @@ class NaNOfAnOddHeadDim(RightOps):
         return out.copy_(torch.where(out.isnan(), torch.full_like(out, -torch.inf), out)) if odd else out
 
 
-@fault("a last pair passed through", ROTARY, "where Dr is head_dim - 2, the last pair is left unwritten", NOT_WRITTEN)
-class ALastPairPassedThrough(RightOps):
+@fault("a last pair left out", ROTARY, "where Dr is head_dim - 2, the last pair is left unwritten", NOT_WRITTEN)
+class ALastPairLeftOut(RightOps):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
         near = x.shape[-1] - 2 * (x.shape[-1] > 16 and 2 * cos.shape[-1] == x.shape[-1] - 2)
         super().rotate(x[..., :near], cos, sin, out[..., :near], interleaved=interleaved)

@@ -379,11 +379,12 @@ def _values(output: Tensor, target: Target) -> Judgement:
         lines = (share, place, *pattern, *where.displaced(output, truth, budget.allowed, wrong))
         return Judgement(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
-    @functools.cache  # a third of judging, where it was done whether or not anything hung on it
+    rounds_on_the_way = bool(target.running.declared.any())
+
+    @functools.cache  # a third of judging, where it was counted whether or not a verdict hung on it
     def samples() -> int:
         return independent_samples(truth, finite, output.dtype, target.operands if rounds_on_the_way else ())
 
-    rounds_on_the_way = bool(target.running.declared.any())
     for label, bias, path_bias in (
         ("mean signed error", errors.bias_ulp, path.bias_ulp),
         ("mean error away from zero", errors.magnitude_bias_ulp, path.magnitude_bias_ulp),
