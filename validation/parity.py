@@ -460,7 +460,7 @@ def _summary(
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
         "mean_rms_ratio": tier.mean_ratio,
-        **{f"mean_rms_ratio_{dtype}": ratio for dtype, ratio in tier.ratios.items()},
+        **tier.ratios,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
     }
     # Of failed cases too: where a kernel rounds is asked most where it fails.

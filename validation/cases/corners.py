@@ -348,6 +348,10 @@ def _path_corners(signature: Signature) -> list[Corner]:
     Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
     """
     rank = {"rank": 3} if signature.family == "norm" else {}
+
+    def of_rows(test: Callable[[tuple[int, ...]], bool]) -> Callable[[Case], bool]:
+        return lambda case: len(_main(case).shape) == 3 and test(_main(case).shape)
+
     paths: dict[str, tuple[dict[str, Any], Callable[[tuple[int, ...]], bool]]] = {
         "D>8192": (
             {"width": "beyond", "width.class": width_class(9000), "size": "frames"},
@@ -372,29 +376,15 @@ def _path_corners(signature: Signature) -> list[Corner]:
         ),
         "rows>65535": ({"width": "pow2", "size": "many_rows"}, lambda shape: math.prod(shape[:-1]) > 65535),
     }
-    # In float16 a bug overflows, in float32 it shows in the last bits.
-    regimes = {"near_max": "float16", "nonfinite": ""}
-    if "eps" in signature:
-        regimes |= {"mean_offset": "float32", "variance_eps": "float32"}
-    corners = []
-    for (path, (forced, test)), (regime, dtype) in itertools.product(paths.items(), regimes.items()):
-
-        def reached(case: Case, test: Any = test, regime: str = regime, dtype: str = dtype) -> bool:
-            shape = _main(case).shape
-            return len(shape) == 3 and test(shape) and case.values == regime and dtype in ("", case.dtype)
-
-        of_dtype = {"dtype": dtype} if dtype else {}
-        if dtype == "float32":
-            of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
-        label = f"{path}, values={regime}{' ' if dtype else ''}{dtype}"
-        corners.append(Corner(label, {**forced, **rank, **of_dtype, "values": regime}, reached, sparse=True))
-    return corners
+    regimes = {"mean_offset": "float32", "variance_eps": "float32"} if "eps" in signature else {}
+    return _crossed(
+        signature, {path: ({**forced, **rank}, of_rows(test)) for path, (forced, test) in paths.items()}, regimes
+    )
 
 
 def _head_path_corners(signature: Signature) -> list[Corner]:
     """`_path_corners` of the ops that work on heads. Left to chance, a sweep of 400 cases met few of these pairs."""
     (most,) = RARE_HEADS
-    odd: dict[str, Any] = {"width": "prime", "width.class": width_class(31), "size": "frames", "heads": 2}
     paths: dict[str, tuple[dict[str, Any], Callable[[Case], bool]]] = {
         "L=1": (
             {"width": "model", "width.class": width_class(64), "size": "single_tokens", "heads": 2},
@@ -402,25 +392,37 @@ def _head_path_corners(signature: Signature) -> list[Corner]:
         ),
         "rows>65535": ({"width": "pow2", "size": "many_rows", "heads": 2}, lambda case: _rows(case) > 65535),
         f"H={most}": ({"width": "model", "size": "frames", "heads": most}, lambda case: _heads(case) == most),
-        "D odd": (odd, lambda case: _main(case).shape[-1] % 2 == 1 < _main(case).shape[-1]),
     }
-    if signature.family == "split_rotary":
-        del paths["D odd"]
-    regimes = {"near_max": "float16", "nonfinite": ""}
-    if "eps" in signature:
-        regimes |= {"variance_eps": "float32"}
+    if signature.family != "split_rotary":
+        paths["D odd"] = (
+            {"width": "prime", "width.class": width_class(31), "size": "frames", "heads": 2},
+            lambda case: _main(case).shape[-1] % 2 == 1 < _main(case).shape[-1],
+        )
     rank: dict[str, Any] = {"k.shape": "same", **({"qk.rank": 4} if signature.family == "qk" else {})}
+    # A mean is nothing to an RMS norm.
+    regimes = {"variance_eps": "float32"} if "eps" in signature else {}
+    return _crossed(signature, {path: ({**forced, **rank}, test) for path, (forced, test) in paths.items()}, regimes)
+
+
+def _crossed(
+    signature: Signature,
+    paths: Mapping[str, tuple[Mapping[str, Any], Callable[[Case], bool]]],
+    regimes: Mapping[str, str],
+) -> list[Corner]:
+    """Each path in each of the regimes, by regime the dtype in which a slip shows, and in two more."""
     corners = []
-    for (path, (forced, test)), (regime, dtype) in itertools.product(paths.items(), regimes.items()):
+    # In float16 a bug overflows, in float32 it shows in the last bits.
+    of_all = {"near_max": "float16", "nonfinite": "", **regimes}
+    for (path, (forced, test)), (regime, dtype) in itertools.product(paths.items(), of_all.items()):
 
         def reached(case: Case, test: Any = test, regime: str = regime, dtype: str = dtype) -> bool:
             return len(_main(case).shape) > 2 and test(case) and case.values == regime and dtype in ("", case.dtype)
 
         of_dtype = {"dtype": dtype} if dtype else {}
         if dtype == "float32" and "casting_mode" in signature:
-            of_dtype["casting_mode"] = "float32"
+            of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
         label = f"{path}, values={regime}{' ' if dtype else ''}{dtype}"
-        corners.append(Corner(label, {**forced, **rank, **of_dtype, "values": regime}, reached, sparse=True))
+        corners.append(Corner(label, {**forced, **of_dtype, "values": regime}, reached, sparse=True))
     return corners
 
 
@@ -455,10 +457,9 @@ def _shared_corners(signature: Signature) -> list[Corner]:
 
 def _same_form_corners(signature: Signature) -> list[Corner]:
     """Shift, scale and gate of one form; of those `TOGETHER` with each choice of weight and bias."""
-    corners = []
+    corners, names = [], signature.modulations
     for form in FORMS:
         # The gate too, where there is one: one of them may be read as the other two are.
-        names = signature.modulations
         forced: dict[str, Any] = {f"{name}.form": form for name in names} | {"size": "frames", "width": "pow2"}
         if form.startswith("indexed"):
             forced |= {f"{name}.table.rows": 3 for name in names}
@@ -466,10 +467,10 @@ def _same_form_corners(signature: Signature) -> list[Corner]:
         for affine, want in choices.items() or (("", None),):
 
             def reached(case: Case, form: str = form, want: tuple[bool, bool] | None = want) -> bool:
-                alike = all(_form_reached(name, form)(case) for name in signature.modulations)
+                alike = all(_form_reached(name, form)(case) for name in names)
                 return alike and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
 
-            label = f"shift and scale={form}{', affine=' if affine else ''}{affine}"
+            label = f"{' and '.join(names)}={form}{', affine=' if affine else ''}{affine}"
             more = {"affine": affine} if affine else {}
             corners.append(Corner(label, {**forced, **more}, reached, sparse=True))
     return corners

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from validation import controls, parity, quality
-from validation.cases.case import FLOAT_DTYPES
 from validation.device import Device, select
 from validation.errors import UsageError
+from validation.judge.tiers import LOSSLESS_MEAN_RATIO
 from validation.ops import OpSet, check_op_name
+from validation.parity import SHORT_DTYPE
 from validation.record import Level, Record
 
 # Where --cases is not given.
@@ -90,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"{device.name}, torch {torch.__version__}, seed {arguments.seed}")
     print(
         f"{'control':<16}{'op':<40}{'cases':>7}{'alarms':>8}{'seconds':>9}  {'tier':<10}{'budget':>8}"
-        f"{'fp32':>8}{'fp16':>8}{'bf16':>8}"
+        + "".join(f"{f'{kind} {SHORT_DTYPE[dtype]}':>10}" for kind, dtype in LOSSLESS_MEAN_RATIO)
     )
     for name in arguments.names or controls.NAMES:
         ops = controls.op_set(name)
@@ -114,12 +115,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _columns(summary: Record) -> str:
-    """The tier, the most of the budget used, and the mean RMS error over the reference path's by dtype.
+    """The tier, the most of the budget used, mean RMS and maximum error over the reference path's by dtype.
 
     How near right arithmetic comes to the limits of `tiers`, which say what is still called lossless.
     """
-    ratios = (summary.numbers.get(f"mean_rms_ratio_{dtype}") for dtype in FLOAT_DTYPES)
-    ratio_columns = "".join(f"{'-':>8}" if ratio is None else f"{ratio:>8.3f}" for ratio in ratios)
+    names = (f"mean_{kind}_ratio_{dtype}" for kind, dtype in LOSSLESS_MEAN_RATIO)
+    ratios = (summary.numbers.get(name) for name in names)
+    ratio_columns = "".join(f"{'-':>10}" if ratio is None else f"{ratio:>10.3f}" for ratio in ratios)
     return f"{summary.tier or '-':<10}{summary.numbers['budget_percent']:>7.0f}%{ratio_columns}"
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import reference_ops
-from validation import controls
+from validation import controls, faults, parity
 from validation.cases.case import Case, TensorSpec
 from validation.controls.__main__ import judge_control
 from validation.device import select
+from validation.faults import matrix
 from validation.judge import tiers, verdict
 from validation.judge.verdict import judge_call
 from validation.ops import OpSet
@@ -111,3 +112,33 @@ def records_of(ratios: Sequence[float], dtype: str) -> list[Record]:
 )
 def test_the_mean_over_an_ops_cases_counts_where_it_is_sure(ratios: list[float], dtype: str, tier: str) -> None:
     assert tiers.op_tier(records_of(ratios, dtype)).tier == tier
+
+
+COARSE = "coarse in the last channel"
+
+
+def test_one_channel_in_hundreds_is_seen_by_the_maximum_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight roundings off, within the budget, and too few to move the RMS error by much."""
+    faults.load()
+    device = select(gpu=False)
+
+    def judged() -> Record:
+        return matrix.judge(COARSE, device, parity.PROFILES["default"], 0, first_kill=False)
+
+    found = judged()
+    assert found.status is Status.PASSED
+    assert found.reason.startswith("caught: BELOW_REQUIRED_TIER in 1 of ")
+    without = {key: math.inf if key[0] == "max" else limit for key, limit in tiers.LOSSLESS_MEAN_RATIO.items()}
+    monkeypatch.setattr(tiers, "LOSSLESS_MEAN_RATIO", without)
+    assert judged().status is Status.FAULT_SURVIVED
+
+
+def test_a_maximum_below_one_rounding_is_no_measure() -> None:
+    """Of constant float32 rows the reference's mean is exact, and that of sums in chunks is not."""
+    x = TensorSpec((2, 4, 4096), "float32", (16384, 4096, 1), 0, "x")
+    case = Case("layer_norm", {"x": x}, {"eps": 1e-3}, "constant_rows", 0)
+    judgement = judge_call(case, controls.op_set("chunked")["layer_norm"], "cpu")
+    assert judgement.status is Status.PASSED
+    assert float(judgement.numbers["baseline_max_ulp"] or 0) < verdict.ONE_ROUNDING
+    ratio = float(judgement.numbers["max_ratio"] or 0)
+    assert ratio == pytest.approx(max(float(judgement.numbers["max_ulp"] or 0), 0.5) / verdict.ONE_ROUNDING)
