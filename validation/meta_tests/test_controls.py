@@ -119,6 +119,16 @@ def test_what_cannot_be_compiled_is_not_run_uncompiled(chained_case: Case) -> No
     assert record.status is Status.RUNTIME_ERROR
 
 
+def test_a_sweep_makes_more_graphs_than_dynamo_allows_by_default() -> None:
+    """`accumulated_recompile_limit` is 256, met after 373 cases of a control."""
+    add = torch_compile.compiled(torch.add)
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=2):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            two = torch.full((3,), 2, dtype=dtype)
+            assert torch.equal(add(two, two), two * 2)
+    torch.compiler.reset()
+
+
 def test_an_unknown_control_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"unknown control 'chunky', expected one of: .*chunked"):
         controls.op_set("chunky")
