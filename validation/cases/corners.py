@@ -32,6 +32,9 @@ HALF = {"dtype": "float16", "form": "[B,L,D]"}
 # Forms that models hand over for shift and scale alike. A kernel may be compiled for both at once, with or without
 # weight and bias: each such meeting is a corner. Of the other forms, one of the meetings.
 TOGETHER = frozenset({"[B,1,D]", "[B,L,D]", "[B,F,1,D]", "indexed"})
+# Of them, those of which a tile of tokens may share a row (a frame longer than the tile) or may not (an index a token),
+# at one of these meetings with tiles.
+BY_TILE = frozenset({"[B,F,1,D]", "indexed"})
 
 # One row a token, in shift and in scale alike.
 WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
@@ -62,7 +65,7 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool =
     corners = [*_type_corners(signature, bfloat16), *_size_corners(signature), *_width_corners(signature)]
     for name in signature.modulations:
         corners += _modulation_corners(name, bfloat16)
-    if {"shift", "scale"} <= set(signature.names):
+    if signature.modulations:
         corners += _same_form_corners(signature)
     if signature.family in ("norm", "modulated"):
         corners += _path_corners(signature)
@@ -456,23 +459,32 @@ def _shared_corners(signature: Signature) -> list[Corner]:
 
 
 def _same_form_corners(signature: Signature) -> list[Corner]:
-    """Shift, scale and gate of one form; of those `TOGETHER` with each choice of weight and bias."""
+    """Shift, scale and gate of one form; of those `TOGETHER` with each choice of weight and bias, `BY_TILE` with tiles.
+
+    Of an op with one of the three those with tiles: the forms are corners of their own.
+    """
     corners, names = [], signature.modulations
-    for form in FORMS:
+    for form in FORMS if len(names) > 1 else sorted(BY_TILE):
         # The gate too, where there is one: one of them may be read as the other two are.
         forced: dict[str, Any] = {f"{name}.form": form for name in names} | {"size": "frames", "width": "pow2"}
         if form.startswith("indexed"):
             forced |= {f"{name}.table.rows": 3 for name in names}
-        choices = _affine_choices(signature) if form in TOGETHER else {}
-        for affine, want in choices.items() or (("", None),):
+        every = _affine_choices(signature) if form in TOGETHER else {}
+        choices: list[tuple[str, tuple[bool, bool] | None]] = [*every.items()] or [("", None)]
+        for affine, want in choices:
+            tiles = form in BY_TILE and affine == choices[-1][0]
 
-            def reached(case: Case, form: str = form, want: tuple[bool, bool] | None = want) -> bool:
-                alike = all(_form_reached(name, form)(case) for name in names)
+            def reached(
+                case: Case, form: str = form, want: tuple[bool, bool] | None = want, least: int = 199 * tiles
+            ) -> bool:
+                alike = all(_form_reached(name, form)(case) for name in names) and _main(case).shape[1] > least
                 return alike and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
 
-            label = f"{' and '.join(names)}={form}{', affine=' if affine else ''}{affine}"
-            more = {"affine": affine} if affine else {}
-            corners.append(Corner(label, {**forced, **more}, reached, sparse=True))
+            label = f"{' and '.join(names)}={form}{', affine=' if affine else ''}{affine}{', L>199' if tiles else ''}"
+            more: dict[str, Any] = {"affine": affine} if affine else {}
+            if tiles:
+                more |= {"size": "long_frames", "width": "model", "width.class": width_class(64)}
+            corners.append(Corner(label, {**forced, **more}, reached, sparse=not tiles))
     return corners
 
 
@@ -542,7 +554,12 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
 
         forced = {"dtype": working, f"{name}.dtype": other, **whole}
         corners.append(Corner(f"{name}: {other} with {working} x", forced, mixed))
-    many_table_rows = {f"{name}.table.rows": 300, "size": "ragged", "width": "pow2", "width.class": width_class(64)}
+    many_table_rows = {
+        f"{name}.table.rows": 300,
+        "size": "long_frames",
+        "width": "model",
+        "width.class": width_class(64),
+    }
     for kind in ("int32", "int64"):
         corners.append(
             Corner(
@@ -551,7 +568,7 @@ def _modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
                 lambda case, kind=kind: (  # type: ignore[misc]
                     getattr(case.tensors.get(f"{name}.index"), "dtype", "") == kind
                     and case.tensors[f"{name}.table"].shape[0] > 256
-                    and case.tensors[f"{name}.index"].numel > 32
+                    and case.tensors[f"{name}.index"].shape[1] > 199
                 ),
             )
         )

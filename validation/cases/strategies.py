@@ -79,6 +79,7 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "items": ((9, 20), (1, 2), (1, 4)),
     "many_frames": ((2, 2), (9, 33), (1, 3)),
     "long": ((1, 2), (1, 3), (100, 300)),  # several tiles of tokens in one item, and in one frame
+    "long_frames": ((2, 2), (2, 3), (100, 160)),  # the same of frames that are more than one
     "no_batch": ((0, 0), (1, 2), (1, 4)),
     "no_tokens": ((1, 2), (1, 2), (0, 0)),
     "single_tokens": ((12, 24), (1, 1), (1, 1)),
@@ -392,7 +393,9 @@ def _sizes(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
     powers = frozenset(math.gcd(unit, 16) for unit in units)
     narrow = math.prod(low for low, _ in SIZES["long"]) * width <= MAX_ELEMENTS
     common = [size for size in COMMON_SIZES if size != "long" or narrow]
-    classes = _size_classes(choose.pick("size", common, ("long", "many_frames", *RARE_SIZES)), width, powers)
+    classes = _size_classes(
+        choose.pick("size", common, ("long", "long_frames", "many_frames", *RARE_SIZES)), width, powers
+    )
     return choose.member("sizes", classes, by_size=True)
 
 

@@ -264,6 +264,44 @@ class EightFrames(RightOps):
         return super().rows(name, m, x)
 
 
+def _first_of_tile(tokens: int, x: Tensor) -> Tensor:
+    """By token, the first of the tile that it is in."""
+    token = torch.arange(tokens, device=x.device)
+    return token - token % TILE
+
+
+@fault(
+    "one frame a tile",
+    LNSS,
+    "where a frame fills a tile of tokens, all of a tile take the frame of the first",
+    NUMERICAL,
+    NONFINITE,
+)
+class OneFrameATile(RightOps):
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        rows = super().rows(name, m, x)
+        long = isinstance(m, Tensor) and m.dim() == 4 and x.shape[1] >= TILE * m.shape[1]
+        return rows[:, _first_of_tile(x.shape[1], x)] if long else rows
+
+
+@fault("one frame a tile, gate", RGA, "the same of a gate alone", NUMERICAL, NONFINITE)
+class OneFrameATileOfAGate(OneFrameATile):
+    pass
+
+
+@fault(
+    "one index a tile",
+    RGA,
+    "where an item has tiles of tokens, all of a tile take the index of the first",
+    NUMERICAL,
+    NONFINITE,
+)
+class OneIndexATile(RightOps):
+    def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
+        rows = super().rows(name, m, x)
+        return rows if isinstance(m, Tensor) or x.shape[1] <= TILE else rows[:, _first_of_tile(x.shape[1], x)]
+
+
 @fault("an index of a byte", RNSS, "IndexedRows.index is kept in a byte", NUMERICAL, NONFINITE)
 class AnIndexOfAByte(RightOps):
     def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
