@@ -5,9 +5,9 @@ and strides, not at the choices: a corner that a strategy stopped reaching turns
 """
 
 import dataclasses
-import itertools
+import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
@@ -41,6 +41,18 @@ WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
 
 # Helios full width and head, Hunyuan3D-2 full width and head (5120, 40 x 128; 1024, 16 x 64), FLUX full width.
 MODEL_WIDTHS = frozenset({5120, 1024, 128, 64, 3072})
+
+
+class Arrangement(enum.Enum):
+    """How the tensors of a path lie, as the names of corners say it."""
+
+    ANY = ""
+    COLUMNS_APART = "columns apart"  # of all tensors
+    ROWS_APART = "rows apart"  # of activations, modulation and angles: further than they are long
+    INDEXED = "indexed"  # all modulation, without a weight
+
+
+ACTIVATIONS, ANGLES = ("residual", "x", "q", "k"), ("cos", "sin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,12 +255,12 @@ def _size_corners(signature: Signature) -> list[Corner]:
     # With another row for each item, and for each token, where one is due.
     each = {f"{name}.form": "[B,L,D]" for name in signature.modulations} | {"cos.form": "[B,S,Dr/2]"}
     each |= {"sin.form": "[B,S,Dr/2]", "width": "pow2", "k.shape": "same"}
-    many = {"B>8": ("items", 0, 8), "L>99": ("long", 1, 99), "L>65536": ("many_tokens", 1, 65536)}
+    many = {"B>8": ("items", 0, 8), "L>99": ("long_frames", 1, 99), "L>65536": ("many_tokens", 1, 65536)}
     if signature.family not in ("norm", "qk") or "cos" in signature:
         # Where items are more than rows: a video's pixels are the items of attention over time.
         many["B>65535"] = ("many_items", 0, 65535)
     for name, (size, axis, least) in many.items():
-        wide = {"width": "model", "width.class": width_class(64)} if size == "long" else {}
+        wide = {"width": "model", "width.class": width_class(64)} if size == "long_frames" else {}
 
         def beyond(case: Case, axis: int = axis, least: int = least) -> bool:
             return len(shape(case)) > 2 and shape(case)[axis] > least
@@ -333,6 +345,10 @@ def _width_corners(signature: Signature) -> list[Corner]:
         kinds["D odd"] = lambda n: n % 2 == 1 < n
         forced["D odd"] = "prime"
     values: dict[str, dict[str, Any]] = {"D odd": {"heads": 2}}
+    if signature.family not in ("norm", "modulated"):
+        kinds["128<D<256"] = lambda n: 128 < n < 256
+        forced["128<D<256"] = "even"
+        values["128<D<256"] = {"heads": 2, "width.class": width_class(192)}
     values |= {"D=8192": {"width.class": width_class(8192)}}
     values |= {"D>8192": {"width.class": width_class(9000)}, "D=8193": {"width.class": width_class(8193)}}
     return [
@@ -349,40 +365,95 @@ def _path_corners(signature: Signature) -> list[Corner]:
     """Where another kernel or another path of it may run, with the values that tell a slip of the arithmetic.
 
     Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
+    In the same cases the path meets parameters whose strides are not their shape's: left to chance, of planted bugs
+    that need both 36 survived one seed or more of three.
     """
     rank = {"rank": 3} if signature.family == "norm" else {}
 
     def of_rows(test: Callable[[tuple[int, ...]], bool]) -> Callable[[Case], bool]:
         return lambda case: len(_main(case).shape) == 3 and test(_main(case).shape)
 
-    paths: dict[str, tuple[dict[str, Any], Callable[[tuple[int, ...]], bool]]] = {
+    # Each arrangement at a width above any block's, and two of them at each width of a model.
+    paths: dict[str, tuple[dict[str, Any], Callable[[tuple[int, ...]], bool], tuple[Arrangement, Arrangement]]] = {
         "D>8192": (
             {"width": "beyond", "width.class": width_class(9000), "size": "frames"},
             lambda shape: shape[-1] > 8192 + 512,
+            (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART),
         ),
         "D=8193": (
             {"width": "beyond", "width.class": width_class(8193), "size": "frames"},
             lambda shape: shape[-1] == 8193,
+            (Arrangement.INDEXED, Arrangement.COLUMNS_APART),
         ),
         "D=3072": (
             {"width": "model", "width.class": width_class(3072), "size": "frames"},
             lambda shape: shape[-1] == 3072,
+            (Arrangement.ROWS_APART, Arrangement.INDEXED),
         ),
         "D=5120": (
             {"width": "model", "width.class": width_class(5120), "size": "frames"},
             lambda shape: shape[-1] == 5120,
+            (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART),
         ),
         # Of few rows the sums that cancel may round well: of one to eight, one sweep in five showed nothing.
         "L=1": (
             {"width": "model", "width.class": width_class(1024), "size": "single_tokens"},
             lambda shape: shape[1] == 1 and shape[0] > 8,
+            (Arrangement.ANY, Arrangement.ANY),
         ),
-        "rows>65535": ({"width": "pow2", "size": "many_rows"}, lambda shape: math.prod(shape[:-1]) > 65535),
+        "rows>65535": (
+            {"width": "pow2", "size": "many_rows"},
+            lambda shape: math.prod(shape[:-1]) > 65535,
+            (Arrangement.ROWS_APART, Arrangement.ANY),
+        ),
     }
     regimes = {"mean_offset": "float32", "variance_eps": "float32"} if "eps" in signature else {}
-    return _crossed(
-        signature, {path: ({**forced, **rank}, of_rows(test)) for path, (forced, test) in paths.items()}, regimes
-    )
+    corners = []
+    for path, (forced, test, arrangements) in paths.items():
+        corners += _crossed(signature, path, {**forced, **rank}, of_rows(test), regimes, arrangements)
+    return corners
+
+
+def _arranged(signature: Signature, arrangement: Arrangement) -> dict[str, Any]:
+    """The choices that lead to an arrangement, of what an op has."""
+    activations = [name for name in ACTIVATIONS if name in signature]
+    angles = [name for name in ANGLES if name in signature]
+    affine = list(_affine_choices(signature))
+    forced: dict[str, Any] = {}
+    match arrangement:
+        case Arrangement.COLUMNS_APART:
+            laid_out = (*activations, *angles, *signature.modulations, "weight", "bias", "q_weight", "k_weight")
+            forced = {f"{name}.layout": "strided_last" for name in laid_out if name in signature}
+            forced |= {"affine": affine[-1]} if affine else {}
+        case Arrangement.ROWS_APART:
+            forced = {f"{name}.layout": "gapped" for name in (*activations, *angles)}
+            forced |= {f"{name}.layout": "chunked" for name in signature.modulations}
+            if "k" in signature:
+                forced |= {"q.gap": 8, "k.gap": 16}  # not those of one another
+            if signature.family != "split_rotary":
+                forced |= {f"{name}.form": "[B,S,Dr/2]" for name in angles}
+        case Arrangement.INDEXED:
+            forced = {f"{name}.form": "indexed" for name in signature.modulations}
+            forced |= {f"{name}.table.rows": 3 for name in signature.modulations}
+            if affine:
+                forced["affine"] = "bias" if "bias" in affine else "none"
+    if arrangement in (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART):
+        forced |= {f"{name}.form": "[B,L,D]" for name in signature.modulations}
+        forced |= {"qk.layout": "own"} if "k" in signature else {}
+    return forced
+
+
+def _is_arranged(case: Case, arrangement: Arrangement) -> bool:
+    def of(*names: str) -> list[TensorSpec]:
+        return [case.tensors[name] for name in names if name in case.tensors]
+
+    rows = of(*ACTIVATIONS, *ANGLES, *MODULATIONS)
+    match arrangement:
+        case Arrangement.INDEXED:
+            return not of(*MODULATIONS, "weight")
+        case Arrangement.COLUMNS_APART:
+            rows += of("weight", "bias", "q_weight", "k_weight")
+    return _lie(rows, arrangement)
 
 
 def _head_path_corners(signature: Signature) -> list[Corner]:
@@ -401,31 +472,51 @@ def _head_path_corners(signature: Signature) -> list[Corner]:
             {"width": "prime", "width.class": width_class(31), "size": "frames", "heads": 2},
             lambda case: _main(case).shape[-1] % 2 == 1 < _main(case).shape[-1],
         )
-    rank: dict[str, Any] = {"k.shape": "same", **({"qk.rank": 4} if signature.family == "qk" else {})}
+    rank: dict[str, Any] = {"k.shape": "same"}
+    if signature.family == "qk":
+        rank |= {"qk.rank": 4, "qk.weights": "both"}
     # A mean is nothing to an RMS norm.
     regimes = {"variance_eps": "float32"} if "eps" in signature else {}
-    return _crossed(signature, {path: ({**forced, **rank}, test) for path, (forced, test) in paths.items()}, regimes)
+    corners = []
+    for path, (forced, test) in paths.items():
+        arrangements = (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART)
+        corners += _crossed(signature, path, {**forced, **rank}, test, regimes, arrangements)
+    return corners
 
 
 def _crossed(
     signature: Signature,
-    paths: Mapping[str, tuple[Mapping[str, Any], Callable[[Case], bool]]],
+    path: str,
+    forced: Mapping[str, Any],
+    test: Callable[[Case], bool],
     regimes: Mapping[str, str],
+    arrangements: tuple[Arrangement, Arrangement] = (Arrangement.ANY, Arrangement.ANY),
 ) -> list[Corner]:
-    """Each path in each of the regimes, by regime the dtype in which a slip shows, and in two more."""
+    """A path in each of the regimes, by regime the dtype in which a slip shows, and in two more.
+
+    Args:
+        signature: the op's.
+        path: what reports call it.
+        forced: the choices that lead to it.
+        test: whether a case is on it.
+        regimes: by name, the dtype.
+        arrangements: how the tensors lie, of float16 and of the others.
+    """
     corners = []
     # In float16 a bug overflows, in float32 it shows in the last bits.
-    of_all = {"near_max": "float16", "nonfinite": "", **regimes}
-    for (path, (forced, test)), (regime, dtype) in itertools.product(paths.items(), of_all.items()):
+    for regime, dtype in {"near_max": "float16", "nonfinite": "", **regimes}.items():
+        lying = arrangements[dtype != "float16"]
 
-        def reached(case: Case, test: Any = test, regime: str = regime, dtype: str = dtype) -> bool:
-            return len(_main(case).shape) > 2 and test(case) and case.values == regime and dtype in ("", case.dtype)
+        def reached(case: Case, regime: str = regime, dtype: str = dtype, lying: Arrangement = lying) -> bool:
+            on_path = len(_main(case).shape) > 2 and test(case) and _is_arranged(case, lying)
+            return on_path and case.values == regime and dtype in ("", case.dtype)
 
         of_dtype = {"dtype": dtype} if dtype else {}
         if dtype == "float32" and "casting_mode" in signature:
             of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
-        label = f"{path}, values={regime}{' ' if dtype else ''}{dtype}"
-        corners.append(Corner(label, {**forced, **of_dtype, "values": regime}, reached, sparse=True))
+        label = ", ".join(filter(None, (path, lying.value, f"values={regime}{' ' if dtype else ''}{dtype}")))
+        choices = {**forced, **_arranged(signature, lying), **of_dtype, "values": regime}
+        corners.append(Corner(label, choices, reached, sparse=True))
     return corners
 
 
@@ -461,31 +552,77 @@ def _shared_corners(signature: Signature) -> list[Corner]:
 def _same_form_corners(signature: Signature) -> list[Corner]:
     """Shift, scale and gate of one form; of those `TOGETHER` with each choice of weight and bias, `BY_TILE` with tiles.
 
-    Of an op with one of the three those with tiles: the forms are corners of their own.
+    Columns are apart in one of these corners, and rows, where there are several, in another: the rows of a
+    `chunk` of ``[B, 6 D]``, for one, are 6 D apart. Contiguous are those of other corners (`parity.telling`).
     """
     corners, names = [], signature.modulations
-    for form in FORMS if len(names) > 1 else sorted(BY_TILE):
+    for form in FORMS:
         # The gate too, where there is one: one of them may be read as the other two are.
         forced: dict[str, Any] = {f"{name}.form": form for name in names} | {"size": "frames", "width": "pow2"}
         if form.startswith("indexed"):
             forced |= {f"{name}.table.rows": 3 for name in names}
+        lyings = [Arrangement.ANY] if form in ONE_NUMBER else [Arrangement.COLUMNS_APART, Arrangement.ROWS_APART]
+        if form in SAME_ROW:
+            lyings.pop()
         every = _affine_choices(signature) if form in TOGETHER else {}
-        choices: list[tuple[str, tuple[bool, bool] | None]] = [*every.items()] or [("", None)]
-        for affine, want in choices:
-            tiles = form in BY_TILE and affine == choices[-1][0]
-
-            def reached(
-                case: Case, form: str = form, want: tuple[bool, bool] | None = want, least: int = 199 * tiles
-            ) -> bool:
-                alike = all(_form_reached(name, form)(case) for name in names) and _main(case).shape[1] > least
-                return alike and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
-
-            label = f"{' and '.join(names)}={form}{', affine=' if affine else ''}{affine}{', L>199' if tiles else ''}"
+        choices: list[tuple[str, tuple[bool, bool] | None]] = [*every.items()] or [("", None)] * len(lyings)
+        lyings += [Arrangement.ANY] * (len(choices) - len(lyings))
+        for number, ((affine, want), lying) in enumerate(zip(choices, lyings, strict=True)):
+            if len(names) == 1 and lying is Arrangement.ANY:
+                continue  # a corner of its own already
+            tiles = form in BY_TILE and number == len(choices) - 1
             more: dict[str, Any] = {"affine": affine} if affine else {}
             if tiles:
                 more |= {"size": "long_frames", "width": "model", "width.class": width_class(64)}
+            for name in names:
+                more |= _lying(name, form, lying)
+
+            def reached(
+                case: Case,
+                form: str = form,
+                want: tuple[bool, bool] | None = want,
+                least: int = 199 * tiles,
+                lying: Arrangement = lying,
+            ) -> bool:
+                if not all(_form_reached(name, form)(case) for name in names) or _main(case).shape[1] <= least:
+                    return False
+                rows = [case.tensors.get(name) or case.tensors[f"{name}.table"] for name in names]
+                return _lie(rows, lying) and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
+
+            label = f"{' and '.join(names)}={form}"
+            label += f"{', affine=' if affine else ''}{affine}{', L>199' if tiles else ''}"
+            label += f"{', ' if lying.value else ''}{lying.value}"
             corners.append(Corner(label, {**forced, **more}, reached, sparse=not tiles))
     return corners
+
+
+# Forms of no columns, and of one row for all.
+ONE_NUMBER, SAME_ROW = frozenset({"scalar", "[1]"}), frozenset({"[D]", "[1,1,D]"})
+
+
+def _lying(name: str, form: str, lying: Arrangement) -> dict[str, str]:
+    """The choices by which a modulation argument lies like that."""
+    indexed = form.startswith("indexed")
+    match lying:
+        case Arrangement.COLUMNS_APART if indexed:
+            return {f"{name}.table.layout": "strided_last", f"{name}.index.layout": "strided_last"}
+        case Arrangement.ROWS_APART if indexed:
+            return {f"{name}.table.layout": "gapped"}
+        case Arrangement.COLUMNS_APART:
+            return {f"{name}.layout": "strided_last"}
+        case Arrangement.ROWS_APART:
+            return {f"{name}.layout": "chunked"}
+    return {}
+
+
+def _lie(specs: Sequence[TensorSpec], lying: Arrangement) -> bool:
+    """Whether all of them do."""
+    match lying:
+        case Arrangement.COLUMNS_APART:
+            return all(spec.shape and spec.strides[-1] > 1 for spec in specs)
+        case Arrangement.ROWS_APART:
+            return all(len(spec.shape) > 1 and spec.strides[-2] > spec.shape[-1] for spec in specs)
+    return True
 
 
 def _form_reached(name: str, form: str) -> Callable[[Case], bool]:

@@ -35,9 +35,8 @@ from validation.cases.strategies import (
 T = TypeVar("T")
 Key = Mapping[str, Any]
 
-# The largest op has 80 groups of corners. The same-bits checks may compile up to 63 kernels besides: at most 147 in all
-# (`validation.compile_keys`; seeds 0 to 7).
-KEYS = 82
+# The largest op has 94 groups of corners. The same-bits checks may compile kernels besides (`validation.compile_keys`).
+KEYS = 95
 # A sweep of more free cases than this has that many keys for each such number of them.
 CASES = 2000
 

@@ -60,7 +60,7 @@ WIDTHS = {
 HEAD_DIMS = {
     "pow2": (4, 8, 16, 32, 256),
     "two": (2,),
-    "even": tuple(n for n in range(6, 131, 2) if not _power_of_two(n)),
+    "even": (*(n for n in range(6, 131, 2) if not _power_of_two(n)), 160, 192),
     "model": (64, 128),
 }
 ROTATED_ODD_HEAD_DIMS = {"prime": _primes(3, 127)}
