@@ -366,7 +366,7 @@ def _path_corners(signature: Signature) -> list[Corner]:
 
     Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
     In the same cases the path meets parameters whose strides are not their shape's: left to chance, of planted bugs
-    that need both 36 survived one seed or more of three.
+    that need both 40 survived one seed or more of three.
     """
     rank = {"rank": 3} if signature.family == "norm" else {}
 
