@@ -7,7 +7,7 @@ and strides, not at the choices: a corner that a strategy stopped reaching turns
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
@@ -24,7 +24,7 @@ from validation.cases.strategies import (
     Signature,
     width_class,
 )
-from validation.cases.values import MODULATIONS
+from validation.cases.values import ACTIVATIONS, MODULATIONS, WEIGHTS
 
 # Modulation with as many distinct float16 values as there are.
 HALF = {"dtype": "float16", "form": "[B,L,D]"}
@@ -43,16 +43,41 @@ WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
 MODEL_WIDTHS = frozenset({5120, 1024, 128, 64, 3072})
 
 
+# Forms of no columns, and of one row for all.
+ONE_NUMBER, SAME_ROW = frozenset({"scalar", "[1]"}), frozenset({"[D]", "[1,1,D]"})
+
+ANGLES = frozenset({"cos", "sin"})
+
+
 class Arrangement(enum.Enum):
-    """How the tensors of a path lie, as the names of corners say it."""
+    """How tensors lie in memory, as the names of corners say it."""
 
     ANY = ""
     COLUMNS_APART = "columns apart"  # of all tensors
     ROWS_APART = "rows apart"  # of activations, modulation and angles: further than they are long
     INDEXED = "indexed"  # all modulation, without a weight
 
+    def of_modulation(self, name: str, form: str) -> dict[str, str]:
+        """The choices by which an argument of that form lies like that."""
+        match self:
+            case Arrangement.COLUMNS_APART if form.startswith("indexed"):
+                return {f"{name}.table.layout": "strided_last", f"{name}.index.layout": "strided_last"}
+            case Arrangement.ROWS_APART if form.startswith("indexed"):
+                return {f"{name}.table.layout": "gapped"}
+            case Arrangement.COLUMNS_APART:
+                return {f"{name}.layout": "strided_last"}
+            case Arrangement.ROWS_APART:
+                return {f"{name}.layout": "chunked"}
+        return {}
 
-ACTIVATIONS, ANGLES = ("residual", "x", "q", "k"), ("cos", "sin")
+    def holds(self, specs: Iterable[TensorSpec]) -> bool:
+        """Whether columns or rows are apart in each of the tensors; True where neither is asked for."""
+        match self:
+            case Arrangement.COLUMNS_APART:
+                return all(spec.shape and spec.strides[-1] > 1 for spec in specs)
+            case Arrangement.ROWS_APART:
+                return all(len(spec.shape) > 1 and spec.strides[-2] > spec.shape[-1] for spec in specs)
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,50 +435,44 @@ def _path_corners(signature: Signature) -> list[Corner]:
     regimes = {"mean_offset": "float32", "variance_eps": "float32"} if "eps" in signature else {}
     corners = []
     for path, (forced, test, arrangements) in paths.items():
-        corners += _crossed(signature, path, {**forced, **rank}, of_rows(test), regimes, arrangements)
+        corners += _in_regimes(signature, path, {**forced, **rank}, of_rows(test), regimes, arrangements)
     return corners
 
 
 def _arranged(signature: Signature, arrangement: Arrangement) -> dict[str, Any]:
     """The choices that lead to an arrangement, of what an op has."""
-    activations = [name for name in ACTIVATIONS if name in signature]
-    angles = [name for name in ANGLES if name in signature]
+    rows = [name for name in signature.names if name in ACTIVATIONS | ANGLES]
     affine = list(_affine_choices(signature))
+    form = "indexed" if arrangement is Arrangement.INDEXED else "[B,L,D]"
     forced: dict[str, Any] = {}
+    for name in signature.modulations if arrangement is not Arrangement.ANY else ():
+        forced |= {f"{name}.form": form, **arrangement.of_modulation(name, form)}
     match arrangement:
         case Arrangement.COLUMNS_APART:
-            laid_out = (*activations, *angles, *signature.modulations, "weight", "bias", "q_weight", "k_weight")
-            forced = {f"{name}.layout": "strided_last" for name in laid_out if name in signature}
+            weights = [name for name in signature.names if name in WEIGHTS | {"bias"}]
+            forced |= {f"{name}.layout": "strided_last" for name in (*rows, *weights)}
             forced |= {"affine": affine[-1]} if affine else {}
+            forced |= {"qk.layout": "own"} if "k" in signature else {}
         case Arrangement.ROWS_APART:
-            forced = {f"{name}.layout": "gapped" for name in (*activations, *angles)}
-            forced |= {f"{name}.layout": "chunked" for name in signature.modulations}
+            forced |= {f"{name}.layout": "gapped" for name in rows}
             if "k" in signature:
-                forced |= {"q.gap": 8, "k.gap": 16}  # not those of one another
+                forced |= {"qk.layout": "own", "q.gap": 8, "k.gap": 16}  # not those of one another
             if signature.family != "split_rotary":
-                forced |= {f"{name}.form": "[B,S,Dr/2]" for name in angles}
+                forced |= {f"{name}.form": "[B,S,Dr/2]" for name in rows if name in ANGLES}
         case Arrangement.INDEXED:
-            forced = {f"{name}.form": "indexed" for name in signature.modulations}
             forced |= {f"{name}.table.rows": 3 for name in signature.modulations}
-            if affine:
-                forced["affine"] = "bias" if "bias" in affine else "none"
-    if arrangement in (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART):
-        forced |= {f"{name}.form": "[B,L,D]" for name in signature.modulations}
-        forced |= {"qk.layout": "own"} if "k" in signature else {}
+            forced |= {"affine": "bias" if "bias" in affine else "none"} if affine else {}
     return forced
 
 
 def _is_arranged(case: Case, arrangement: Arrangement) -> bool:
-    def of(*names: str) -> list[TensorSpec]:
-        return [case.tensors[name] for name in names if name in case.tensors]
-
-    rows = of(*ACTIVATIONS, *ANGLES, *MODULATIONS)
     match arrangement:
         case Arrangement.INDEXED:
-            return not of(*MODULATIONS, "weight")
+            return not {*MODULATIONS, "weight"} & set(case.tensors)
         case Arrangement.COLUMNS_APART:
-            rows += of("weight", "bias", "q_weight", "k_weight")
-    return _lie(rows, arrangement)
+            return arrangement.holds(case.tensors.values())
+    rows = ACTIVATIONS | ANGLES | set(MODULATIONS)
+    return arrangement.holds(spec for name, spec in case.tensors.items() if name in rows)
 
 
 def _head_path_corners(signature: Signature) -> list[Corner]:
@@ -477,20 +496,20 @@ def _head_path_corners(signature: Signature) -> list[Corner]:
         rank |= {"qk.rank": 4, "qk.weights": "both"}
     # A mean is nothing to an RMS norm.
     regimes = {"variance_eps": "float32"} if "eps" in signature else {}
+    arrangements = (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART)
     corners = []
     for path, (forced, test) in paths.items():
-        arrangements = (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART)
-        corners += _crossed(signature, path, {**forced, **rank}, test, regimes, arrangements)
+        corners += _in_regimes(signature, path, {**forced, **rank}, test, regimes, arrangements)
     return corners
 
 
-def _crossed(
+def _in_regimes(
     signature: Signature,
     path: str,
     forced: Mapping[str, Any],
     test: Callable[[Case], bool],
     regimes: Mapping[str, str],
-    arrangements: tuple[Arrangement, Arrangement] = (Arrangement.ANY, Arrangement.ANY),
+    arrangements: tuple[Arrangement, Arrangement],
 ) -> list[Corner]:
     """A path in each of the regimes, by regime the dtype in which a slip shows, and in two more.
 
@@ -505,17 +524,19 @@ def _crossed(
     corners = []
     # In float16 a bug overflows, in float32 it shows in the last bits.
     for regime, dtype in {"near_max": "float16", "nonfinite": "", **regimes}.items():
-        lying = arrangements[dtype != "float16"]
+        arrangement = arrangements[dtype != "float16"]
 
-        def reached(case: Case, regime: str = regime, dtype: str = dtype, lying: Arrangement = lying) -> bool:
-            on_path = len(_main(case).shape) > 2 and test(case) and _is_arranged(case, lying)
+        def reached(
+            case: Case, regime: str = regime, dtype: str = dtype, arrangement: Arrangement = arrangement
+        ) -> bool:
+            on_path = len(_main(case).shape) > 2 and test(case) and _is_arranged(case, arrangement)
             return on_path and case.values == regime and dtype in ("", case.dtype)
 
         of_dtype = {"dtype": dtype} if dtype else {}
         if dtype == "float32" and "casting_mode" in signature:
             of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
-        label = ", ".join(filter(None, (path, lying.value, f"values={regime}{' ' if dtype else ''}{dtype}")))
-        choices = {**forced, **_arranged(signature, lying), **of_dtype, "values": regime}
+        label = ", ".join(filter(None, (path, arrangement.value, f"values={regime}{' ' if dtype else ''}{dtype}")))
+        choices = {**forced, **_arranged(signature, arrangement), **of_dtype, "values": regime}
         corners.append(Corner(label, choices, reached, sparse=True))
     return corners
 
@@ -561,68 +582,38 @@ def _same_form_corners(signature: Signature) -> list[Corner]:
         forced: dict[str, Any] = {f"{name}.form": form for name in names} | {"size": "frames", "width": "pow2"}
         if form.startswith("indexed"):
             forced |= {f"{name}.table.rows": 3 for name in names}
-        lyings = [Arrangement.ANY] if form in ONE_NUMBER else [Arrangement.COLUMNS_APART, Arrangement.ROWS_APART]
+        arrangements = [Arrangement.ANY] if form in ONE_NUMBER else [Arrangement.COLUMNS_APART, Arrangement.ROWS_APART]
         if form in SAME_ROW:
-            lyings.pop()
+            arrangements.pop()
         every = _affine_choices(signature) if form in TOGETHER else {}
-        choices: list[tuple[str, tuple[bool, bool] | None]] = [*every.items()] or [("", None)] * len(lyings)
-        lyings += [Arrangement.ANY] * (len(choices) - len(lyings))
-        for number, ((affine, want), lying) in enumerate(zip(choices, lyings, strict=True)):
-            if len(names) == 1 and lying is Arrangement.ANY:
+        choices: list[tuple[str, tuple[bool, bool] | None]] = [*every.items()] or [("", None)] * len(arrangements)
+        arrangements += [Arrangement.ANY] * (len(choices) - len(arrangements))
+        for number, ((affine, want), arrangement) in enumerate(zip(choices, arrangements, strict=True)):
+            if len(names) == 1 and arrangement is Arrangement.ANY:
                 continue  # a corner of its own already
             tiles = form in BY_TILE and number == len(choices) - 1
             more: dict[str, Any] = {"affine": affine} if affine else {}
             if tiles:
                 more |= {"size": "long_frames", "width": "model", "width.class": width_class(64)}
             for name in names:
-                more |= _lying(name, form, lying)
+                more |= arrangement.of_modulation(name, form)
 
             def reached(
                 case: Case,
                 form: str = form,
                 want: tuple[bool, bool] | None = want,
                 least: int = 199 * tiles,
-                lying: Arrangement = lying,
+                arrangement: Arrangement = arrangement,
             ) -> bool:
                 if not all(_form_reached(name, form)(case) for name in names) or _main(case).shape[1] <= least:
                     return False
                 rows = [case.tensors.get(name) or case.tensors[f"{name}.table"] for name in names]
-                return _lie(rows, lying) and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
+                return arrangement.holds(rows) and want in (None, ("weight" in case.tensors, "bias" in case.tensors))
 
-            label = f"{' and '.join(names)}={form}"
-            label += f"{', affine=' if affine else ''}{affine}{', L>199' if tiles else ''}"
-            label += f"{', ' if lying.value else ''}{lying.value}"
+            parts = (f"{' and '.join(names)}={form}", affine and f"affine={affine}", "L>199" * tiles, arrangement.value)
+            label = ", ".join(filter(None, parts))
             corners.append(Corner(label, {**forced, **more}, reached, sparse=not tiles))
     return corners
-
-
-# Forms of no columns, and of one row for all.
-ONE_NUMBER, SAME_ROW = frozenset({"scalar", "[1]"}), frozenset({"[D]", "[1,1,D]"})
-
-
-def _lying(name: str, form: str, lying: Arrangement) -> dict[str, str]:
-    """The choices by which a modulation argument lies like that."""
-    indexed = form.startswith("indexed")
-    match lying:
-        case Arrangement.COLUMNS_APART if indexed:
-            return {f"{name}.table.layout": "strided_last", f"{name}.index.layout": "strided_last"}
-        case Arrangement.ROWS_APART if indexed:
-            return {f"{name}.table.layout": "gapped"}
-        case Arrangement.COLUMNS_APART:
-            return {f"{name}.layout": "strided_last"}
-        case Arrangement.ROWS_APART:
-            return {f"{name}.layout": "chunked"}
-    return {}
-
-
-def _lie(specs: Sequence[TensorSpec], lying: Arrangement) -> bool:
-    """Whether all of them do."""
-    match lying:
-        case Arrangement.COLUMNS_APART:
-            return all(spec.shape and spec.strides[-1] > 1 for spec in specs)
-        case Arrangement.ROWS_APART:
-            return all(len(spec.shape) > 1 and spec.strides[-2] > spec.shape[-1] for spec in specs)
-    return True
 
 
 def _form_reached(name: str, form: str) -> Callable[[Case], bool]:

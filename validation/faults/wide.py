@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from validation.faults.fault import fault
+from validation.faults.rare import BLOCK, TILE
 from validation.faults.right import RightOps
 from validation.record import Status
 
@@ -15,8 +16,8 @@ LN, LNSS, RNSS, RGA = "layer_norm", "layer_norm_scale_shift", "rms_norm_scale_sh
 SRLN, SRRN = "scale_residual_layer_norm_scale_shift", "scale_residual_rms_norm_scale_shift"
 QKN, ROTARY = "qk_norm", "rotary_embedding"
 
-# Of kernels in use: columns that one block takes, columns that a small kernel takes, programs of a persistent one.
-BLOCK, SMALL, PROGRAMS = 8192, 4096, 1056
+# Of a kernel: columns or rows of the smaller of two, programs of a persistent one (8 for each of an H200's 132 SMs).
+SMALL, PROGRAMS = 4096, 1056
 
 
 @fault(
@@ -114,11 +115,15 @@ class HeadDimPast128(RightOps):
 
 
 @fault(
-    "angles of the first item, many tokens", ROTARY, "past 96 tokens, of cos and sin [B, S, Dr/2]", NUMERICAL, NONFINITE
+    "angles of the first item, many tokens",
+    ROTARY,
+    "past a tile of tokens, of cos and sin [B, S, Dr/2]",
+    NUMERICAL,
+    NONFINITE,
 )
 class AnglesOfTheFirstItem(RightOps):
     def angles(self, cos: Tensor, x: Tensor, mode: str) -> Tensor:
-        if cos.dim() == 3 and cos.shape[1] > 96:
+        if cos.dim() == 3 and cos.shape[1] > TILE:
             cos = cos[:1].expand(cos.shape)
         return super().angles(cos, x, mode)
 
