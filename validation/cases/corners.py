@@ -390,8 +390,8 @@ def _path_corners(signature: Signature) -> list[Corner]:
     """Where another kernel or another path of it may run, with the values that tell a slip of the arithmetic.
 
     Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
-    In the same cases the path meets parameters whose strides are not their shape's: left to chance, of planted bugs
-    that need both 40 survived one seed or more of three.
+    In the same cases the path meets tensors whose strides are not their shape's: bugs that need both (`faults.wide`)
+    were left to chance as well.
     """
     rank = {"rank": 3} if signature.family == "norm" else {}
 
