@@ -21,10 +21,10 @@ LOSSLESS_MEAN_RATIO = {
     ("max", "float16"): 1.03,
     ("max", "bfloat16"): 1.03,
 }
-# Of ops whose reference contracts (`torch.addcmul`): half an ulp each for a product and the sum, where a chain that
-# does not has three halves (measured 1.48).
+# Of ops whose reference contracts (`torch.addcmul`): a chain that does not rounds the second product too. Where that
+# product is most of the sum, or the products cancel, it is twice the error.
 CONTRACTED = frozenset({"split_rotary_embedding"})
-CONTRACTED_MEAN_RATIO = {("max", "float32"): 1.55}
+CONTRACTED_MEAN_RATIO = {("max", "float32"): 2.0}
 
 # Standard errors of that mean by which it must be over: a chance of 3e-5, for each op and dtype of a run. Measured on
 # 51 float16 cases of a right q/k norm, in some of which a declared rounding fell the other way: 1.007, with a standard

@@ -41,8 +41,8 @@ LOSSLESS_FACTOR = 1.02
 LOSSLESS_CASES, LOSSLESS_CHANCE = 10_000, 1e-4
 LOSSLESS_SIGMAS = -statistics.NormalDist().inv_cdf(LOSSLESS_CHANCE / LOSSLESS_CASES)
 
-# The most that one rounding costs, in ulp: a path that is nearer in all of a case's elements (of a constant float32 row
-# the reference's mean is exact) is no measure of a maximum.
+# The most that one rounding costs, in ulp: a path that is nearer in all of a case's elements was lucky. One without an
+# error is no measure (of a constant float32 row the reference's mean is exact, and that of sums in chunks is not).
 ONE_ROUNDING = 0.5
 
 # Ops whose y is another op of the residual_out that they return: `scale_residual_X` is judged as X there.
@@ -362,14 +362,16 @@ def _values(output: Tensor, target: Target) -> Judgement:
     equal = same_bits.equal_bits(output, baseline)
     used = torch.where(finite, error.abs() / budget.allowed, torch.zeros_like(error))
     worst = float(used.max()) if used.numel() else 0.0
-    ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else (1.0 if errors.rms_ulp == 0.0 else math.inf)
+    of_exact = 1.0 if errors.rms_ulp == 0.0 else math.inf
+    ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else of_exact
+    max_ratio = max(errors.max_ulp, ONE_ROUNDING) / max(path.max_ulp, ONE_ROUNDING) if path.rms_ulp else of_exact
     numbers: dict[str, float | int | str | None] = {
         "budget_percent": 100.0 * worst,
         **errors.numbers(""),
         **path.numbers("baseline_"),
         **ideal.numbers("ideal_"),
         "rms_ratio": ratio,
-        "max_ratio": max(errors.max_ulp, ONE_ROUNDING) / max(path.max_ulp, ONE_ROUNDING),
+        "max_ratio": max_ratio,
         "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
         "elements": output.numel(),
     }

@@ -133,12 +133,39 @@ def test_one_channel_in_hundreds_is_seen_by_the_maximum_alone(monkeypatch: pytes
     assert judged().status is Status.FAULT_SURVIVED
 
 
-def test_a_maximum_below_one_rounding_is_no_measure() -> None:
-    """Of constant float32 rows the reference's mean is exact, and that of sums in chunks is not."""
-    x = TensorSpec((2, 4, 4096), "float32", (16384, 4096, 1), 0, "x")
-    case = Case("layer_norm", {"x": x}, {"eps": 1e-3}, "constant_rows", 0)
-    judgement = judge_call(case, controls.op_set("chunked")["layer_norm"], "cpu")
-    assert judgement.status is Status.PASSED
-    assert float(judgement.numbers["baseline_max_ulp"] or 0) < verdict.ONE_ROUNDING
-    ratio = float(judgement.numbers["max_ratio"] or 0)
-    assert ratio == pytest.approx(max(float(judgement.numbers["max_ulp"] or 0), 0.5) / verdict.ONE_ROUNDING)
+def of_rows(op: str, values: str, rows: int, width: int, seed: int, dtype: str = "float32") -> Case:
+    x = TensorSpec((2, rows, width), dtype, (rows * width, width, 1), 0, "x")
+    return Case(op, {"x": x}, {"eps": 1e-3}, values, seed)
+
+
+def test_a_path_without_an_error_is_no_measure_of_a_maximum() -> None:
+    """Of constant float32 rows the reference's mean is exact, and that of sums in chunks is not.
+
+    1,000 cases of that control came to 1.31 times the reference path's maximum, of which 26 were such rows.
+    """
+    chunked, device = controls.op_set("chunked"), select(gpu=False)
+    exact = parity.run(of_rows("layer_norm", "constant_rows", 4, 4096, 0), chunked, device)
+    assert exact.status is Status.PASSED
+    assert exact.numbers["baseline_max_ulp"] == 0.0
+    assert float(exact.numbers["max_ulp"] or 0) > verdict.ONE_ROUNDING
+    cases = [of_rows("layer_norm", "normal", 4, 512, seed) for seed in range(20)]
+    records = [parity.run(case, chunked, device) for case in cases]
+    assert tiers.op_tier([*records, *[exact] * 20]).ratios == tiers.op_tier(records).ratios
+
+
+def test_a_maximum_below_one_rounding_counts_as_one() -> None:
+    case = of_rows("layer_norm", "normal", 2, 8, 0, "bfloat16")
+    numbers = parity.run(case, controls.op_set("reference"), select(gpu=False)).numbers
+    assert 0.0 < float(numbers["baseline_max_ulp"] or 0) < verdict.ONE_ROUNDING
+    assert numbers["max_ratio"] == 1.0
+
+
+def test_a_chain_without_contraction_keeps_its_tier() -> None:
+    """Half of its error is the second product's, where that is most of the sum or cancels the first."""
+    angles = {name: TensorSpec((1, 2, 64, 32), "float32", (4096, 2048, 32, 1), 0, name) for name in ("cos", "sin")}
+    x = TensorSpec((1, 64, 128), "float32", (8192, 128, 1), 0, "x")
+    chain, device = controls.op_set("chunked"), select(gpu=False)
+    cases = [Case("split_rotary_embedding", {"x": x, **angles}, {}, "normal", seed) for seed in range(100)]
+    tier = tiers.op_tier([parity.run(case, chain, device) for case in cases])
+    assert tier.tier == "lossless"
+    assert 1.55 < tier.ratios["mean_max_ratio_float32"] < 2.0
