@@ -19,11 +19,10 @@ Runs its parts one after the other, each in a process of its own that may take `
 and after each part writes ``gpu-<date>.json`` to FOLDER (default ``benchmarks/results``): environment, and of each
 part the command, exit status (124: it was stopped), seconds and the end of what it printed. Called again, it goes on
 with the parts that have not passed at this commit by the same command (`--again`: with all of them; what is not
-committed is not known to it); `--minutes` ends it before a session on a borrowed machine does. `--list` prints the
-parts and runs nothing.
+committed is not known to it); `--minutes` ends it after so long. `--list` prints the parts and runs nothing.
 
-Exit status 0 where all parts asked for have passed, 1 where one failed, 2 without a GPU, 3 where some are to do yet.
-Where compute-sanitizer (CUDA toolkit) is not on the PATH its parts are recorded as not run, and that is said.
+Exit status 0 where all parts asked for have passed, 1 where one failed, 2 without a GPU, 3 where some are to do yet or
+could not be run: where compute-sanitizer (CUDA toolkit) is not on the PATH its parts are recorded as not run.
 """
 
 import argparse
@@ -184,7 +183,8 @@ def go_on(
     if to_do:
         print(f"to do yet, by the same command: {', '.join(to_do)}")
         return 3
-    return int(any(known[part.name]["status"] for part in asked()))
+    statuses = [known[part.name]["status"] for part in asked()]
+    return 1 if any(statuses) else 3 if None in statuses else 0
 
 
 def main() -> int:

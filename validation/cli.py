@@ -28,7 +28,7 @@ replaces, measured, on inputs chosen to hurt.
 """
 
 EPILOG = """\
-exit status: 0 all passed, 1 a verdict failed, 2 usage error, 3 inconclusive
+exit status: 0 all passed, 1 a verdict failed, 2 usage error, 3 inconclusive, 130 interrupted
 """
 
 
@@ -38,12 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, help_text: str, description: str) -> argparse.ArgumentParser:
+    def command(name: str, help_text: str, description: str, epilog: str = EPILOG) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=help_text,
             description=description,
-            epilog=EPILOG,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -154,7 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     denoise.add_argument(
         "--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="folder of the JSON and the picture"
     )
-    report = command("report", "write report.html of a run folder", "Writes report.html of a run folder again.")
+    report = command(
+        "report",
+        "write report.html of a run folder",
+        "Writes report.html of a run folder again.",
+        "exit status: 0 written, whatever the verdicts, 2 usage error\n",
+    )
 
     for sub in (run, parity, quality, repro):
         sub.add_argument(
@@ -353,12 +358,12 @@ def _repro(arguments: argparse.Namespace) -> int:
     limit = limit_of(arguments.case_seconds)
     device = select(arguments.gpu)
     check_op_name(case.op)
+    if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
+        raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     ops = load_op_set(arguments.ops)
     if isolated_by_default(ops) if arguments.isolate is None else arguments.isolate:
         ops = isolated(ops, gpu=arguments.gpu, limit=limit)
     record = parity.run(case, ops, device)
-    if device.bfloat16_problems and case.dtype == "bfloat16":
-        raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     print(record.message or f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}")
     return exit_status([record.status])
 
@@ -404,7 +409,7 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
     for option, value, least in (("rounds", arguments.rounds, 1), ("steps", arguments.steps, 1)):
         if value < least:
             raise UsageError(f"--{option}: {value}, expected an integer >= {least}")
-    if arguments.replays < 4:
+    if arguments.drift != "none" and arguments.replays < 4:
         raise UsageError(f"--replays: {arguments.replays}, expected at least 4 (--drift none leaves the drift out)")
     if arguments.profile and not arguments.gpu:
         raise UsageError("--profile: kernels are seen on a GPU only, expected --gpu as well")

@@ -70,7 +70,7 @@ def select(gpu: bool) -> Device:
 
     Raises:
         UsageError: ``gpu`` without a usable GPU, with the interpreter switched on, or after the other
-            device was selected.
+            device was selected; without ``gpu``, where Triton's interpreter cannot be switched on.
     """
     global _selected
     if gpu:

@@ -47,9 +47,6 @@ SHORT_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEATHS = frozenset({Status.TIMEOUT, Status.CRASHED})
 MAX_DEATHS = 5
 
-# Names of the corners in which one check of `same_bits` is due begin so.
-SAME_BITS = "same bits: "
-
 # Between two lines on the progress of an op.
 PROGRESS_SECONDS = 30.0
 
@@ -183,6 +180,7 @@ def sweep(
     xfail = xfail or XFail()
     if require is not None and require not in TIERS:
         raise UsageError(f"unknown tier {require!r}, expected one of: {', '.join(TIERS)}")
+    command = sweep_command(op, ops, device, profile=profile, seed=seed, require=require, xfail=xfail)
     plan = Plan.of(op, device, profile, seed)
     corners = plan.corners
     done: list[Record] = []
@@ -197,7 +195,7 @@ def sweep(
             failed.setdefault(record.status, planned)
         yield done[-1]
         if _deaths(ops) - before >= MAX_DEATHS:
-            yield _stopped(op, ops, device, len(done), last_failed or record, seed)
+            yield _stopped(op, ops, len(done), last_failed or record, command)
             return
     if shrink:
         for status, planned in failed.items():
@@ -209,7 +207,7 @@ def sweep(
     if any(record.status is not Status.NOT_EXPRESSED for record in done):
         yield xfail.apply(grad_record(op, ops, device))
         yield xfail.apply(bad_input_record(op, ops, device))
-    yield xfail.apply(_summary(op, ops, device, done, corners, require, seed))
+    yield xfail.apply(_summary(op, ops, done, corners, require, command))
     yield from xfail.unused(op, ops.name)
 
 
@@ -435,13 +433,7 @@ def _shrunk(planned: Planned, plan: Plan, status: Status, ops: OpSet) -> Record 
 
 
 def _summary(
-    op: str,
-    ops: OpSet,
-    device: Device,
-    done: list[Record],
-    corners: tuple[Corner, ...],
-    require: str | None,
-    seed: int,
+    op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: str | None, command: str
 ) -> Record:
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
@@ -493,7 +485,6 @@ def _summary(
     elif require is not None and (tier.tier is None or TIERS.index(tier.tier) > TIERS.index(require)):
         status = Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
-    command = _sweep_command(op, ops, device, "--seed", str(seed))
     return Record(
         level=Level.RUN,
         subject=op,
@@ -543,7 +534,7 @@ def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ..
         def reached(case: Case) -> bool:
             return case.dtype == forced["dtype"] and check in same_bits.due(case, device.torch)
 
-        return Corner(f"{SAME_BITS}{check}", forced, reached)
+        return Corner(f"{same_bits.CORNER}{check}", forced, reached)
 
     (example,) = draw_cases(cases(signature, LAST_BIT), seed=0, count=1)
     return tuple(corner(check) for check in same_bits.CHECKS if same_bits.applies(check, example, device.torch))
@@ -555,7 +546,7 @@ def _made_due(case: Case, corner: Corner | None, device: Device) -> Case:
     Others with the next seed for which only checks are due that cost few kernels (`same_bits.affordable`).
     """
     seeds = (dataclasses.replace(case, seed=case.seed + n) for n in range(10_000))
-    if corner is not None and corner.name.startswith(SAME_BITS):
+    if corner is not None and corner.name.startswith(same_bits.CORNER):
         return next(c for c in seeds if corner.reached(c))
     affordable = same_bits.affordable(case)
     return next(c for c in seeds if affordable.issuperset(same_bits.due(c, device.torch)))
@@ -599,7 +590,7 @@ def bad_input_record(op: str, ops: OpSet, device: Device) -> Record:
         reason = f"{reason}, {len(deaths)} of which hung or crashed; the first {deaths[0].reason}"
     if tried < len(bad_ones):
         reason = f"{reason}; stopped before {len(bad_ones) - tried} more"
-    command = _sweep_command(op, ops, device)
+    command = sweep_command(op, ops, device)
     lines = [f"{op}  {ops.name}  {status}", reason, *wrong, f"repeat: {command}"]
     return Record(
         level=Level.RUN,
@@ -626,7 +617,7 @@ def grad_record(op: str, ops: OpSet, device: Device) -> Record:
         judgement = ops.judge(case, grad=True)
     else:
         judgement = judge_call(case, calls.requiring_grad(ops[op]), device.torch)
-    command = _sweep_command(op, ops, device)
+    command = sweep_command(op, ops, device)
     reason = f"called under torch.no_grad() with tensors that require grad: {judgement.reason}"
     return Record(
         level=Level.RUN,
@@ -672,23 +663,40 @@ def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str | Death:
     return words or (f"refused, but only after writing to memory: {written}" if written else "")
 
 
-def _sweep_command(op: str, ops: OpSet, device: Device, *words: str) -> str:
-    """The command line that judges an op again."""
-    return shlex.join(["validate", "parity", "--op", op, "--ops", ops.origin, *words, *device.words])
+def sweep_command(
+    op: str,
+    ops: OpSet,
+    device: Device,
+    *,
+    profile: Profile | None = None,
+    seed: int | None = None,
+    require: str | None = None,
+    xfail: XFail | None = None,
+) -> str:
+    """The command line that judges an op again, arguments as of `sweep`."""
+    words = ["validate", "parity", "--op", op, "--ops", ops.origin]
+    if profile is not None and profile in PROFILES.values() and profile.name != "default":
+        words += ["--profile", profile.name]
+    if seed is not None:
+        words += ["--seed", str(seed)]
+    if require not in (None, default_tier(ops)):
+        words += ["--require", str(require)]
+    if xfail is not None and xfail.path is not None:
+        words += ["--xfail", str(xfail.path)]
+    return shlex.join([*words, *device.words])
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _stopped(op: str, ops: OpSet, device: Device, cases: int, last: Record, seed: int) -> Record:
+def _stopped(op: str, ops: OpSet, cases: int, last: Record, command: str) -> Record:
     """The record that says why an op was judged no further, with the last case that failed; a failure."""
     reason = (
         f"stopped after {cases} cases, {MAX_DEATHS} of which hung, crashed or lost the accelerator; the last "
         f"{last.reason}; the rest is not judged"
     )
     status = last.status if last.status in DEATHS else Status.CRASHED
-    command = _sweep_command(op, ops, device, "--seed", str(seed))
     message = f"{op}  {ops.name}  {status}\n{reason}\nrepeat: {command}"
     return Record(Level.RUN, op, ops.name, status, "runs", reason, message=message, repro=command)
 

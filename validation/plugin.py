@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--isolate",
         action=argparse.BooleanOptionalAction,
-        help="run candidates in a process of their own (default: all but fused_ops and reference_ops)",
+        help="run candidates in a process of their own (default: all that are not ours)",
     )
     group.addoption("--case-seconds", type=float, metavar="S", help="the most that a case may take there")
     group.addoption("--require", metavar="TIER", help="hold every op to bit-exact, lossless or close")

@@ -95,7 +95,7 @@ class Record:
         case: what was run, enough to run it again: a `Case` for an op; model, prompt, seed, steps for a sample.
         dtype: the working dtype, in torch's names (``bfloat16``).
         tier: ``bit-exact``, ``lossless``, ``close`` or None where the record failed or has no tier.
-        numbers: scalars by name. For an op those of `judge.stats.ErrorStats`; for a sample ``psnr`` (dB,
+        numbers: scalars by name. For an op those of `judge.stats.Errors`; for a sample ``psnr`` (dB,
             pooled), ``psnr_worst_frame``, ``ssim_mean``, ``ssim_worst_frame``, ``worst_frame``, site counts.
         series: lists of numbers by name, such as ``psnr_per_frame`` (dB) and ``ssim_per_frame``.
         artifacts: files by role, relative to the run folder (``reference_frames``, ``candidate_frames``, ...).

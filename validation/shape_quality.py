@@ -127,7 +127,7 @@ class Gates:
         return cls(path.stem, **found)
 
     def failures(self, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Rung and words of each bound that is passed; a NaN passes every bound."""
+        """Rung and words of each bound that the numbers are beyond; a NaN is beyond every bound."""
         found = []
         for name in RUNG_NUMBERS:
             if name not in numbers:

@@ -21,7 +21,7 @@ def judge_files(reference: Path, candidate: Path, floors: Mapping[str, float]) -
         floors: as in `judge_frames`.
 
     Raises:
-        UsageError: another kind of file.
+        UsageError: another kind of file, or frames smaller than SSIM's window.
     """
     paths = {"reference": reference, "candidate": candidate}
     for arm, path in paths.items():
@@ -35,4 +35,7 @@ def judge_files(reference: Path, candidate: Path, floors: Mapping[str, float]) -
     if rates["candidate"] != rates["reference"]:
         reason = f"candidate has {rates['candidate']:g} frames a second, expected {rates['reference']:g}"
         return Verdict(Status.INCORRECT_FRAMES, "frames", reason)
-    return judge_frames(frames["reference"], frames["candidate"], floors, 255.0)
+    try:
+        return judge_frames(frames["reference"], frames["candidate"], floors, 255.0)
+    except ValueError as error:
+        raise UsageError(f"reference: {reference}: {error}") from error

@@ -6,7 +6,7 @@ One entry a line, empty lines and lines that begin with ``#`` aside::
     rotary_embedding:H=0                               # launches with an empty tile
     qk_norm                                            # not ported yet
 
-An entry names an op; after a colon, a failing status or a declared corner; after another, a dtype. A failure
+An entry names an op; after a colon, a failing status or a corner; after another, a dtype. A failure
 that an entry matches is reported as ``XFAILED`` and does not fail the run. An entry that matched nothing, where
 its op was judged, fails it: what was repaired must leave the file. No entry covers an op whose candidate hung or
 crashed so often that the rest of its cases was left: they may hold anything.
@@ -22,6 +22,7 @@ from validation.cases.corners import declared_corners
 from validation.cases.strategies import Signature
 from validation.cases.workloads import workloads
 from validation.errors import UsageError
+from validation.judge import same_bits
 from validation.ops import check_op_name, reference_op
 from validation.record import Level, Record, Status
 
@@ -60,10 +61,11 @@ class XFail:
 
     Attributes:
         entries: in the file's order.
+        path: of the file; None where there is none.
     """
 
-    def __init__(self, entries: tuple[Entry, ...] = ()) -> None:
-        self.entries = entries
+    def __init__(self, entries: tuple[Entry, ...] = (), path: Path | None = None) -> None:
+        self.entries, self.path = entries, path
         self._used: set[Entry] = set()
 
     @classmethod
@@ -78,7 +80,7 @@ class XFail:
         except (OSError, ValueError) as error:
             raise UsageError(f"--xfail: cannot read {path}: {error}, expected a text file") from error
         entries = [_entry(f"{path}:{n}", line) for n, line in enumerate(lines, 1)]
-        return cls(tuple(entry for entry in entries if entry))
+        return cls(tuple(entry for entry in entries if entry), path)
 
     def apply(self, record: Record) -> Record:
         """The record; as ``XFAILED``, if it failed and an entry matches it."""
@@ -117,8 +119,9 @@ def _entry(where: str, line: str) -> Entry | None:
         check_op_name(op)
     except UsageError as error:
         raise UsageError(f"--xfail: {where}: {error}") from error
-    corners = [corner.name for corner in declared_corners(Signature.of(op, reference_op(op)))]
+    corners = [corner.name for corner in declared_corners(Signature.of(op, reference_op(op)), gpu=True)]
     corners += [workload.name for workload in workloads(op)]
+    corners += [f"{same_bits.CORNER}{check}" for check in same_bits.CHECKS]
     failing = [status for status in Status if status.failed]
     if what and what not in (*failing, *corners):
         raise UsageError(

@@ -54,12 +54,13 @@ def qk_norm_of(rms_norm: Callable[..., Tensor], why_not_inplace: str) -> Callabl
     return qk_norm
 
 
-def required(module: str, package: str) -> ModuleType:
+def required(module: str, package: str, install: str = "") -> ModuleType:
     """Import a module of an optional package.
 
     Args:
         module: its full name.
-        package: what to install for it, as PyPI calls it.
+        package: as PyPI calls it.
+        install: the words behind ``pip install``, where the package's name alone will not do.
 
     Raises:
         UsageError: it is not installed.
@@ -69,4 +70,4 @@ def required(module: str, package: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise UsageError(f"--ops: needs {package}: pip install {package}") from error
+        raise UsageError(f"--ops: needs {package}: pip install {install or package}") from error

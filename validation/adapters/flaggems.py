@@ -1,4 +1,6 @@
-"""FlagGems' forward kernels (``pip install flag_gems``; written against 5.0.2).
+"""FlagGems' forward kernels (``pip install --no-deps flag_gems sqlalchemy``; written against 5.0.2).
+
+Without its dependencies, of which numpy 1.26 is one; on a GPU it imports sqlalchemy.
 
 Expresses ``layer_norm``, ``rms_norm``, ``qk_norm`` and ``rotary_embedding``. A missing RMSNorm weight is passed
 as ones. FlagGems rounds once: less often than ``casting_mode="input"`` declares, which is allowed. Angles of
@@ -30,6 +32,8 @@ from validation.errors import UsageError
 
 INTERPRETED = interpreted()
 
+INSTALL = "--no-deps flag_gems sqlalchemy"
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _program_id(axis: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -45,7 +49,7 @@ def _without_launcher() -> None:
     """Stand-ins for the modules of FlagGems that need a GPU, so that the kernels' files import."""
     spec = importlib.util.find_spec("flag_gems")
     if spec is None or spec.origin is None:
-        raise UsageError("--ops: needs flag_gems: pip install flag_gems")
+        raise UsageError(f"--ops: needs flag_gems: pip install {INSTALL}")
     folder = Path(spec.origin).parent
     shells = {name: ModuleType(name) for name in ("flag_gems", "flag_gems.ops", "flag_gems.fused", "flag_gems.utils")}
     for name, shell in shells.items():
@@ -62,10 +66,10 @@ def _without_launcher() -> None:
 if INTERPRETED:
     _without_launcher()
 else:
-    required("flag_gems", "flag_gems")
-_layernorm = required("flag_gems.ops.layernorm", "flag_gems")
-_rms_norm = required("flag_gems.ops.rms_norm", "flag_gems")
-_rotary = required("flag_gems.fused.rotary_embedding", "flag_gems")
+    required("flag_gems", "flag_gems", INSTALL)
+_layernorm = required("flag_gems.ops.layernorm", "flag_gems", INSTALL)
+_rms_norm = required("flag_gems.ops.rms_norm", "flag_gems", INSTALL)
+_rotary = required("flag_gems.fused.rotary_embedding", "flag_gems", INSTALL)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:

@@ -117,8 +117,6 @@ INDEX_LAYOUTS = (*ROW_LAYOUTS, "expanded")
 SKIPPED = 16
 # The row is one of three (q of a packed qkv), or of six (shift, scale and gate, twice).
 PARTS = {"packed": 3, "chunked": 6}
-# Layout "far": nine rows that begin in the middle of 2 FAR elements, FAR / 8 apart and a bit more. The ninth is
-# past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
 ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded", "sliced")
 AS_Q = "as q"  # k's dtype
 QK_LAYOUTS = ("own", "packed", "same")
@@ -126,6 +124,8 @@ HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # none in one of ten
 RARE_HEADS = (40,)  # Helios: more than a tile of 32 or 16 of them, and no multiple of either
 # An activation of stride 0, which any input may be, tells no rows apart: corners alone ask for it.
 RARE_LAYOUTS = ("far", "repeated")
+# Layout "far": nine rows that begin in the middle of 2 FAR elements, FAR / 8 apart and a bit more. The ninth is
+# past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
 FAR = 2**31
 EPS = (1e-6, 1e-5, 1e-3)
 # With an eps of 0 a row of variance zero is 0 / 0, and what is nearly one is whatever its rounding makes of it.

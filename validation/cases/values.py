@@ -40,8 +40,7 @@ def draw(
     """Values for the tensor called ``name``, made in float32 and rounded to dtype; contiguous.
 
     Activations follow the regime. Weights lie about 1; biases, shifts, scales and gates about 0, but for the
-    regimes that say otherwise (wider in ``dit``); cos and sin are of random angles, the same angles for the
-    same shape and seed.
+    regimes that say otherwise (wider in ``dit``); cos and sin are cosines of random angles.
     """
     argument = name.partition(".")[0]
     if argument in ACTIVATIONS:

@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 every verdict as it must be, 1 a false alarm or a missed fault, 2 usage error",
     )
     parser.add_argument("names", nargs="*", metavar="CONTROL", help=f"of {', '.join(controls.NAMES)} (default: all)")
-    parser.add_argument("--cases", type=int, metavar="N", help="cases an op, at least (default: 10000 or 1000)")
+    parser.add_argument(
+        "--cases", type=int, metavar="N", help="cases an op, at least (default: 10000, 1000, or 300 of torch_compile)"
+    )
     parser.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases are drawn from it (default: 0)")
     parser.add_argument("--model", choices=quality.MODELS, help="judge the controls of a sampled model instead")

@@ -44,6 +44,12 @@ class Separation:
     psnr_worst_frame: float
 
 
+def require_band(replays: int) -> None:
+    """UsageError where there would be no band."""
+    if not replays:
+        raise UsageError("--replays: 0, expected at least 4: controls are told apart by the band")
+
+
 def separate(
     names: Sequence[str],
     device: Device,
@@ -65,8 +71,7 @@ def separate(
     for name in names:
         if name not in NAMES:
             raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(NAMES)}")
-    if not replays:
-        raise UsageError("--replays: 0, expected at least 4: controls are told apart by the band")
+    require_band(replays)
     reference_ops = load_op_set("reference_ops")
     plan = quality.make_plan("helios", reference_ops, checkpoint, None, prompts, replays=replays)
     samples = [dataclasses.replace(prompt, seed=prompt.seed + seed) for prompt in plan.prompts]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from validation.controls import shapes
-from validation.controls.separation import Separation
+from validation.controls.separation import Separation, require_band
 from validation.device import Device
 from validation.drift import measure, verdicts
 from validation.errors import UsageError
@@ -39,11 +39,13 @@ def separate(
     """Judge controls on a Hunyuan3D-2 checkpoint; arguments as in `shape_quality.make_plan` and `Request`.
 
     Raises:
-        UsageError: an unknown control, a bad file, or a reference that is no shape or does not repeat itself.
+        UsageError: an unknown control, a bad file, no replays, or a reference that is no shape or does not repeat
+            itself.
     """
     for name in names:
         if name not in NAMES:
             raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(NAMES)}")
+    require_band(replays)
     reference_ops = load_op_set("reference_ops")
     plans = {
         packed: make_plan(reference_ops, checkpoint, sites, prompts, gates, seed=seed, replays=replays, shape=shape)

@@ -4,7 +4,8 @@
     teacher  at each site call of the truth's own trajectory: who is further from the truth?
     band     the free-running candidate's distance to the truth, ranked among those of the replays
     cache    the band on disk
-    measure  the whole measurement over some prompts, and its verdicts
+    measure  the whole measurement over some prompts
+    verdicts what the measurement says, held to a tier
 
 A model takes part by a `measure.Model`: callables that sample it with an op set mounted. Nothing here knows a model.
 """

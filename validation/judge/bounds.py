@@ -3,7 +3,7 @@
 Each function takes the case's arguments and returns one `Running` for each output; the final rounding, to
 the output's dtype, is left out: the budget adds it as half an ulp. ``"float32"`` mode rounds nowhere else.
 ``"input"`` mode rounds the normalised value to ``x.dtype`` and then each intermediate to what PyTorch's
-promotion gives, as OPS.md declares; the rotations, which have no mode, do the latter too.
+promotion gives, as `reference_ops` does; the rotations, which have no mode, do the latter too.
 
 An op that hands on a rounded residual (``scale_residual_X``) is judged in two parts: ``residual_out``
 against the gated sum, and y as ``X`` of the residual_out that the candidate itself returned. So there is no

@@ -62,6 +62,9 @@ CHAINED = "scale_residual_"
 # may compile another kernel.
 OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation", "other flags")
 
+# Names of the corners in which one of the checks is due begin so.
+CORNER = "same bits: "
+
 # Of twelve kernels so many get no such check: beside the 97 kernels of the largest op's first calls there is room for
 # some 50 in 2,000 cases (`validation.compile_keys`).
 UNCHECKED = 7

@@ -44,9 +44,9 @@ class OpTier:
 
     Attributes:
         tier: ``bit-exact``, ``lossless`` or ``close``; None where there are no cases.
-        mean_ratio: geometric mean of the RMS ratios, of the worst dtype.
+        mean_ratio: geometric mean of the RMS ratios, of the dtype that is nearest to its limit.
         reason: in words, with the number that decided.
-        ratios: by name, ``mean_rms_ratio_float32``: the geometric means of the dtypes that have cases with an error.
+        ratios: by name, ``mean_rms_ratio_float32``: the geometric means of the dtypes in which a case's is not 1.
     """
 
     tier: str | None
@@ -68,7 +68,9 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     means = {key: math.exp(statistics.fmean(of_key)) for key, of_key in logs.items()}
     ratios = {f"mean_{kind}_ratio_{dtype}": means[kind, dtype] for kind, dtype in logs if any(logs[kind, dtype])}
     # What is told of an op that loses nothing is the RMS error's ratio.
-    told = max((key for key in over if key[0] == "rms"), key=lambda key: over[key])
+    dtypes = {record.dtype for record in records}
+    measured = [key for key in over if key[0] == "rms" and key[1] in dtypes]
+    told = max(measured, key=lambda key: (any(logs[key]), over[key]))
     if all(record.tier == "bit-exact" for record in records):
         reason = f"equal to the reference path to the bit in all {len(records)} cases"
         return OpTier("bit-exact", means[told], reason, ratios)

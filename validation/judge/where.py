@@ -38,8 +38,7 @@ def describe(wrong: Tensor, frames: int = 0) -> str:
 
 
 def _dimension(wrong: Tensor, axis: int, name: str) -> str:
-    others = [d for d in range(wrong.dim()) if d != axis]
-    return _indices(wrong.any(dim=tuple(others)) if others else wrong, name)
+    return _indices(wrong.any(dim=[d for d in range(wrong.dim()) if d != axis]), name)
 
 
 def _plural(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Frames: how far two videos are apart, and their files."""
+"""What a model makes: videos, fields, meshes and their renders, and how far two of them are apart."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from validation import cli
+from validation.device import Device
 from validation.record import Status, read_run
 
 OP = "layer_norm_scale_shift"
@@ -73,6 +74,20 @@ def test_repro_of_a_right_case_passes(here: Path, capsys: pytest.CaptureFixture[
     (here / "case.json").write_text(json.dumps(case))
     assert cli.main(["repro", "case.json"]) == cli.PASSED
     assert "PASSED" in capsys.readouterr().out
+
+
+def test_no_case_with_a_bfloat16_tensor_is_judged_where_the_interpreter_gets_bfloat16_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Be it the modulation alone."""
+    monkeypatch.setattr("validation.device._selected", Device("interpreter", "cpu", ("rounds up",)))
+    row = {"shape": [4], "dtype": "bfloat16", "strides": [1], "offset": 0}
+    x = {"shape": [1, 2, 4], "dtype": "float32", "strides": [8, 4, 1], "offset": 0, "storage": "x"}
+    tensors = {"x": x, "shift": row | {"storage": "shift"}, "scale": row | {"storage": "scale"}}
+    case = {"op": OP, "tensors": tensors, "flags": {"eps": 1e-6, "casting_mode": "float32"}}
+    assert cli.main(["repro", json.dumps(case | {"values": "normal", "seed": 0})]) == cli.USAGE
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "validate: bfloat16 cannot be judged: rounds up\n")
 
 
 @pytest.mark.parametrize(

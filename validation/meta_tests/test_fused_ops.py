@@ -128,7 +128,7 @@ def exact_rows(dtype: torch.dtype, mean: bool, seed: int, B: int = 2, L: int = 6
 
 
 def affine(value: Tensor, weight: Tensor | None, bias: Tensor | None, mode: str, dtype: torch.dtype) -> Tensor:
-    """The chains after the normalised value, as OPS.md orders and rounds them."""
+    """The chains after the normalised value, as `reference_ops` orders and rounds them."""
     if mode == "input":
         value = value.to(dtype)
         value = value if weight is None else value * weight

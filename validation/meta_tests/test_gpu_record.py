@@ -96,6 +96,7 @@ def test_it_goes_on_where_it_was_stopped(record: Any, tmp_path: Path) -> None:
     assert kept["good"]["printed"] == "well\n"
     assert "not on the PATH" in kept["absent"]["reason"]
     assert go_on(good, commit="abc+") == 0
+    assert go_on(good, absent) == 3
     assert runs.read_text() == "x"
     assert go_on(good, again=True) == go_on(good, commit="def") == 0
     assert runs.read_text() == "xxx"

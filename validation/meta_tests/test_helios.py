@@ -483,7 +483,9 @@ def test_bad_prompt_files_are_refused(tmp_path: Path, changes: dict[str, Any], r
 
 
 def test_every_prompt_fixture_reads() -> None:
-    for path in (FIXTURES / "prompts").glob("helios-*.json"):
+    paths = sorted((FIXTURES / "prompts").glob("helios-*.json"))
+    assert paths
+    for path in paths:
         assert Prompt.read(path)
 
 

@@ -393,13 +393,14 @@ def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(parity, "judge_call", lambda *_: wrong)
     monkeypatch.setattr(parity, "not_refused", lambda *_: "accepted")
     gpu, ops = Device("a GPU", "cuda"), load_op_set("fused_ops")
+    command = parity.sweep_command(OP, ops, gpu, seed=0)
     records = [
         parity.run(per_frame_case(), ops, gpu),
         parity.grad_record(OP, ops, gpu),
         parity.bad_input_record(OP, ops, gpu),
-        parity._summary(OP, ops, gpu, [], parity.Plan.of(OP, gpu, parity.PROFILES["quick"], 0).corners, None, 0),
+        parity._summary(OP, ops, [], parity.Plan.of(OP, gpu, parity.PROFILES["quick"], 0).corners, None, command),
     ]
-    records.append(parity._stopped(OP, ops, gpu, 1, records[0], 0))
+    records.append(parity._stopped(OP, ops, 1, records[0], command))
     for record in records:
         assert record.message.endswith(f"repeat: {record.repro}")
         assert cli._parser().parse_args(shlex.split(record.repro)[1:]).gpu

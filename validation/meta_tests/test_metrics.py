@@ -66,7 +66,7 @@ BEYOND = ((-4, 5), (10, 10.001))
 
 
 def scikit_image_ssim(reference: Frames, candidate: Frames, data_range: float, **changed: Any) -> float:
-    """Of one frame, with DESIGN.md's parameters, in float64.
+    """Of one frame, with the parameters of `validation.media.metrics`, in float64.
 
     Given float32 or float16 it computes in float32: up to 6e-6 from its own float64 on frames of 11 to 60 pixels.
     """

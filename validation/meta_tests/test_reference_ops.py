@@ -1,7 +1,7 @@
 """The reference ops: the eager chains bit for bit, the mathematics in float64, and what they refuse.
 
 The chains are the models' own modules where diffusers has them, else their text written out here. The
-mathematics is evaluated element by element, with mpmath and ``math.fsum``, from the definition in OPS.md.
+mathematics is evaluated element by element, with mpmath and ``math.fsum``, from the definition in each op's docstring.
 """
 
 import inspect
@@ -401,7 +401,7 @@ def exact_norm(
 
 
 def modulation_at(m: Any, b: int, l: int, d: int, L: int) -> float:
-    """Element d of the row that token l of batch item b takes, read off OPS.md form by form."""
+    """Element d of the row that token l of batch item b takes, form by form."""
     if m is None:
         return 1.0
     if not isinstance(m, Tensor):

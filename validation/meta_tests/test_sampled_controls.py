@@ -94,5 +94,6 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected none of them with --model" in capsys.readouterr().err
     assert main(["--model", "helios", "--replays", "2"]) == 2
     assert "--replays: 2, expected at least 4" in capsys.readouterr().err
-    assert main(["--model", "helios", "--replays", "0"]) == 2
-    assert "--replays: 0" in capsys.readouterr().err
+    for model in ("helios", "hunyuan3d"):
+        assert main(["--model", model, "--replays", "0"]) == 2
+        assert "--replays: 0" in capsys.readouterr().err

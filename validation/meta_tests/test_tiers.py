@@ -114,6 +114,20 @@ def test_the_mean_over_an_ops_cases_counts_where_it_is_sure(ratios: list[float],
     assert tiers.op_tier(records_of(ratios, dtype)).tier == tier
 
 
+@pytest.mark.parametrize(
+    ("ratios", "told"),
+    [
+        ({"float32": 1.2}, "1.200x the reference path's over the float32 cases"),
+        ({"float32": 1.2, "bfloat16": 1.0}, "1.200x the reference path's over the float32 cases"),
+        ({"float32": 1.2, "float16": 1.004}, "1.004x the reference path's over the float16 cases"),  # nearest its limit
+    ],
+)
+def test_the_reason_is_of_a_dtype_that_was_judged(ratios: dict[str, float], told: str) -> None:
+    tier = tiers.op_tier([record for dtype, ratio in ratios.items() for record in records_of([ratio] * 30, dtype)])
+    assert told in tier.reason
+    assert f"{tier.mean_ratio:.3f}x" in tier.reason
+
+
 COARSE = "coarse in the last channel"
 
 

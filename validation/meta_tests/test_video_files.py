@@ -74,3 +74,10 @@ def test_another_kind_of_file_is_a_usage_error(tmp_path: Path, capsys: pytest.Ca
     status, text = run(tmp_path, "a.gif", capsys)
     assert status == cli.USAGE
     assert "ends in '.gif', expected one of: .npz, .mp4, .mkv" in text
+
+
+def test_frames_too_small_for_ssim_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "small.npz", FRAMES[:, :10])
+    status = cli.main(["compare", str(tmp_path / "small.npz"), str(tmp_path / "small.npz")])
+    assert status == cli.USAGE
+    assert re.search(r"reference: .*small.npz: frames have shape \[6, 10, 48, 3\]", capsys.readouterr().err)

@@ -1,5 +1,6 @@
 """The xfail file: failures that are expected, entries that match nothing, lines that are no entries."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,29 @@ def test_the_command_line_takes_the_file(tmp_path: Path, capsys: pytest.CaptureF
     }
     assert run("rms_norm  # not in the set\n", "c") == cli.USAGE
     assert "does not provide rms_norm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("corner", ["same bits: graph replay", "x: offsets past 2^31"])
+def test_corners_of_other_devices_and_of_calls_compared_have_names_too(
+    read: Callable[[str], XFail], corner: str
+) -> None:
+    (entry,) = read(f"layer_norm:{corner}:float16  # ours\n").entries
+    assert (entry.what, entry.dtype) == (corner, "float16")
+
+
+def test_the_repeat_line_asks_for_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its ``--require`` an op below that tier would pass."""
+    monkeypatch.chdir(tmp_path)
+    Path("known.txt").write_text("scale_shift:BIASED  # gone\n")
+    asked = ["--profile", "quick", "--seed", "3", "--require", "bit-exact", "--xfail", "known.txt"]
+    ops = "validation.controls:float64_inside"
+    assert cli.main(["parity", "--op", "scale_shift", "--ops", ops, *asked, "--out", "a"]) == cli.FAILED
+    (below,) = (record for record in read_run(Path("a"))[1] if record.status is Status.BELOW_REQUIRED_TIER)
+    repeat = shlex.split(below.message.splitlines()[-1].removeprefix("repeat: "))
+    assert repeat == ["validate", "parity", "--op", "scale_shift", "--ops", ops, *asked]
+    assert cli.main([*repeat[1:], "--out", "b"]) == cli.FAILED
+    again = {record.status for record in read_run(Path("b"))[1] if record.status.failed}
+    assert again == {Status.BELOW_REQUIRED_TIER, Status.XFAIL_UNUSED}
+    assert "XFAIL_UNUSED" in capsys.readouterr().out
