@@ -1,6 +1,7 @@
 """The ``validate`` command."""
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -166,7 +167,8 @@ def _parser() -> argparse.ArgumentParser:
             "--ops",
             metavar="MODULE_OR_FILE",
             default="fused_ops",
-            help="op set to judge: an importable module, a .py file or an entry point's name (default: fused_ops)",
+            help="op set to judge: an importable module, a .py file or an entry point's name (default: fused_ops; of "
+            "repro, that of the failure in the file)",
         )
         sub.add_argument("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
     for sub in (run, parity, repro):
@@ -236,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         "--floors", type=Path, metavar="FILE", help="of PSNR and SSIM, as fixtures/tolerances has them"
     )
     repro.add_argument("case", metavar="CASE", help="JSON text of a case, or the path of a file that holds it")
+    repro.set_defaults(ops=None)  # that of the file, where it names one
     report.add_argument("folder", type=Path, metavar="RUN_DIR", help="such as runs/20260101-120000")
     return parser
 
@@ -246,6 +249,7 @@ def _progress(text: str) -> None:
 
 def _session_command(arguments: argparse.Namespace) -> int:
     from validation import parity
+    from validation.isolation import IsolatedOpSet
     from validation.report.terminal import print_table
     from validation.session import Options, Session
 
@@ -273,6 +277,8 @@ def _session_command(arguments: argparse.Namespace) -> int:
             shape=ShapeOptions.read(arguments) if arguments.command == "quality" else ShapeOptions(),
         )
     )
+    if arguments.command == "quality" and isinstance(session.ops, IsolatedOpSet):
+        session.ops.worker.close()  # it has shown that the import is safe; the model runs here
     if arguments.command in ("run", "quality"):
         from validation.quality import check_request
 
@@ -350,21 +356,28 @@ def _repro(arguments: argparse.Namespace) -> int:
     from validation import parity
     from validation.cases.case import Case
     from validation.device import select
-    from validation.isolation import isolated, isolated_by_default, limit_of
-    from validation.ops import check_op_name, load_op_set
+    from validation.isolation import limit_of, load
+    from validation.ops import check_op_name
+    from validation.report.terminal import print_text
+    from validation.session import DEFAULT_OPS
 
     text: str = arguments.case
-    case = Case.from_json(text) if text.lstrip().startswith("{") else parity.read_case(Path(text))
+    spec: str = arguments.ops or DEFAULT_OPS
+    if text.lstrip().startswith("{"):
+        case = Case.from_json(text)
+    else:
+        case = parity.read_case(Path(text))
+        spec = arguments.ops or parity.failed_ops(Path(text)) or DEFAULT_OPS
     limit = limit_of(arguments.case_seconds)
     device = select(arguments.gpu)
     check_op_name(case.op)
     if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
-    ops = load_op_set(arguments.ops)
-    if isolated_by_default(ops) if arguments.isolate is None else arguments.isolate:
-        ops = isolated(ops, gpu=arguments.gpu, limit=limit)
+    parity.check_fits(case, device)
+    ops = load(spec, gpu=arguments.gpu, isolate=arguments.isolate, limit=limit)
     record = parity.run(case, ops, device)
-    print(record.message or f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}")
+    passed = f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}"
+    print_text(record.message or passed)
     return exit_status([record.status])
 
 
@@ -475,6 +488,10 @@ def _report(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    from validation.drift.cache import default_folder
+
+    # Else Hypothesis makes a folder of its own wherever the command is called.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(default_folder() / "hypothesis"))
     # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     try:

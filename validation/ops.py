@@ -4,20 +4,27 @@ An op exists where ``reference_ops`` has a file of its name. An op set is any mo
 functions of those names; ``fused_ops`` and ``reference_ops`` are two of them.
 """
 
+import contextlib
 import dataclasses
+import dis
+import functools
 import importlib
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from validation import surroundings
 from validation.errors import UsageError
+from validation.judge import frames
 
 Op = Callable[..., Any]
+T = TypeVar("T")
 
 ENTRY_POINT_GROUP = "validation.ops"
 
@@ -74,52 +81,93 @@ class OpSet:
         return tuple(name for name in reference_op_names() if name not in self.functions)
 
 
-def op_set_from(module: ModuleType | Mapping[str, Op], name: str, origin: str) -> OpSet:
-    """An op set of what a module (or a mapping) defines under the ops' names.
+def op_set_from(offered: Any, name: str, origin: str) -> OpSet:
+    """An op set of what a module, a mapping or another object has under the ops' names.
+
+    What a module merely imports from torch or ``reference_ops`` it uses, and does not offer.
 
     Raises:
-        UsageError: it defines none of them, or something that cannot be called.
+        UsageError: it has none of them, or something that cannot be called.
     """
-    namespace = module if isinstance(module, Mapping) else vars(module)
-    functions = {}
+    functions, imported = {}, []
     for op in reference_op_names():
-        value = namespace.get(op)
+        value = _attribute(offered, op)
         if value is None or inspect.ismodule(value):
+            continue
+        if inspect.ismodule(offered) and _is_of_another(value, offered):
+            imported.append(op)
             continue
         if not callable(value):
             raise UsageError(f"{origin}: {op} is a {type(value).__name__}, expected a function")
         functions[op] = value
     if not functions:
+        others = f" itself (it imports {', '.join(imported)} from torch or reference_ops)" if imported else ""
         raise UsageError(
-            f"{origin} defines none of the ops, expected at least one of: {', '.join(reference_op_names())}"
+            f"{origin} defines none of the ops{others}, expected at least one of: {', '.join(reference_op_names())}"
         )
     return OpSet(name, functions, origin)
+
+
+def _attribute(offered: Any, op: str) -> Any:
+    if isinstance(offered, Mapping):
+        return offered.get(op)
+    return vars(offered).get(op) if inspect.ismodule(offered) else getattr(offered, op, None)
+
+
+def _is_of_another(value: Any, module: ModuleType) -> bool:
+    """Whether a value in a module is a function of torch's or of ``reference_ops``, the module being neither.
+
+    What is made of one names its module too (``torch.compile(reference_ops.rms_norm)``) and is not to be found there.
+    """
+    home = str(getattr(value, "__module__", ""))
+    package = home.partition(".")[0]
+    if package not in ("torch", "reference_ops") or package == module.__name__.partition(".")[0]:
+        return False
+    return getattr(sys.modules.get(home), str(getattr(value, "__name__", "")), None) is value
 
 
 def load_op_set(spec: str) -> OpSet:
     """The op set of a command line: an entry point's name, an importable module, or the path of a .py file.
 
-    ``MODULE:NAME`` asks the module's function ``op_set(NAME)`` for it, as the planted faults have it.
+    ``MODULE:NAME`` asks the module's function ``op_set(NAME)`` for it, as the planted faults have it. An entry point
+    may name a module, a mapping, an object that has the ops as attributes, or an `OpSet`. The current folder and that
+    of a file stay on ``sys.path``, as the last: a candidate may import its neighbours, and as late as in a call.
 
     Raises:
         UsageError: nothing of that name can be found or imported, or it defines none of the ops.
     """
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name == spec:
-            return op_set_from(_import(spec, point.load), spec, spec)
+    with contextlib.suppress(FileNotFoundError):  # deleted
+        _look_in(Path.cwd())
+    point = next(iter(entry_points(group=ENTRY_POINT_GROUP, name=spec)), None)
+    if point is not None:
+        return _imported(spec, functools.partial(_of_entry_point, point))
     if spec.endswith(".py") or "/" in spec:
         path = Path(spec)
         if not path.is_file():
             raise UsageError(f"--ops: no file {spec}, expected a .py file or an importable module")
-        return op_set_from(_import(spec, lambda: _load_file(path)), path.stem, spec)
+        _look_in(path.resolve().parent)
+        return op_set_from(_imported(spec, lambda: _load_file(path)), path.stem, spec)
     module_name, colon, name = spec.partition(":")
-    module = _import(module_name, lambda: importlib.import_module(module_name))
+    module = _imported(module_name, lambda: importlib.import_module(module_name))
     if not colon:
         return op_set_from(module, spec.rpartition(".")[2], spec)
     if not callable(getattr(module, "op_set", None)):
         raise UsageError(f"--ops: {module_name} has no function op_set, expected one for {spec}")
-    op_set: OpSet = module.op_set(name)
-    return op_set
+    made: OpSet = _imported(spec, lambda: module.op_set(name))
+    return made
+
+
+def _look_in(folder: Path) -> None:
+    """Have a folder on ``sys.path``, as the last: nothing in it takes the place of what is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _of_entry_point(point: EntryPoint) -> OpSet:
+    offered = point.load()
+    if isinstance(offered, OpSet):
+        return dataclasses.replace(offered, name=point.name, origin=point.name)
+    return op_set_from(offered, point.name, point.name)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -134,12 +182,36 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _import(spec: str, load: Callable[[], Any]) -> Any:
+def _imported(spec: str, load: Callable[[], T]) -> T:
+    """What the function gives, which imports a candidate and so runs its code; whatever that raises is a UsageError.
+
+    What the import changed of what torch computes with is put back, with a warning.
+    """
     try:
-        return load()
+        with surroundings.kept() as around:
+            loaded = load()
+        if around.changed:
+            warnings.warn(f"importing {spec}: {around.changed}; put back, for truth and inputs too", stacklevel=3)
+        return loaded
     except UsageError:
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too, and what pytest.skip raises
+        if frames.is_interrupt(error) and not _was_raised_by_candidate(error):
+            raise
+        said = f": {frames.said(error)}" if frames.said(error) else ""
         raise UsageError(
-            f"--ops: cannot import {spec}: {type(error).__name__}: {error}, expected a module or .py file"
+            f"--ops: cannot import {spec}: {type(error).__name__}{said}{frames.of_error(error)}, "
+            "expected a module or .py file that can be imported"
         ) from error
+
+
+def _was_raised_by_candidate(error: BaseException) -> bool:
+    """Whether a ``raise`` in a candidate's file raised it: the exception of a Ctrl-C comes between two instructions."""
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    code = innermost.tb_frame.f_code
+    raised = dis.opname[code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
+    return raised and frames.place([(code.co_filename, innermost.tb_lineno, code.co_name)]) != ""

@@ -22,6 +22,7 @@ import torch
 from hypothesis import given
 from hypothesis import seed as hypothesis_seed
 
+from validation import surroundings
 from validation.cases.case import Case, materialise
 from validation.cases.corners import Corner, corners_of, declared_corners
 from validation.cases.errors import BadCall, bad_calls, good_case
@@ -31,11 +32,12 @@ from validation.cases.strategies import VALUES, Signature, cases
 from validation.cases.workloads import Workload, workloads
 from validation.device import Device
 from validation.errors import CannotExpress, UsageError
-from validation.isolation import Death, IsolatedOpSet
-from validation.judge import calls, fingerprint, same_bits, structure, tiers
-from validation.judge.verdict import TIERS, Judgement, judge_call
+from validation.isolation import LIMIT_SECONDS, Death, IsolatedOpSet, isolated_by_default
+from validation.judge import calls, fingerprint, frames, same_bits, structure, tiers
+from validation.judge.verdict import TIERS, Judgement, absent, expect, judge_call
 from validation.ops import OpSet, check_op_name, reference_op
 from validation.record import Level, Record, Status
+from validation.threads import one_thread
 from validation.xfail import XFail
 
 REGRESSIONS = Path(__file__).parent.parent / "fixtures" / "regressions"
@@ -89,6 +91,19 @@ def default_tier(ops: OpSet) -> str | None:
     return "lossless" if ops.origin == "fused_ops" else None
 
 
+def check_fits(case: Case, device: Device) -> None:
+    """UsageError where the reference op does not take a case: one written by hand, or of another release."""
+    try:
+        with one_thread():
+            arguments = materialise(case, device.torch)
+            arguments.kwargs |= absent(case, arguments.kwargs)
+            expect(case, arguments, device.torch)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"case: {case.op} does not take it: {type(error).__name__}: {_one_line(error)}") from error
+
+
 def run(case: Case, ops: OpSet, device: Device, corners: tuple[Corner, ...] = ()) -> Record:
     """Judge one case.
 
@@ -99,7 +114,8 @@ def run(case: Case, ops: OpSet, device: Device, corners: tuple[Corner, ...] = ()
         corners: those declared for the op, to note which the case reaches.
 
     Raises:
-        UsageError: the op set lacks the op, or the case does not fit the op's signature.
+        UsageError: the op set lacks the op. A case that the op's reference does not take raises what that raises:
+            `check_fits` tells before.
     """
     if case.op not in ops:
         raise UsageError(f"{ops.name} does not provide {case.op}, expected one of: {', '.join(ops.functions)}")
@@ -145,7 +161,16 @@ def repro_command(case: Case, ops: OpSet, device: Device) -> str:
     parts = ["validate", "repro", case.to_json()]
     if ops.origin != "fused_ops":
         parts += ["--ops", ops.origin]
-    return shlex.join(parts + device.words)
+    return shlex.join([*parts, *_isolation_words(ops), *device.words])
+
+
+def _isolation_words(ops: OpSet) -> list[str]:
+    """What a command line says to run an op set in a process of its own, or not to, as here."""
+    apart = isinstance(ops, IsolatedOpSet)
+    words = [] if apart == isolated_by_default(ops) else ["--isolate" if apart else "--no-isolate"]
+    if isinstance(ops, IsolatedOpSet) and ops.worker.limit != LIMIT_SECONDS:
+        words += ["--case-seconds", f"{ops.worker.limit:g}"]
+    return words
 
 
 def sweep(
@@ -270,6 +295,7 @@ class Plan:
         """All cases, in order; made as they are asked for."""
         for case in regressions(self.signature.op):
             if self.bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
+                check_fits(case, self.device)
                 yield Planned(case, {}, {})
         # With few tokens the stages of a pyramid are one case.
         for case in {case.to_json(): case for _, case in _real(self.signature.op, self.device)}.values():
@@ -354,13 +380,21 @@ def read_case(path: Path) -> Case:
         raise UsageError(f"{path}: {error}") from error
 
 
-def save_failure(folder: Path, record: Record) -> Path:
+def failed_ops(path: Path) -> str:
+    """The op set whose failure a file of `save_failure` holds, as ``--ops`` names it; "" if it holds none."""
+    data = json.loads(path.read_text())
+    ops = data.get("ops", "")
+    return ops if isinstance(ops, str) else ""
+
+
+def save_failure(folder: Path, record: Record, ops: str) -> Path:
     """Write a failed case to ``failures/<op>-<status>.json`` below a run's folder; `read_case` reads it.
 
-    One file for each op and status, with the smallest of those cases: the shrunk one, where there is one.
+    One file for each op and status, with the smallest of those cases: the shrunk one, where there is one. With it
+    goes what ``--ops`` named (`failed_ops`).
     """
     path = folder / "failures" / f"{record.subject}-{record.status.lower()}.json"
-    data = {"op_set": record.op_set, "status": record.status, "reason": record.reason, "case": record.case}
+    data = {"op_set": record.op_set, "ops": ops, "status": record.status, "reason": record.reason, "case": record.case}
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     if not path.exists() or _elements(record.case) <= _elements(json.loads(path.read_text())["case"]):
         path.parent.mkdir(exist_ok=True)
@@ -649,15 +683,17 @@ def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str | Death:
         bad.change(arguments.kwargs)
     words = "accepted"
     try:
-        with torch.set_grad_enabled(bad.grad), structure.GuardedAllocations():
+        with torch.set_grad_enabled(bad.grad), structure.GuardedAllocations(), surroundings.kept():
             ops[bad.case.op](**arguments.kwargs)
     except (TypeError, ValueError, NotImplementedError) as error:
-        named = any(re.search(rf"\b{name}\b", str(error)) for name in bad.arguments)
+        named = any(re.search(rf"\b{name}\b", frames.said(error)) for name in bad.arguments)
         expected = " or ".join(bad.arguments)
         words = "" if named else f"{type(error).__name__} without the name of {expected}: {_one_line(error)}"
     except CannotExpress:
         words = ""
-    except (Exception, SystemExit) as error:  # whatever a candidate raises
+    except BaseException as error:  # whatever a candidate raises
+        if frames.is_interrupt(error):
+            raise
         words = f"{type(error).__name__}, expected a TypeError, ValueError or NotImplementedError: {_one_line(error)}"
     written = next(filter(None, structure.inputs_changed(arguments)), "")
     return words or (f"refused, but only after writing to memory: {written}" if written else "")
@@ -674,7 +710,7 @@ def sweep_command(
     xfail: XFail | None = None,
 ) -> str:
     """The command line that judges an op again, arguments as of `sweep`."""
-    words = ["validate", "parity", "--op", op, "--ops", ops.origin]
+    words = ["validate", "parity", "--op", op, "--ops", ops.origin, *_isolation_words(ops)]
     if profile is not None and profile in PROFILES.values() and profile.name != "default":
         words += ["--profile", profile.name]
     if seed is not None:
@@ -687,7 +723,7 @@ def sweep_command(
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
+    return frames.said(error)[:120]
 
 
 def _stopped(op: str, ops: OpSet, cases: int, last: Record, command: str) -> Record:

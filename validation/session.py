@@ -10,9 +10,9 @@ from validation import device as devices
 from validation import parity
 from validation.drift.measure import REPLAYS
 from validation.errors import UsageError
-from validation.isolation import isolated, isolated_by_default, limit_of
+from validation.isolation import limit_of, load
 from validation.judge.verdict import TIERS
-from validation.ops import OpSet, check_op_name, load_op_set
+from validation.ops import OpSet, check_op_name
 from validation.record import Environment, Level, Record, Run
 from validation.shape_options import ShapeOptions
 from validation.xfail import XFail
@@ -105,9 +105,7 @@ class Session:
             if path is not None:
                 check_writable(path, option)
         self.device = devices.select(options.gpu)
-        self.ops: OpSet = load_op_set(options.ops)
-        if isolated_by_default(self.ops) if options.isolate is None else options.isolate:
-            self.ops = isolated(self.ops, gpu=options.gpu, limit=limit)
+        self.ops: OpSet = load(options.ops, gpu=options.gpu, isolate=options.isolate, limit=limit)
         for name in options.names:
             if name not in self.ops:
                 raise UsageError(f"--op: {options.ops} does not provide {name}, expected one of: {self._provided()}")
@@ -146,7 +144,7 @@ class Session:
         for record in records:
             self.run.add(record)
             if record.level is Level.OP and record.status.failed:
-                parity.save_failure(self.run.folder, record)
+                parity.save_failure(self.run.folder, record, self.ops.origin)
             yield record
 
     def finish(self) -> Path:

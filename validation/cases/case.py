@@ -5,6 +5,7 @@ the same on every machine. Up to `MAX_LITERALS` elements the values may be writt
 Hypothesis can shrink them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -186,6 +187,9 @@ class Case:
         _expect(data["values"] in values.REGIMES, "values", data["values"], f"one of {', '.join(values.REGIMES)}")
         _expect(_is_int(data["seed"], 0), "seed", data["seed"], "an integer >= 0")
         _expect(isinstance(data["flags"], dict), "flags", data["flags"], "an object")
+        for name, value in data["flags"].items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            _expect(finite, f"flags.{name}", value, "a number that is finite")
         _expect(isinstance(data["tensors"], dict), "tensors", data["tensors"], "an object")
         tensors = {name: _read_spec(name, spec) for name, spec in data["tensors"].items()}
         _expect("x" in tensors or "q" in tensors, "tensors", sorted(tensors), "x, or q and k, among them")
@@ -304,7 +308,8 @@ def _number_out(value: float) -> float | str:
 
 def _number_in(entry: str, value: Any) -> float:
     if value in ("inf", "-inf", "nan") or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer of more than 308 digits
+            return float(value)
     raise UsageError(f"case: {entry} has {value!r}, expected numbers or 'inf', '-inf', 'nan'")
 
 

@@ -1,7 +1,8 @@
-"""Wrong signatures: defaults, the order of the parameters, and parameters that require grad refused."""
+"""Wrong in how they are called and what they leave: signatures, parameters that require grad, what comes back."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from validation.faults.fault import fault
@@ -92,3 +93,37 @@ class ParametersRefused(RightOps):
         if isinstance(weight, Tensor) and weight.requires_grad:
             raise NotImplementedError("weight requires grad")
         return super().rms_norm(x, weight, eps, casting_mode=casting_mode)
+
+
+# What a call returns, and what it leaves behind.
+
+
+@fault("a tuple of one", "scale_shift", "(y,) comes back where the reference returns y", Status.INCORRECT_STRUCTURE)
+class ATupleOfOne(RightOps):
+    def scale_shift(self, *args: Any, **kwargs: Any) -> Any:
+        return (super().scale_shift(*args, **kwargs),)
+
+
+@fault(
+    "denormals flushed from then on",
+    "residual_gate_add",
+    "torch.set_flush_denormal(True) for its own sums, and never taken back: of the whole process",
+    Status.STATE_CHANGED,
+)
+class DenormalsFlushed(RightOps):
+    def residual_gate_add(self, *args: Any, **kwargs: Any) -> Any:
+        torch.set_flush_denormal(True)
+        return super().residual_gate_add(*args, **kwargs)
+
+
+@fault(
+    "default dtype left behind",
+    "layer_norm",
+    "torch's default dtype is x's for its own torch.empty, and stays so",
+    Status.STATE_CHANGED,
+)
+class DefaultDtypeLeftBehind(RightOps):
+    def layer_norm(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        y = super().layer_norm(x, *rest, **kwargs)
+        torch.set_default_dtype(x.dtype)
+        return y

@@ -1,6 +1,7 @@
 """Which line of a candidate raised, hung or crashed: the innermost frame that is its own."""
 
 import importlib.util
+import signal
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,6 +42,19 @@ def place(frames: Iterable[Frame]) -> str:
         if not of_suite(file) and not _of_a_library(file):
             return f", in {file}, line {line}, in {function}"
     return ""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether somebody pressed Ctrl-C; where SIGINT is ignored only a candidate can have raised it."""
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def said(error: BaseException) -> str:
+    """What a raised exception says, on one line; its text may be a candidate's too, and raise."""
+    try:
+        return " ".join(str(error).split())
+    except Exception as second:
+        return f"(no text: its __str__ raised {type(second).__name__})"
 
 
 def of_error(error: BaseException) -> str:

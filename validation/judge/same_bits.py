@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from reference_ops import IndexedRows
+from validation import surroundings
 from validation.cases.case import Arguments, Case
 from validation.errors import CannotExpress
 from validation.judge import bounds, frames, structure, where
@@ -119,7 +120,8 @@ class FirstCall:
         Raises:
             ReusedOutputError: that call wrote to what the first one returned, or returned its memory again.
         """
-        result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
+        with surroundings.kept():
+            result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
         outputs = tuple(result) if isinstance(result, tuple) else (result,)
         for kept, copy in zip(self.returned, self.outputs, strict=False):
             changed = ~equal_bits(kept, copy)
@@ -145,8 +147,10 @@ def failure(first: FirstCall) -> tuple[str, str] | None:
             words = str(error)
         except CannotExpress:
             continue
-        except (Exception, SystemExit) as error:  # whatever a candidate raises is its verdict
-            words = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}{frames.of_error(error)}"
+        except BaseException as error:  # whatever a candidate raises is its verdict
+            if frames.is_interrupt(error):
+                raise
+            words = f"raised {type(error).__name__}: {frames.said(error)[:300]}{frames.of_error(error)}"
         if words:
             return name, words
     return None

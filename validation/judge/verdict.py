@@ -1,8 +1,8 @@
 """The judge: the order of the checks, and the verdict.
 
-runs -> structure -> dtype -> shape -> device -> inputs untouched -> no alias -> nothing written outside ->
-everything written -> NaN and inf where the truth has them -> error -> bias -> same bits again. The first that
-fails names the verdict.
+runs -> surroundings kept -> structure -> dtype -> shape -> device -> inputs untouched -> no alias -> nothing written
+outside -> everything written -> NaN and inf where the truth has them -> error -> bias -> same bits again. The first
+that fails names the verdict.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from validation import launches
+from validation import launches, surroundings
 from validation.cases.case import Arguments, Case, as_bits, materialise
 from validation.errors import CannotExpress
 from validation.judge import bounds, fingerprint, frames, perturbed, same_bits, structure, where
@@ -231,7 +231,8 @@ def judge(
     """Judge what a candidate returned for a case, and what it did to memory."""
     outputs = outputs_of(result)
     written = written_arguments(case)
-    wrong = _structure(outputs, expected.baseline) or _memory(outputs, arguments, guards, written)
+    wrong = _structure(outputs, expected.baseline, alone=not isinstance(result, tuple))
+    wrong = wrong or _memory(outputs, arguments, guards, written)
     if wrong:
         return wrong
     judged = [_values(output, target) for output, target in expected.target(outputs)]
@@ -256,16 +257,22 @@ def _rank(judgement: Judgement) -> tuple[int, float]:
     return stage, -float(used if isinstance(used, (int, float)) else 0.0)
 
 
-def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...]) -> Judgement | None:
+def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...], *, alone: bool) -> Judgement | None:
+    """What is wrong with the form of what was returned: one value alone, or a tuple of them."""
+
     def wrong(status: Status, check: str, came: object, wanted: object, index: int) -> Judgement:
         place = f" {index} of {len(expected)}" if len(expected) > 1 else ""
         return Judgement(status, check, f"output{place} is {came}, expected {wanted}")
 
-    if len(outputs) != len(expected) or not all(isinstance(o, Tensor) for o in outputs):
+    tensors = all(isinstance(output, Tensor) for output in outputs)
+    if not tensors or alone != (len(expected) == 1) or len(outputs) != len(expected):
         came = ", ".join(type(o).__name__ for o in outputs)
         wanted = "a tensor" if len(expected) == 1 else f"a tuple of {len(expected)} tensors"
-        return Judgement(Status.INCORRECT_STRUCTURE, "structure", f"returned ({came}), expected {wanted}")
+        came = came if alone else f"({came}{',' if len(outputs) == 1 else ''})"
+        return Judgement(Status.INCORRECT_STRUCTURE, "structure", f"returned {came}, expected {wanted}")
     for i, (output, want) in enumerate(zip(outputs, expected, strict=True)):
+        if odd := _odd(output):
+            return wrong(Status.INCORRECT_STRUCTURE, "structure", odd, "a plain torch.Tensor", i)
         if output.dtype != want.dtype:
             return wrong(Status.INCORRECT_DTYPE, "dtype", str(output.dtype)[6:], str(want.dtype)[6:], i)
         if output.shape != want.shape:
@@ -273,6 +280,17 @@ def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...]) -> Judgem
         if output.device.type != want.device.type:
             return wrong(Status.INCORRECT_DEVICE, "device", output.device, want.device, i)
     return None
+
+
+def _odd(output: Tensor) -> str:
+    """What an output is, in words, if a kernel that takes its address next would not find its values there."""
+    if type(output) is not Tensor:  # an nn.Parameter and other subclasses too
+        return f"a {type(output).__module__}.{type(output).__qualname__}"
+    if output.is_nested or output.layout is not torch.strided:
+        return "a nested tensor" if output.is_nested else f"a tensor of layout {str(output.layout)[6:]}"
+    if output.is_neg() or output.is_conj():
+        return "a view that negates lazily"
+    return "a tensor that requires grad under torch.no_grad()" if output.requires_grad else ""
 
 
 def _memory(
@@ -518,16 +536,20 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     expected = dataclasses.replace(expected, target=clock.apart("truth", expected.target))
     clock.lap("truth")
     try:
-        with launches.counted() as launched:
+        with launches.counted() as launched, surroundings.kept() as around:
             result, guards = structure.call_guarded(candidate, arguments)
     except CannotExpress as error:
         return Judgement(Status.NOT_EXPRESSED, "runs", str(error))
-    except (Exception, SystemExit) as error:  # whatever a candidate raises is its verdict
+    except BaseException as error:  # whatever a candidate raises is its verdict
+        if frames.is_interrupt(error):
+            raise
         status = Status.COMPILE_ERROR if "Compilation" in type(error).__name__ else Status.RUNTIME_ERROR
-        text = " ".join(str(error).split())
-        reason = f"raised {type(error).__name__}: {text[:300]}{frames.of_error(error)}"
+        reason = f"raised {type(error).__name__}: {frames.said(error)[:300]}{frames.of_error(error)}"
         return Judgement(status, "runs", reason)
     clock.lap("candidate")
+    if around.changed:
+        reason = f"the call changed what the whole process computes with: {around.changed}"
+        return Judgement(Status.STATE_CHANGED, "surroundings", reason)
     judgement = judge(case, result, arguments, guards, expected)
     judgement = dataclasses.replace(judgement, numbers={**judgement.numbers, "launches": launched.count})
     if _wants_fingerprint(case, judgement):
@@ -584,7 +606,7 @@ def _with_fingerprint(
 
 def _failure(outputs: tuple[Any, ...], expected: Expected) -> str:
     """What is wrong with the values of another call of the same case, "" if nothing is."""
-    judged = [_structure(outputs, expected.baseline)]
+    judged = [_structure(outputs, expected.baseline, alone=len(outputs) == 1)]
     if judged == [None]:
         judged = [_values(output, target) for output, target in expected.target(outputs)]
     return next((j.reason for j in judged if j is not None and j.status.failed), "")

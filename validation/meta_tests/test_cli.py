@@ -1,11 +1,13 @@
 """The command line: exit statuses, one clear line for bad input, and nothing left behind."""
 
 import json
+import math
 import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,20 @@ import reference_ops
 def layer_norm_scale_shift(x, shift, scale, *args, **kwargs):
     return reference_ops.layer_norm_scale_shift(x, scale, shift, *args, **kwargs)
 """
+
+
+ROW = {"shape": [4], "dtype": "float32", "strides": [1], "offset": 0}
+CASE = {
+    "op": OP,
+    "tensors": {
+        "x": {"shape": [1, 2, 4], "dtype": "bfloat16", "strides": [8, 4, 1], "offset": 0, "storage": "x"},
+        "shift": ROW | {"storage": "shift"},
+        "scale": ROW | {"storage": "scale"},
+    },
+    "flags": {"eps": 1e-6, "casting_mode": "float32"},
+    "values": "normal",
+    "seed": 0,
+}
 
 
 def test_a_right_op_set_passes_and_leaves_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,21 +73,60 @@ def test_a_wrong_file_fails_and_its_repro_line_works_in_a_new_process(
     assert "INCORRECT_NUMERICAL" in again.stdout
 
 
+def test_a_kept_failure_is_repeated_with_the_op_set_that_failed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.py").write_text(SWAPPED)
+    assert cli.main(["parity", "--ops", "mine.py", "--profile", "quick", "--out", "run"]) == cli.FAILED
+    (path,) = (here / "run" / "failures").glob("*numerical.json")
+    capsys.readouterr()
+    assert cli.main(["repro", str(path)]) == cli.FAILED
+    assert f"{OP}  mine  " in capsys.readouterr().out
+    assert cli.main(["repro", str(path), "--ops", "fused_ops"]) == cli.PASSED
+
+
+SLOW = """
+import time
+import reference_ops
+
+def layer_norm_scale_shift(x, *args, **kwargs):
+    time.sleep(60.0)
+"""
+
+
+def test_a_repeat_line_keeps_the_time_limit_and_where_it_ran(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "slow.py").write_text(SLOW)
+    options = ["--ops", "slow.py", "--case-seconds", "2"]
+    assert cli.main(["repro", json.dumps(CASE), *options]) == cli.FAILED
+    out = capsys.readouterr().out
+    assert "TIMEOUT" in out
+    assert shlex.split(out.splitlines()[-1])[4:] == options
+    (here / "mine.py").write_text(SWAPPED)
+    assert cli.main(["repro", json.dumps(CASE), "--ops", "mine.py", "--no-isolate"]) == cli.FAILED
+    assert capsys.readouterr().out.endswith("--ops mine.py --no-isolate\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"flags": {"casting_mode": "odd"}}, "casting_mode is 'odd'"),
+        ({"flags": {"eps": math.nan}}, "flags.eps is nan, expected a number that is finite"),
+        ({"flags": {"slope": 1.0}}, "unexpected keyword argument 'slope'"),
+        ({"op": "layer_norm"}, "layer_norm does not take it: TypeError"),
+        ({"literals": {"shift": [10**400, 0, 0, 0]}}, "literals.shift has 1000"),
+    ],
+)
+def test_a_case_that_its_op_does_not_take_is_a_usage_error(
+    change: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["repro", json.dumps(CASE | change)]) == cli.USAGE
+    err = capsys.readouterr().err
+    assert err.startswith("validate: case: ")
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
 def test_repro_of_a_right_case_passes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"shape": [4], "dtype": "float32", "strides": [1], "offset": 0}
-    case = {
-        "op": OP,
-        "tensors": {
-            "x": {"shape": [1, 2, 4], "dtype": "bfloat16", "strides": [8, 4, 1], "offset": 0, "storage": "x"},
-            "shift": row | {"storage": "shift"},
-            "scale": row | {"storage": "scale"},
-        },
-        "flags": {"eps": 1e-6, "casting_mode": "float32"},
-        "values": "normal",
-        "seed": 0,
-    }
-    assert cli.main(["repro", json.dumps(case)]) == cli.PASSED
-    (here / "case.json").write_text(json.dumps(case))
+    assert cli.main(["repro", json.dumps(CASE)]) == cli.PASSED
+    (here / "case.json").write_text(json.dumps(CASE))
     assert cli.main(["repro", "case.json"]) == cli.PASSED
     assert "PASSED" in capsys.readouterr().out
 
@@ -81,11 +136,10 @@ def test_no_case_with_a_bfloat16_tensor_is_judged_where_the_interpreter_gets_bfl
 ) -> None:
     """Be it the modulation alone."""
     monkeypatch.setattr("validation.device._selected", Device("interpreter", "cpu", ("rounds up",)))
-    row = {"shape": [4], "dtype": "bfloat16", "strides": [1], "offset": 0}
     x = {"shape": [1, 2, 4], "dtype": "float32", "strides": [8, 4, 1], "offset": 0, "storage": "x"}
+    row = ROW | {"dtype": "bfloat16"}
     tensors = {"x": x, "shift": row | {"storage": "shift"}, "scale": row | {"storage": "scale"}}
-    case = {"op": OP, "tensors": tensors, "flags": {"eps": 1e-6, "casting_mode": "float32"}}
-    assert cli.main(["repro", json.dumps(case | {"values": "normal", "seed": 0})]) == cli.USAGE
+    assert cli.main(["repro", json.dumps(CASE | {"tensors": tensors})]) == cli.USAGE
     out, err = capsys.readouterr()
     assert (out, err) == ("", "validate: bfloat16 cannot be judged: rounds up\n")
 

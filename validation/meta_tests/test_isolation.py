@@ -1,8 +1,12 @@
 """Candidates that raise, hang, crash or return nonsense: a verdict for each case, in either process."""
 
-import dataclasses
 import os
-from collections.abc import Iterator
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.errors import bad_calls
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.isolation import IsolatedOpSet, isolated
+from validation.isolation import IsolatedOpSet, Worker, isolated, load
 from validation.ops import OpSet, load_op_set
 from validation.record import Record, Status, read_run
 from validation.xfail import XFail
@@ -21,13 +25,27 @@ OP = "residual_gate_add"
 
 # What it does is in the size of the case, for nothing else reaches it in another process.
 CANDIDATE = """
-import ctypes, os, sys, time
+import ctypes, os, signal, sys, time
 import torch
 import reference_ops
 
 
 def hang():
     time.sleep(1000)
+
+
+def fork():
+    globals()["fork"] = int  # once
+    if os.fork() == 0:
+        time.sleep(0.5)  # and then it judges and answers too
+
+
+def write_everywhere():
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b"none of yours\\n")
+        except OSError:
+            pass
 
 
 def lost(*_, **__):
@@ -63,6 +81,18 @@ def residual_gate_add(residual, x, gate, *, casting_mode="float32"):
         case 13:
             torch.randn = lost  # as of a lost accelerator: nothing can be made in this process any more
             lost()
+        case 14:
+            os.kill(os.getpid(), signal.SIGRTMIN + 6)
+        case 15:
+            input()
+        case 16:
+            fork()
+        case 17:
+            write_everywhere()
+        case 18:
+            sys.modules["validation.judge.verdict"].judge = None
+        case 19:
+            raise KeyboardInterrupt
     return y
 """
 
@@ -70,10 +100,12 @@ DEATHS = {
     7: (Status.CRASHED, "killed by SIGSEGV"),
     8: (Status.TIMEOUT, "did not return within 3 s"),
     9: (Status.CRASHED, "exited with status 7"),
+    14: (Status.CRASHED, f"killed by signal {signal.SIGRTMIN + 6}"),
+    17: (Status.CRASHED, "was answered out of turn: the candidate writes where the process answers"),
 }
 VERDICTS = {
     1: (Status.PASSED, ""),
-    2: (Status.INCORRECT_STRUCTURE, "returned (NoneType), expected a tensor"),
+    2: (Status.INCORRECT_STRUCTURE, "returned NoneType, expected a tensor"),
     3: (Status.INCORRECT_STRUCTURE, "returned (Tensor, Tensor), expected a tensor"),
     4: (Status.INCORRECT_DEVICE, "output is meta, expected cpu"),
     5: (Status.RUNTIME_ERROR, "raised RuntimeError: no kernel image"),
@@ -178,10 +210,42 @@ def test_a_lost_accelerator_costs_its_case_alone(ops: IsolatedOpSet, device: Dev
     assert ops.worker.deaths == deaths + 1
 
 
-def test_what_a_new_process_cannot_judge_is_a_defect_of_the_suite(ops: IsolatedOpSet, device: Device) -> None:
-    odd = dataclasses.replace(a_case(1), flags={"casting_mode": "odd"})
-    with pytest.raises(RuntimeError, match="judging failed in the isolated process"):
-        parity.run(odd, ops, device)
+def test_what_a_new_process_cannot_judge_has_its_case_and_the_run_goes_on(ops: IsolatedOpSet, device: Device) -> None:
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    record = parity.run(a_case(18), ops, device)
+    assert (record.status, record.check) == (Status.CRASHED, "runs")
+    assert record.reason.startswith("its result could not be judged: TypeError: 'NoneType' object")
+    assert re.search(r", in /.*verdict\.py, line \d+$", record.reason)
+    assert ops.worker.process is None, "what is damaged in it may be of more than the case"
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+
+
+def test_a_defect_while_starting_is_one_of_the_suite(device: Device) -> None:
+    worker = Worker(3, gpu=False)  # type: ignore[arg-type]
+    ops = IsolatedOpSet("odd", {OP: lambda **_: None}, "odd", worker)
+    with pytest.raises(RuntimeError, match="the isolated process could not be started") as caught:
+        parity.run(a_case(1), ops, device)
+    assert "AttributeError" in str(caught.value)
+    assert worker.process is None
+
+
+def test_an_answer_of_a_child_process_is_none_to_the_next_case(ops: IsolatedOpSet, device: Device) -> None:
+    assert parity.run(a_case(16), ops, device).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
+    time.sleep(2.0)  # the child's answer comes
+    record = parity.run(a_case(5), ops, device)
+    assert record.status is Status.CRASHED
+    assert "or a child process does that this call or an earlier one left behind" in record.reason
+    assert parity.run(a_case(5), ops, device).status is Status.RUNTIME_ERROR
+
+
+# In the test's own process pytest takes the input, and an interrupt is one of the test.
+@pytest.mark.parametrize(("width", "words"), [(15, "raised EOFError"), (19, "raised KeyboardInterrupt")])
+def test_what_comes_from_a_terminal_elsewhere_is_the_candidates(
+    width: int, words: str, ops: IsolatedOpSet, device: Device
+) -> None:
+    record = parity.run(a_case(width), ops, device)
+    assert record.status is Status.RUNTIME_ERROR
+    assert words in record.reason
 
 
 def bad_input(tmp_path: Path, body: str, limit: float = 60.0) -> tuple[Record, Record]:
@@ -216,7 +280,8 @@ def test_a_bad_call_that_exits_is_not_refused_in_either_process(tmp_path: Path) 
     assert record.status is Status.BAD_INPUT_ACCEPTED
     assert "SystemExit, expected a TypeError, ValueError or NotImplementedError: 3" in record.message
     here = parity.bad_input_record(OP, load_op_set(str(tmp_path / "bad.py")), select(gpu=False))
-    assert here.message == record.message
+    # Not what repeats it, which says where it ran.
+    assert here.message.partition("\nrepeat: ")[0] == record.message.partition("\nrepeat: ")[0]
 
 
 def test_no_process_is_left_behind(ops: IsolatedOpSet, device: Device) -> None:
@@ -234,6 +299,104 @@ def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> Non
     with pytest.raises(UsageError, match="no_such_module"):
         parity.run(a_case(1), ops, device)
     ops.worker.close()
+
+
+# Of the process that loads first; the test's own would end too.
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import os\nos._exit(0)\n", "the process that ran it exited with status 0, expected"),
+        ("import ctypes\nctypes.string_at(0)\n", "was killed by SIGSEGV, in {path}, line 2, in <module>, expected"),
+    ],
+)
+def test_an_import_that_ends_its_process_is_a_usage_error(tmp_path: Path, body: str, words: str) -> None:
+    path = tmp_path / "ends.py"
+    path.write_text(body)
+    with pytest.raises(UsageError) as caught:
+        load(str(path), gpu=False)
+    assert str(caught.value).startswith(f"--ops: cannot import {path}: ")
+    assert words.format(path=path) in str(caught.value)
+
+
+def test_an_import_that_hangs_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "START_SECONDS", 3.0)
+    path = tmp_path / "hangs.py"
+    path.write_text("import time\ntime.sleep(1000)\n")
+    with pytest.raises(UsageError, match=f"--ops: cannot import {path}: did not return within 3 s"):
+        load(str(path), gpu=False)
+
+
+def test_the_process_that_loaded_goes_on_with_the_cases(
+    path: Path, tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(path.parent)
+    # Triton's runtime and torch._dynamo take some 3 s to import: not the first case's.
+    ops = load(path.name, gpu=False, limit=2.0)
+    assert isinstance(ops, IsolatedOpSet)
+    assert (ops.name, ops.origin, set(ops.functions)) == ("candidate", "candidate.py", {OP})
+    process = ops.worker.process
+    record = parity.run(a_case(1), ops, device)
+    assert record.status is Status.PASSED, record.reason
+    assert process is not None
+    assert ops.worker.process is process
+    # A relative path stays one of the folder in which it was given.
+    monkeypatch.chdir(tmp_path)
+    ops.worker.close()
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    ops.worker.close()
+
+
+def test_ours_and_what_is_not_to_be_isolated_is_loaded_here_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "start", lambda _: pytest.fail("started"))
+    assert type(load("reference_ops", gpu=False)) is OpSet
+    assert type(load("validation.faults:one plus dropped", gpu=False)) is OpSet
+    assert type(load(str(path), gpu=False, isolate=False)) is OpSet
+
+
+def test_nothing_in_the_current_folder_is_taken_for_what_the_process_imports(
+    path: Path, tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch").mkdir()
+    for name in ("select.py", "torch/__init__.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not the one that was meant')\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # of empty elements, which are the current folder
+    ops = load(str(path), gpu=False)
+    assert isinstance(ops, IsolatedOpSet)
+    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    ops.worker.close()
+
+
+SPINS = """
+import os
+
+def residual_gate_add(*_, **__):
+    with open({started!r}, "w") as file:
+        print(os.getpid(), file=file, flush=True)
+    while True:
+        pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end it")
+def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
+    started, path = tmp_path / "started", tmp_path / "spins.py"
+    path.write_text(SPINS.format(started=str(started)))
+    command = [sys.executable, "-m", "validation.cli", "repro", a_case(1).to_json(), "--ops", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+        wait_until(lambda: started.exists() and started.read_text().endswith("\n"))
+        parent.kill()
+    status = Path("/proc", started.read_text().strip(), "stat")
+    wait_until(lambda: not status.exists() or status.read_text().rpartition(") ")[2].startswith("Z"))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120.0
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_what_is_not_ours_is_isolated_by_default(path: Path) -> None:

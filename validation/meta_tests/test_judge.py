@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import fused_ops
 import reference_ops
@@ -70,6 +72,7 @@ def test_structure_verdicts() -> None:
     assert status_of(lambda **_: None) is Status.INCORRECT_STRUCTURE
     assert status_of(lambda **k: (right(**k), right(**k))) is Status.INCORRECT_STRUCTURE
     assert status_of(lambda **k: right(**k).double()) is Status.INCORRECT_DTYPE
+    assert status_of(lambda **k: (right(**k),)) is Status.INCORRECT_STRUCTURE
     assert status_of(lambda **k: right(**k)[:1]) is Status.INCORRECT_SHAPE
     assert status_of(lambda **k: right(**k).to("meta")) is Status.INCORRECT_DEVICE
 
@@ -385,7 +388,7 @@ def test_a_failure_reads_as_an_engineer_wants_it() -> None:
     repeat = shlex.split(lines[-1].removeprefix("repeat: "))
     assert repeat[:2] == ["validate", "repro"]
     assert Case.from_json(repeat[2]) == per_frame_case()
-    assert repeat[3:] == ["--ops", "mine.py"]
+    assert repeat[3:] == ["--ops", "mine.py", "--no-isolate"]
 
 
 def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +407,63 @@ def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch)
     for record in records:
         assert record.message.endswith(f"repeat: {record.repro}")
         assert cli._parser().parse_args(shlex.split(record.repro)[1:]).gpu
+
+
+class Sub(Tensor):
+    """A subclass that refuses to be computed with."""
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("not with me")
+
+
+def fake(y: Tensor) -> Tensor:
+    with FakeTensorMode():
+        return torch.empty(y.shape, dtype=y.dtype)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (lambda y: y.as_subclass(Sub), "a validation.meta_tests.test_judge.Sub"),
+        (torch.nn.Parameter, "a torch.nn.parameter.Parameter"),
+        (fake, "a torch._subclasses.fake_tensor.FakeTensor"),
+        (lambda y: y.to_sparse(), "a tensor of layout sparse_coo"),
+        (lambda y: y.float().to_mkldnn(), "a tensor of layout _mkldnn"),
+        (lambda y: torch.nested.nested_tensor(list(y)), "a nested tensor"),
+        (lambda y: torch._neg_view(-y), "a view that negates lazily"),
+        (lambda y: y.requires_grad_(), "a tensor that requires grad under torch.no_grad()"),
+    ],
+)
+def test_an_output_is_a_plain_tensor(odd: Callable[[Tensor], Tensor], words: str) -> None:
+    """What the next kernel takes the address of; some of these ended the whole run."""
+    judgement = judge_call(a_case(), lambda **k: odd(right(**k)), "cpu")
+    assert judgement.status is Status.INCORRECT_STRUCTURE
+    assert judgement.reason == f"output is {words}, expected a plain torch.Tensor"
+
+
+def test_whatever_is_raised_is_the_candidates_verdict() -> None:
+    class OddError(BaseException):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def raises(**_: Any) -> Tensor:
+        raise OddError
+
+    judgement = judge_call(a_case(), raises, "cpu")
+    assert judgement.status is Status.RUNTIME_ERROR
+    assert judgement.reason.startswith("raised OddError: (no text: its __str__ raised ValueError), in ")
+
+
+def test_ctrl_c_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_call(a_case(), interrupted, "cpu")
+    # As in a process that candidates have to themselves.
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)
+    assert status_of(interrupted) is Status.RUNTIME_ERROR
 
 
 def test_statistics_of_candidate_baseline_and_ideal() -> None:
@@ -453,10 +513,10 @@ def test_failures_are_kept_as_files_and_regressions_are_read(tmp_path: Path, mon
     device = select(gpu=False)
     small, large = a_case(shape=(1, 2, 8)), a_case(shape=(3, 2, 8))
     for case in (large, small, large):
-        path = parity.save_failure(tmp_path, parity.run(case, ops, device))
+        path = parity.save_failure(tmp_path, parity.run(case, ops, device), ops.origin)
     assert path == tmp_path / "failures" / f"{OP}-incorrect_structure.json"
     assert parity.read_case(path) == small
-    assert cli.main(["repro", str(path)]) == cli.PASSED  # fused_ops get it right
+    assert cli.main(["repro", str(path), "--ops", "fused_ops"]) == cli.PASSED  # they get it right
     monkeypatch.setattr(parity, "REGRESSIONS", path.parent)
     assert list(parity.regressions(OP)) == [small]
     assert list(parity.regressions("layer_norm")) == []

@@ -6,6 +6,7 @@ from validation.errors import UsageError
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call, select_sites
 from validation.ops import Op, OpSet
 from validation.record import Status
+from validation.surroundings import Surroundings
 
 
 class Doubler(nn.Module):
@@ -129,6 +130,20 @@ def test_what_an_op_returns_is_checked(op: Op, status: Status, reason: str) -> N
     with mount_on(model, op), pytest.raises(SiteError, match=reason) as caught:
         model(torch.ones(1, 2))
     assert caught.value.status is status
+
+
+def test_an_op_that_changes_what_the_process_computes_with_is_an_error_and_undone() -> None:
+    """Else the arms that are sampled after it would be computed in another way than those before."""
+
+    def flush(x: Tensor) -> Tensor:
+        torch.set_flush_denormal(True)
+        return x
+
+    model, before = Doubler(), Surroundings.now()
+    with mount_on(model, flush), pytest.raises(SiteError, match="denormal numbers are flushed to 0") as caught:
+        model(torch.ones(1, 2))
+    assert caught.value.status is Status.STATE_CHANGED
+    assert Surroundings.now() == before
 
 
 def test_a_second_mount_is_refused() -> None:

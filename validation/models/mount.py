@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from validation.errors import UsageError
 from validation.ops import OpSet
 from validation.record import Status
+from validation.surroundings import Surroundings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Mount:
     """An op set mounted on some sites of a model, until `unmount` (or the end of the ``with`` block).
 
     Every forward of the model is checked at its end: each site must have been called exactly as often as
-    `Site.calls` says, so that a path around an op is an error and never a silent fallback.
+    `Site.calls` says, so that a path around an op is an error and never a silent fallback; and what the whole process
+    computes with (`validation.surroundings`) must be what it was at the mount.
 
     Attributes:
         sites: the mounted sites by name.
@@ -118,6 +120,7 @@ class Mount:
         self.calls = dict.fromkeys(self.sites, 0)
         self.forwards = 0
         self._before = dict(self.calls)
+        self._around = Surroundings.now()
         hooks = (model.register_forward_pre_hook(self._begin), model.register_forward_hook(self._end))
         self._undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
 
@@ -195,7 +198,9 @@ class Mount:
             )
 
     def unmount(self) -> None:
-        """Leave the model as it was; does nothing the second time."""
+        """Leave the model as it was, and what torch computes with; does nothing the second time."""
+        if self._undo:
+            self._around.put_back(Surroundings.now())
         while self._undo:
             self._undo.pop()()
 
@@ -219,3 +224,6 @@ class Mount:
                     f"site {site.name} was called {calls} times in forward {self.forwards + 1}, expected {site.calls}",
                 )
         self.forwards += 1
+        if changed := self._around.difference(Surroundings.now()):
+            words = f"after forward {self.forwards} the whole process computes with something else: {changed}"
+            raise SiteError(Status.STATE_CHANGED, words)

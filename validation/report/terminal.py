@@ -47,6 +47,13 @@ def print_table(records: Sequence[Record], *, report: Path | None = None, file: 
         out.line(f"report: {report}")
 
 
+def print_text(text: str, *, file: TextIO | None = None) -> None:
+    """Print lines as they are, without what a terminal would take for commands; standard output by default."""
+    out = _Printer(sys.stdout if file is None else file)
+    for line in text.splitlines():
+        out.line(line)
+
+
 class _Printer:
     def __init__(self, file: TextIO) -> None:
         self.file = file

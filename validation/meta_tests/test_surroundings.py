@@ -1,0 +1,98 @@
+"""What a candidate changes for the whole process: put back, told, and without effect on the truth."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import reference_ops
+from validation import parity, surroundings
+from validation.cases.case import Case, TensorSpec
+from validation.device import select
+from validation.ops import OpSet, load_op_set
+from validation.record import Record, Status
+from validation.surroundings import Surroundings
+
+SMALLEST_HALF = 2.0**-24
+
+
+def case_of(values: tuple[float, ...]) -> Case:
+    """residual + x, of float16."""
+    shape = (1, 1, len(values))
+    tensors = {name: TensorSpec(shape, "float16", (len(values), len(values), 1), 0, name) for name in ("residual", "x")}
+    flags = {"casting_mode": "float32"}
+    literals = {"residual": values, "x": (0.0,) * len(values)}
+    return Case("residual_gate_add", tensors, flags, "normal", 0, literals)
+
+
+def judged(function: Callable[..., Any], values: tuple[float, ...] = (1.0, SMALLEST_HALF)) -> Record:
+    return parity.run(case_of(values), OpSet("mine", {"residual_gate_add": function}, "mine.py"), select(gpu=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda: torch.set_default_dtype(torch.bfloat16), "torch's default dtype is bfloat16, it was float32"),
+        (lambda: torch.set_default_device("meta"), "torch's default device is meta, it was cpu"),
+        (lambda: torch.set_flush_denormal(True), "denormal numbers are flushed to 0"),
+        (lambda: os.chdir("/"), "the working directory is /, it was "),
+    ],
+)
+def test_what_a_call_changes_fails_it_and_is_put_back(change: Callable[[], Any], says: str) -> None:
+    def changing(*args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = reference_ops.residual_gate_add(*args, **kwargs)
+        change()
+        return y
+
+    before = Surroundings.now()
+    record = judged(changing)
+    assert (record.status, record.check) == (Status.STATE_CHANGED, "surroundings")
+    assert says in record.reason
+    assert Surroundings.now() == before
+    # Without a mode in the way, which "cpu" as the default device would be.
+    assert torch.utils._device.CURRENT_DEVICE is None
+
+
+def test_it_is_put_back_after_a_call_that_raises() -> None:
+    def raising(*_: Any, **__: Any) -> Tensor:
+        torch.set_flush_denormal(True)
+        raise ArithmeticError
+
+    before = Surroundings.now()
+    assert judged(raising).status is Status.RUNTIME_ERROR
+    assert Surroundings.now() == before
+
+
+def test_flushed_denormals_show_in_the_numbers_too() -> None:
+    """They did not while the mode was on for the truth as well."""
+
+    def flushing(residual: Tensor, x: Tensor, gate: Any = None, **kwargs: Any) -> Tensor:
+        y: Tensor = reference_ops.residual_gate_add(residual, x, gate, **kwargs)
+        return torch.where(y.abs() < torch.finfo(torch.float16).tiny, torch.zeros_like(y), y)
+
+    assert judged(flushing).status is Status.INCORRECT_NUMERICAL
+    assert judged(reference_ops.residual_gate_add).status is Status.PASSED
+
+
+def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with surroundings.kept() as around:
+        pass
+    assert around.changed == ""
+
+
+def test_what_an_import_changes_is_put_back_with_a_warning(tmp_path: Path) -> None:
+    """With bfloat16 as the default dtype the inputs would be rounded before an op sees them."""
+    file = tmp_path / "mine.py"
+    file.write_text("import torch\ntorch.set_default_dtype(torch.bfloat16)\n\ndef rms_norm(*_):\n    pass\n")
+    before = Surroundings.now()
+    with pytest.warns(UserWarning, match=r"mine.py: torch's default dtype is bfloat16, it was float32; put back"):
+        load_op_set(str(file))
+    assert Surroundings.now() == before
