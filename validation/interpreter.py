@@ -20,6 +20,8 @@ import torch
 def enable() -> None:
     """Make ``triton.jit`` give interpreted kernels. Must run before anything imports triton.
 
+    An autotuned kernel is launched with the first of its configurations that fits: that one is judged, no other.
+
     Raises:
         RuntimeError: triton was imported with the interpreter off; its own kernels are decorated by then.
     """
@@ -58,7 +60,8 @@ def repair() -> None:
     Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with
     NumPy 2.4, and stops the interpreter from patching ``triton.language`` again for each device function that
     a kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time. Two more
-    habits that cost half of what then was left: `_skip_unused_overflow_check`, `_remember_types`.
+    habits that cost half of what then was left: `_skip_unused_overflow_check`, `_remember_types`. Autotuned kernels
+    run with one configuration: `_take_first_configuration`.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -104,6 +107,41 @@ def repair() -> None:
     _patch_once_a_launch(interpreter)
     _skip_unused_overflow_check()
     _remember_types(interpreter)
+    _take_first_configuration()
+
+
+def _take_first_configuration() -> None:
+    """Launch an autotuned kernel with the first of its configurations, for to time them takes a GPU.
+
+    So one configuration is judged here, and on a GPU the one that the tuner picks for each of its keys. Which ones a
+    shape allows ``early_config_prune`` says here too, unless it asks for a GPU: a kernel of one row a program is wrong
+    with a block shorter than the row. ``perf_model`` only ranks them, and is not asked. Else this is the launch of a
+    kernel tuned before: the configuration's own ``pre_hook`` runs, and the tuner's hooks (``pre_hook``,
+    ``reset_to_zero``, ``restore_value``), which undo what timing did, do not. The interpreter has no warps or stages.
+    """
+    from triton.runtime.autotuner import Autotuner
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.nargs = dict(zip(self.arg_names, args, strict=False))
+        configs = _allowed(self, kwargs) if len(self.configs) > 1 else self.configs
+        self.best_config = config = configs[0]
+        if config.pre_hook is not None:
+            config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
+        result = self.fn.run(*args, **kwargs, **config.all_kwargs())
+        self.nargs = None
+        return result
+
+    Autotuner.run = run
+
+
+def _allowed(tuner: Any, kwargs: dict[str, Any]) -> Any:
+    ranking, tuner.perf_model = tuner.perf_model, None
+    try:
+        return tuner.prune_configs(kwargs)
+    except (RuntimeError, AssertionError):  # as Triton's driver and torch.cuda say that there is no GPU
+        return tuner.configs
+    finally:
+        tuner.perf_model = ranking
 
 
 def _take_integers_from_arrays(interpreter: Any) -> None:

@@ -61,6 +61,25 @@ class PastTheEndOfZeros(RightOps):
         return y
 
 
+@torch.library.custom_op("validation_faults::past_its_end", mutates_args=())
+def _past_its_end(value: Tensor) -> Tensor:
+    y = torch.empty(value.shape, dtype=value.dtype, device=value.device).copy_(value)
+    y.as_strided((1,), (1,), y.storage_offset() + y.numel()).zero_()
+    return y
+
+
+@fault(
+    "registered op past its end",
+    "residual_gate_add",
+    "an op of torch.library writes one element past what it allocates inside",
+    Status.OUT_OF_BOUNDS_WRITE,
+)
+class RegisteredOpPastItsEnd(RightOps):
+    def stored(self, value: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = _past_its_end(self.rounded(value, x.dtype))
+        return y
+
+
 @fault(
     "counter never set to 0",
     "rms_norm_scale_shift",

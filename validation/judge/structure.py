@@ -1,13 +1,18 @@
 """What a call did to memory: guards around what it allocates, and what it left of its inputs."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.library
 from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from validation.cases.case import Arguments, as_bits, guard_elements, poison
 from validation.judge import perturbed
@@ -29,7 +34,19 @@ _FILLED = frozenset(
     {aten.zeros, aten.zeros_like, aten.ones, aten.ones_like, aten.full, aten.full_like, aten.clone, aten._to_copy}
     | {aten.new_zeros, aten.new_ones, aten.new_full}
 )
+_RESIZING = frozenset({aten.resize_, aten.resize_as_})
+# No fill is implemented for them: their memory is filled as bytes.
+_WITHOUT_FILL = frozenset({torch.float4_e2m1fn_x2})
 
+# PyTorch's own operations: what their C++ kernels do inside is one step of arithmetic.
+_OWN = frozenset({"aten", "prims", "prim"})
+# What the dispatcher still asks once a mode has seen an operation.
+_BELOW_PYTHON = torch._C._dispatch_keyset_full_after(DispatchKey.Python)
+# Registered operations in which Dynamo compiled something in this process. They run without guards from then on: under
+# a mode it would compile anew at each call (torch 2.13), and what it compiles allocates past the guards anyway.
+_COMPILING: set[Any] = set()
+# Where the kernel of a device is looked for, in this order, if none is registered for the device itself.
+_COMPOSITES = ("CompositeExplicitAutograd", "CompositeImplicitAutograd")
 
 # Operations with one correct result, which is what a vector body, a scalar tail and a strided loop all give.
 _BASIC = frozenset(
@@ -59,6 +76,65 @@ def _is_basic(func: Any, args: Sequence[Any], out: Any) -> bool:
     return func.overloadpacket in _BASIC
 
 
+def _has_kernel(func: Any, key: DispatchKey | str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+
+@functools.cache
+def _is_made_of_others(func: Any) -> bool:
+    """Whether the guards go on inside an operation: one that a library registered, one that is a composition.
+
+    Compositions of PyTorch's own (``layer_norm``, ``contiguous``) come apart above the guards; under
+    ``torch.inference_mode`` they reach them whole.
+    """
+    return func.namespace not in _OWN or (func.namespace == "aten" and _has_kernel(func, _COMPOSITES[-1]))
+
+
+def _keys_below(func: Any, tensors: Sequence[Tensor]) -> DispatchKeySet | None:
+    """The keys with which the dispatcher goes on with such an operation; None where it is not to be taken apart.
+
+    What comes above a mode (autograd, autocast, conjugation) has had its turn by then.
+    """
+    keys = [torch._C._dispatch_keys(t) & _BELOW_PYTHON for t in tensors]
+    if any(torch._C._dispatch_keys(t).has(DispatchKey.Python) for t in tensors):
+        return None  # a tensor class with a handler of its own
+    if _has_kernel(func, DispatchKey.BackendSelect):
+        keys.append(DispatchKeySet(DispatchKey.BackendSelect))  # a factory: its device is an argument
+    below = functools.reduce(lambda a, b: a | b, keys, DispatchKeySet(DispatchKey.Undefined))
+    # Of PyTorch's own, a kernel written for the device is no composition.
+    return None if func.namespace in _OWN and _has_kernel(func, below.highestPriorityTypeId()) else below
+
+
+def _is_python(func: Any, device: str) -> bool:
+    """Whether the kernel that a library registered is a Python function: all that it calls is seen then."""
+    registered: Collection[str] = getattr(torch.library, "_impls", ())
+    for key in (torch._C._dispatch_key_for_device(device), *_COMPOSITES):
+        if _has_kernel(func, key):
+            entry = f"{func.namespace}/{func.name().split('::')[-1]}"
+            # Without a key, which means the last of them, the entry ends in the stroke.
+            return f"{entry}/{key}" in registered or (key == _COMPOSITES[-1] and f"{entry}/" in registered)
+    return False
+
+
+@functools.cache
+def _may_resize(func: Any) -> tuple[tuple[int, str], ...]:
+    """Positions and names of the arguments that an operation of PyTorch's may resize."""
+    if func.namespace != "aten":
+        return ()
+    arguments = enumerate(func._schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.is_out or (func.overloadpacket in _RESIZING and i == 0))
+
+
+def _resizable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    given = [args[i] if i < len(args) else kwargs.get(name) for i, name in _may_resize(func)]
+    return [t for t in tree_leaves(given) if isinstance(t, Tensor)] if given else []
+
+
+def _extent(t: Tensor) -> int:
+    """How many elements of its storage a tensor reaches over."""
+    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+
+
 @dataclasses.dataclass
 class _Allocation:
     memory: Tensor  # one-dimensional, guards included
@@ -69,7 +145,9 @@ class _Allocation:
 class GuardedAllocations(TorchDispatchMode):
     """While active, every ``torch.empty`` and its kin comes poisoned and between two guards.
 
-    What is filled at once (``torch.zeros``, a copy) comes between guards too.
+    What is filled at once (``torch.zeros``, a copy) comes between guards too, and so does what an op allocates that was
+    registered with ``torch.library``: it is run as if its code were called. What PyTorch resizes (``resize_``,
+    ``out=torch.empty(0)``) stands between guards of its new size.
 
     A kernel that stores past the end of its output then writes into a guard, where it shows, instead of
     into somebody else's memory; an element that it leaves out still holds the poison.
@@ -89,31 +167,104 @@ class GuardedAllocations(TorchDispatchMode):
         self.computed: bool = False
         self.basic: bool = True
         self.uneven_on_cuda: bool = False
+        self._running: list[Any] = []  # registered operations, one inside another
+        self._entering = False
+
+    def ignore_compile_internals(self) -> bool:  # type: ignore[override]  # torch has a method of the class
+        """Whether Dynamo compiles under this mode: once in a registered operation, whose body may insist on it.
+
+        It asks for each frame that it has not compiled yet; torch itself asks when the mode is entered.
+        """
+        if not self._entering:
+            _COMPILING.update(self._running)
+        return bool(self._running)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation; put guards around what an allocating one returns."""
         del types
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if _is_made_of_others(func) and func not in _COMPILING:
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            below = _keys_below(func, tensors)
+            if below is not None:
+                return self._inside(func, below, tensors, args, kwargs)
+        resizable = _resizable(func, args, kwargs)
+        shapes = [t.shape for t in resizable]
+        out = func(*args, **kwargs)
+        for t, shape in zip(resizable, shapes, strict=True):
+            if t.shape != shape:
+                self._follow(t, fresh=func.overloadpacket in _RESIZING)
         if isinstance(out, Tensor) and out.device.type in ("cpu", "cuda"):
             if func in _ALLOCATIONS:
                 return self._guarded(out)
             if func.overloadpacket in _FILLED and out.layout is torch.strided:
                 return self._guarded(out, filled=True)
-        if not perturbed.is_exact(func):
+        if not perturbed.is_exact(func) and func.overloadpacket not in _RESIZING:
             self.computed = True
             self.basic = self.basic and _is_basic(func, args, out)
             self.uneven_on_cuda |= func.overloadpacket in _UNEVEN_ON_CUDA
         return out
 
+    def _inside(
+        self, func: Any, keys: DispatchKeySet, tensors: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run the kernel of a registered operation, or the steps of a composition, with the guards on.
+
+        A kernel in C++, or one that calls what ``torch.compile`` made, may compute without PyTorch besides, which
+        nothing sees: that counts as arithmetic whose bits may depend on where an element stands.
+        """
+        # An operation with an autograd formula of its own runs without autograd below it.
+        without_grad = torch.is_grad_enabled() and _has_kernel(func, "Autograd")
+        registered = [func] if func.namespace not in _OWN else []
+        self._running += registered
+        try:
+            with torch.no_grad() if without_grad else contextlib.nullcontext(), self:
+                out = func.redispatch(keys, *args, **kwargs)
+        finally:
+            del self._running[len(self._running) - len(registered) :]
+        if registered:
+            touched = [*tensors, *(t for t in tree_leaves(out) if isinstance(t, Tensor))]
+            if touched and (func in _COMPILING or not _is_python(func, touched[0].device.type)):
+                self.computed, self.basic = True, False
+        return out
+
+    def _follow(self, t: Tensor, *, fresh: bool) -> None:
+        """Let the guard begin where a resized tensor ends now; make room for all of it there.
+
+        The storage grows rather than be another one, so that views of it stay views of it.
+
+        Args:
+            t: the tensor.
+            fresh: nothing was written to what it won.
+        """
+        if t.layout is not torch.strided:
+            return
+        storage = t.untyped_storage()
+        found = [a for a in self.allocations if a.memory.untyped_storage()._cdata == storage._cdata]
+        if not found:
+            return
+        allocation, width = found[0], found[0].memory.element_size()
+        end = -(-(t.storage_offset() + _extent(t)) * t.element_size() // width)
+        if end <= allocation.start + allocation.size:
+            return
+        allocation.size = end - allocation.start
+        had, needed = allocation.memory.numel(), end + guard_elements(t.shape[-1] if t.dim() else 1)
+        if needed > had:
+            storage.resize_(needed * width)
+            memory = allocation.memory.new_empty(0).set_(storage, 0, (needed,), (1,))
+            poison(memory[had if fresh else max(had, end) :], output=True)
+            allocation.memory = memory
+
     def _guarded(self, out: Tensor, *, filled: bool = False) -> Tensor:
-        size = 1 + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True)) if out.numel() else 0
+        size = _extent(out)
         guard = guard_elements(out.shape[-1] if out.dim() else 1)
-        memory = torch.empty(size + 2 * guard, dtype=out.dtype, device=out.device)
+        dtype = torch.uint8 if out.dtype in _WITHOUT_FILL else out.dtype
+        memory = torch.empty(size + 2 * guard, dtype=dtype, device=out.device)
         poison(memory, output=True)
         if filled:
-            memory.as_strided(out.shape, out.stride(), guard).copy_(out)
+            memory.as_strided(out.shape, out.stride(), guard).copy_(out.view(dtype))
         self.allocations.append(_Allocation(memory, guard, size))
         # set_ rather than as_strided: the result is no view, as torch.empty's is none.
         out.set_(memory.untyped_storage(), guard, out.shape, out.stride())
@@ -121,7 +272,9 @@ class GuardedAllocations(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         """Start guarding."""
+        self._entering = True
         super().__enter__()
+        self._entering = False
         return self
 
     def __exit__(
@@ -213,16 +366,18 @@ def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[An
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     for name, t in arguments.tensors.items():
-        if _whereabouts(t) != before[name]:
-            shape, strides = before[name][2:]
+        *place, shape, strides, grad = before[name]
+        if _whereabouts(t)[:-1] != (*place, shape, strides):
             now = f"{list(t.shape)} {str(t.dtype)[6:]} strides {t.stride()}"
             guards.moved = f"{name} is {now} in other memory or form, it was {list(shape)} strides {strides}"
+        elif t.requires_grad != grad:
+            guards.moved = f"{name} has requires_grad={t.requires_grad}, it had {grad}"
     return result, guards
 
 
 def _whereabouts(t: Tensor) -> tuple[Any, ...]:
-    """What ``t.data = ...``, ``t.set_`` or ``t.unsqueeze_`` changes without a write to t's memory."""
-    return t.data_ptr(), t.dtype, t.shape, t.stride()
+    """What ``t.data = ...``, ``t.set_``, ``t.unsqueeze_`` or ``t.requires_grad_`` changes without a write to memory."""
+    return t.data_ptr(), t.dtype, t.shape, t.stride(), t.requires_grad
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:

@@ -4,15 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.runtime import interpreter as triton_interpreter
 
-from validation import interpreter
+from validation import interpreter, launches, parity
+from validation.cases.case import Case, TensorSpec
+from validation.device import select
+from validation.ops import OpSet
+from validation.record import Status
 
 UNREPAIRED = """
 import os
@@ -106,3 +112,117 @@ def test_an_overflow_wraps_as_it_did_before_its_check_was_left_out() -> None:
     y = torch.zeros(1, dtype=torch.int32)
     _sum_of_two[(1,)](torch.tensor([2**31 - 1, 2], dtype=torch.int32), y)
     assert y.item() == -(2**31) + 1
+
+
+def _block_of(x, y, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at, at < n) + BLOCK, at < n)
+
+
+def _add_to(x, y, n, BLOCK: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if EVEN:
+        tl.store(y + at, tl.load(y + at) + tl.load(x + at))
+    else:
+        tl.store(y + at, tl.load(y + at, at < n) + tl.load(x + at, at < n), at < n)
+
+
+def _blocks(*sizes: int, **kwargs: Any) -> list[triton.Config]:
+    return [triton.Config({"BLOCK": size}, num_warps=2, num_stages=3, **kwargs) for size in sizes]
+
+
+def _not_smaller_than_the_row(configs: list[triton.Config], named: dict[str, Any], **_: Any) -> list[triton.Config]:
+    return [config for config in configs if config.kwargs["BLOCK"] >= named["n"]]
+
+
+def _asks_for_a_gpu(configs: list[triton.Config], *_: Any, **__: Any) -> list[triton.Config]:
+    return configs if triton.runtime.driver.active.get_current_device() else configs[1:]
+
+
+def _ranks(**_: Any) -> float:
+    raise AssertionError("ranked where nothing is timed")
+
+
+def _launch(kernel: Any, n: int, y: Tensor) -> tuple[Tensor, int]:
+    x = torch.arange(float(n))
+    with launches.counted() as launched:
+        kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](x, y, n)
+    return y - x, launched.count
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter.enable()
+
+    def none() -> None:
+        raise RuntimeError("0 active drivers ([]). There should only be one.")
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", None)
+    monkeypatch.setattr(triton.runtime.driver, "_default", None)
+    monkeypatch.setattr(sys.modules["triton.runtime.driver"], "_create_driver", none)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("tuning", "block"),
+    [
+        ({}, 16),
+        ({"prune_configs_by": {"early_config_prune": _not_smaller_than_the_row}}, 64),
+        ({"prune_configs_by": {"early_config_prune": _asks_for_a_gpu}}, 16),
+        ({"prune_configs_by": {"perf_model": _ranks, "top_k": 1}}, 16),
+        ({"reset_to_zero": ["y"], "restore_value": ["x"]}, 16),
+        ({"pre_hook": lambda *_, **__: pytest.fail("a hook of timing ran")}, 16),
+    ],
+)
+def test_an_autotuned_kernel_runs_once_with_the_first_configuration_allowed(tuning: dict[str, Any], block: int) -> None:
+    kernel = triton.autotune(_blocks(16, 32, 64, 128), ["n"], **tuning)(triton.jit(_block_of))
+    for _ in range(2):
+        added, count = _launch(kernel, 50, torch.empty(50))
+        assert (set(added.tolist()), count) == ({block}, 1)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_heuristics_and_the_hook_of_a_configuration_see_what_is_launched() -> None:
+    seen = []
+
+    def clears(named: dict[str, Any]) -> None:
+        seen.append(named["BLOCK"])
+        named["y"].zero_()
+
+    for even in (False, True):
+        heuristics = triton.heuristics({"EVEN": lambda named: named["n"] % named["BLOCK"] == 0})
+        kernel = triton.autotune(_blocks(16, 32, pre_hook=clears), ["n"])(heuristics(triton.jit(_add_to)))
+        added, count = _launch(kernel, 32 if even else 50, torch.full((32 if even else 50,), 3.0))
+        assert (set(added.tolist()), count) == ({0.0}, 1)
+    assert seen == [16, 16]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_no_configuration_left_is_an_error_as_on_a_gpu() -> None:
+    pruning = {"early_config_prune": _not_smaller_than_the_row}
+    kernel = triton.autotune(_blocks(16, 32), ["n"], prune_configs_by=pruning)(triton.jit(_block_of))
+    with pytest.raises(Exception, match="at least one config"):
+        _launch(kernel, 50, torch.empty(50))
+
+
+def _modulate(x, shift, scale, y, n, D, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    factor = tl.load(scale + at % D, inside) + 1.0
+    tl.store(y + at, tl.load(x + at, inside) * factor + tl.load(shift + at % D, inside), inside)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_an_op_of_an_autotuned_kernel_is_judged() -> None:
+    kernel = triton.autotune(_blocks(64, 128), ["n"])(triton.jit(_modulate))
+
+    def scale_shift(x: Tensor, shift: Tensor, scale: Tensor, *_: Any, **__: Any) -> Tensor:
+        y = torch.empty_like(x)
+        kernel[lambda meta: (triton.cdiv(y.numel(), meta["BLOCK"]),)](x, shift, scale, y, y.numel(), y.shape[-1])
+        return y
+
+    rows = {name: TensorSpec((40,), "float32", (1,), 0, name) for name in ("shift", "scale")}
+    x = TensorSpec((2, 3, 40), "float32", (120, 40, 1), 0, "x")
+    case = Case("scale_shift", {"x": x, **rows}, {"casting_mode": "float32"}, "normal", 0)
+    record = parity.run(case, OpSet("tuned", {"scale_shift": scale_shift}, "tuned"), select(gpu=False))
+    assert (record.status, record.numbers["launches"]) == (Status.PASSED, 1), record.reason
