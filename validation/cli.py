@@ -356,7 +356,7 @@ def _repro(arguments: argparse.Namespace) -> int:
     from validation import parity
     from validation.cases.case import Case
     from validation.device import select
-    from validation.isolation import limit_of, load
+    from validation.isolation import IsolatedOpSet, limit_of, load
     from validation.ops import check_op_name
     from validation.report.terminal import print_text
     from validation.session import DEFAULT_OPS
@@ -373,9 +373,11 @@ def _repro(arguments: argparse.Namespace) -> int:
     check_op_name(case.op)
     if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
-    parity.check_fits(case, device)
+    parity.check_fits(case, device.torch)
     ops = load(spec, gpu=arguments.gpu, isolate=arguments.isolate, limit=limit)
     record = parity.run(case, ops, device)
+    if isinstance(ops, IsolatedOpSet):
+        ops.worker.close()
     passed = f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}"
     print_text(record.message or passed)
     return exit_status([record.status])

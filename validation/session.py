@@ -10,7 +10,7 @@ from validation import device as devices
 from validation import parity
 from validation.drift.measure import REPLAYS
 from validation.errors import UsageError
-from validation.isolation import limit_of, load
+from validation.isolation import IsolatedOpSet, limit_of, load
 from validation.judge.verdict import TIERS
 from validation.ops import OpSet, check_op_name
 from validation.record import Environment, Level, Record, Run
@@ -148,7 +148,10 @@ class Session:
             yield record
 
     def finish(self) -> Path:
-        """Write the report, and the files asked for with --json and --junit; return the report's path."""
+        """Write the report, and the files asked for with --json and --junit; return the report's path.
+
+        The process of an isolated op set ends.
+        """
         from validation.report.html import write_report
         from validation.report.junit import write_junit
 
@@ -156,6 +159,8 @@ class Session:
             write_json(self.options.json, self.run)
         if self.options.junit is not None:
             write_junit(self.run.records, self.options.junit)
+        if isinstance(self.ops, IsolatedOpSet):
+            self.ops.worker.close()
         return write_report(self.run.folder)
 
 

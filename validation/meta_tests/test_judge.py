@@ -530,6 +530,7 @@ def test_failures_are_kept_as_files_and_regressions_are_read(tmp_path: Path, mon
         ("{", "not JSON"),
         ("[]", "case is 'list', expected an object"),
         ('{"case": {"op": "layer_norm"}}', "expected an entry 'tensors'"),
+        (dataclasses.replace(a_case(), flags={"casting_mode": "odd"}).to_json(), "casting_mode is 'odd'"),
     ],
 )
 def test_a_malformed_regression_names_its_file(
