@@ -84,7 +84,7 @@ class OpSet:
 def op_set_from(offered: Any, name: str, origin: str) -> OpSet:
     """An op set of what a module, a mapping or another object has under the ops' names.
 
-    What a module merely imports from torch or ``reference_ops`` it uses, and does not offer.
+    What a module merely imports from torch it uses, and does not offer.
 
     Raises:
         UsageError: it has none of them, or something that cannot be called.
@@ -101,7 +101,7 @@ def op_set_from(offered: Any, name: str, origin: str) -> OpSet:
             raise UsageError(f"{origin}: {op} is a {type(value).__name__}, expected a function")
         functions[op] = value
     if not functions:
-        others = f" itself (it imports {', '.join(imported)} from torch or reference_ops)" if imported else ""
+        others = f" itself (it imports {', '.join(imported)} from torch)" if imported else ""
         raise UsageError(
             f"{origin} defines none of the ops{others}, expected at least one of: {', '.join(reference_op_names())}"
         )
@@ -115,13 +115,13 @@ def _attribute(offered: Any, op: str) -> Any:
 
 
 def _is_of_another(value: Any, module: ModuleType) -> bool:
-    """Whether a value in a module is a function of torch's or of ``reference_ops``, the module being neither.
+    """Whether a value in a module is a function of torch's, and the module is not.
 
-    What is made of one names its module too (``torch.compile(reference_ops.rms_norm)``) and is not to be found there.
+    What is made of one names its module too (``torch.compile(torch.rms_norm)``) and is not to be found there.
     """
     home = str(getattr(value, "__module__", ""))
     package = home.partition(".")[0]
-    if package not in ("torch", "reference_ops") or package == module.__name__.partition(".")[0]:
+    if package != "torch" or package == module.__name__.partition(".")[0]:
         return False
     return getattr(sys.modules.get(home), str(getattr(value, "__name__", "")), None) is value
 

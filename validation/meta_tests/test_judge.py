@@ -459,6 +459,8 @@ def test_ctrl_c_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: Any) -> Tensor:
         raise KeyboardInterrupt
 
+    # Which a job in the background of a shell ignores from the start.
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         judge_call(a_case(), interrupted, "cpu")
     # As in a process that candidates have to themselves.
