@@ -249,7 +249,6 @@ def _progress(text: str) -> None:
 
 def _session_command(arguments: argparse.Namespace) -> int:
     from validation import parity
-    from validation.isolation import IsolatedOpSet
     from validation.report.terminal import print_table
     from validation.session import Options, Session
 
@@ -277,8 +276,6 @@ def _session_command(arguments: argparse.Namespace) -> int:
             shape=ShapeOptions.read(arguments) if arguments.command == "quality" else ShapeOptions(),
         )
     )
-    if arguments.command == "quality" and isinstance(session.ops, IsolatedOpSet):
-        session.ops.worker.close()  # it has shown that the import is safe; the model runs here
     if arguments.command in ("run", "quality"):
         from validation.quality import check_request
 
@@ -362,19 +359,14 @@ def _repro(arguments: argparse.Namespace) -> int:
     from validation.session import DEFAULT_OPS
 
     text: str = arguments.case
-    spec: str = arguments.ops or DEFAULT_OPS
-    if text.lstrip().startswith("{"):
-        case = Case.from_json(text)
-    else:
-        case = parity.read_case(Path(text))
-        spec = arguments.ops or parity.failed_ops(Path(text)) or DEFAULT_OPS
+    case, failed = (Case.from_json(text), "") if text.lstrip().startswith("{") else parity.read_failure(Path(text))
     limit = limit_of(arguments.case_seconds)
     device = select(arguments.gpu)
     check_op_name(case.op)
     if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     parity.check_fits(case, device.torch)
-    ops = load(spec, gpu=arguments.gpu, isolate=arguments.isolate, limit=limit)
+    ops = load(arguments.ops or failed or DEFAULT_OPS, gpu=arguments.gpu, isolate=arguments.isolate, limit=limit)
     record = parity.run(case, ops, device)
     if isinstance(ops, IsolatedOpSet):
         ops.worker.close()

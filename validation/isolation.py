@@ -319,11 +319,6 @@ class IsolatedOpSet(OpSet):
         return answer if isinstance(answer, Death) else str(answer)
 
 
-def isolated(ops: OpSet, *, gpu: bool, limit: float = LIMIT_SECONDS) -> IsolatedOpSet:
-    """The op set, isolated."""
-    return IsolatedOpSet(ops.name, ops.functions, ops.origin, Worker(ops.origin, gpu=gpu, limit=limit))
-
-
 def load(origin: str, *, gpu: bool, isolate: bool | None = None, limit: float = LIMIT_SECONDS) -> OpSet:
     """The op set that ``--ops`` names, isolated if that is asked for; comes after `validation.device.select`.
 
@@ -340,7 +335,7 @@ def load(origin: str, *, gpu: bool, isolate: bool | None = None, limit: float = 
         UsageError: it cannot be loaded.
         RuntimeError: the process could not be started.
     """
-    if not (_is_theirs(origin) if isolate is None else isolate):
+    if not (isolated_by_default(origin) if isolate is None else isolate):
         return load_op_set(origin)
     worker = Worker(origin, gpu=gpu, limit=limit)
     try:
@@ -359,12 +354,8 @@ def limit_of(case_seconds: float | None) -> float:
     return LIMIT_SECONDS if case_seconds is None else case_seconds
 
 
-def isolated_by_default(ops: OpSet) -> bool:
-    """Whether an op set runs in a process of its own unless told otherwise: true for all that is not ours."""
-    return _is_theirs(ops.origin)
-
-
-def _is_theirs(origin: str) -> bool:
+def isolated_by_default(origin: str) -> bool:
+    """Whether what ``--ops`` names runs in a process of its own unless told otherwise: all that is not ours."""
     return origin.partition(":")[0] not in OURS
 
 
@@ -401,9 +392,7 @@ def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """End this process when its parent ends, on Linux: a candidate that spins would go on for ever."""
-    if sys.platform != "linux":
-        return
+    """End this process when its parent ends: a candidate that spins would go on for ever."""
     # When the thread ends, rather, that started this process: the suite does that in its main thread alone.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # it ended before

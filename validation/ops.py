@@ -6,7 +6,6 @@ functions of those names; ``fused_ops`` and ``reference_ops`` are two of them.
 
 import contextlib
 import dataclasses
-import dis
 import functools
 import importlib
 import importlib.util
@@ -196,22 +195,10 @@ def _imported(spec: str, load: Callable[[], T]) -> T:
     except UsageError:
         raise
     except BaseException as error:  # SystemExit too, and what pytest.skip raises
-        if frames.is_interrupt(error) and not _was_raised_by_candidate(error):
+        if frames.is_interrupt(error):
             raise
         said = f": {frames.said(error)}" if frames.said(error) else ""
         raise UsageError(
             f"--ops: cannot import {spec}: {type(error).__name__}{said}{frames.of_error(error)}, "
             "expected a module or .py file that can be imported"
         ) from error
-
-
-def _was_raised_by_candidate(error: BaseException) -> bool:
-    """Whether a ``raise`` in a candidate's file raised it: the exception of a Ctrl-C comes between two instructions."""
-    innermost = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    if innermost is None:
-        return False
-    code = innermost.tb_frame.f_code
-    raised = dis.opname[code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
-    return raised and frames.place([(code.co_filename, innermost.tb_lineno, code.co_name)]) != ""

@@ -167,7 +167,7 @@ def repro_command(case: Case, ops: OpSet, device: Device) -> str:
 def _isolation_words(ops: OpSet) -> list[str]:
     """What a command line says to run an op set in a process of its own, or not to, as here."""
     apart = isinstance(ops, IsolatedOpSet)
-    words = [] if apart == isolated_by_default(ops) else ["--isolate" if apart else "--no-isolate"]
+    words = [] if apart == isolated_by_default(ops.origin) else ["--isolate" if apart else "--no-isolate"]
     if isinstance(ops, IsolatedOpSet) and ops.worker.limit != LIMIT_SECONDS:
         words += ["--case-seconds", f"{ops.worker.limit:g}"]
     return words
@@ -371,14 +371,23 @@ def _check_kept(path: Path, text: str) -> None:
 
 
 def read_case(path: Path) -> Case:
+    """The case of `read_failure`."""
+    return read_failure(path)[0]
+
+
+def read_failure(path: Path) -> tuple[Case, str]:
     """A case from a file: a failure or a regression, as `save_failure` writes them, or a case alone.
+
+    Returns:
+        The case, and what ``--ops`` named when it failed; "" where the file does not say.
 
     Raises:
         UsageError: naming the file, and what is wrong with it.
     """
     try:
         data = json.loads(path.read_text())
-        return Case.from_dict(data["case"] if isinstance(data, dict) and "case" in data else data)
+        kept = data if isinstance(data, dict) and "case" in data else {"case": data}
+        return Case.from_dict(kept["case"]), str(kept.get("ops", ""))
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}, expected the JSON text of a case or a file that holds it"
@@ -389,18 +398,11 @@ def read_case(path: Path) -> Case:
         raise UsageError(f"{path}: {error}") from error
 
 
-def failed_ops(path: Path) -> str:
-    """The op set whose failure a file of `save_failure` holds, as ``--ops`` names it; "" if it holds none."""
-    data = json.loads(path.read_text())
-    ops = data.get("ops", "")
-    return ops if isinstance(ops, str) else ""
-
-
 def save_failure(folder: Path, record: Record, ops: str) -> Path:
-    """Write a failed case to ``failures/<op>-<status>.json`` below a run's folder; `read_case` reads it.
+    """Write a failed case to ``failures/<op>-<status>.json`` below a run's folder; `read_failure` reads it.
 
     One file for each op and status, with the smallest of those cases: the shrunk one, where there is one. With it
-    goes what ``--ops`` named (`failed_ops`).
+    goes what ``--ops`` named.
     """
     path = folder / "failures" / f"{record.subject}-{record.status.lower()}.json"
     data = {"op_set": record.op_set, "ops": ops, "status": record.status, "reason": record.reason, "case": record.case}

@@ -37,6 +37,7 @@ from validation.drift.cache import hash_files
 from validation.drift.verdicts import Numbers, Verdict
 from validation.errors import UsageError
 from validation.estimate import Estimate
+from validation.isolation import IsolatedOpSet
 from validation.media import metrics, video
 from validation.models.mount import Site, SiteError
 from validation.models.prompts import Prompt, embed_prompt
@@ -87,6 +88,8 @@ def quality(session: Session, progress: Progress = silent) -> Iterator[Record]:
     """
     from validation import shape_quality
 
+    if isinstance(session.ops, IsolatedOpSet):
+        session.ops.worker.close()  # a model runs here, and on a GPU has need of what that process holds of it
     models = _models_of(session)
     for model in MODELS:
         if model not in models and not _names_one_model(session):

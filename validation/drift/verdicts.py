@@ -201,9 +201,19 @@ def _test(drift: Drift[Any], kind: Kind) -> _Test:
 
 
 def _two_modes(drift: Drift[Any]) -> str:
-    """Which band has two modes at its end, in words; "" if none has."""
+    """Which band has two modes at its end, in words; "" if none has.
+
+    Another way leads further than a rounding at each site does, of which the close replays are made: replays that met
+    few roundings lie at 0 and nearly there (measured on a model of random weights: 0, 1.9e-4, 0 and 1.9e-4, where the
+    nearest of the close ones was at 2.1e-3).
+    """
     rows = {(kind, n): found.replays[kind][:, -1] for kind in KINDS for n, found in drift.measured.items()}
-    p = {key: band.two_modes_p(row) for key, row in rows.items() if row.max() >= band.TWO_WAYS * row.min()}
+    rounding = min(row.min() for (kind, _), row in rows.items() if kind == "close")
+    p = {
+        key: band.two_modes_p(row)
+        for key, row in rows.items()
+        if row.max() >= band.TWO_WAYS * max(row.min(), rounding if key[0] == "lossless" else 0.0)
+    }
     if not p:
         return ""
     kind, n = min(p, key=lambda key: p[key])

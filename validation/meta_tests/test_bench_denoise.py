@@ -420,12 +420,7 @@ def test_a_wrong_arm_shows_its_failed_verdict_beside_its_time(
     assert [found.check for found in verdict.verdicts] == ["teacher-forced", "band"]
     line = next(line for line in denoise.table(result).splitlines() if line.split()[:1] == name.split()[:1])
     assert line.endswith(f"  {verdict.word}")
-    forced, band = verdict.verdicts
-    assert forced.status is Status.BELOW_REQUIRED_TIER
-    # Of these random weights some CPUs sample in one of two ways by chance: the band then says that it cannot tell.
-    if band.status is not Status.OUTSIDE_BAND:
-        assert band.status is Status.INCONCLUSIVE
-        assert "has two modes" in band.reason
+    assert [found.status for found in verdict.verdicts if found.check == "band"] == [Status.OUTSIDE_BAND]
 
 
 def test_a_drift_that_cannot_be_measured_fails_and_costs_no_times() -> None:

@@ -13,7 +13,7 @@ from validation import parity
 from validation.cases.case import Case
 from validation.cases.errors import good_case
 from validation.device import select
-from validation.isolation import isolated
+from validation.isolation import IsolatedOpSet, load
 from validation.judge.calls import Call, described
 from validation.ops import load_op_set, op_set_from, reference_op_names
 from validation.record import Level, Record, Status
@@ -123,7 +123,8 @@ def test_parameters_refused_without_grad_mode_fail(tmp_path: Path) -> None:
     path = tmp_path / "refuses.py"
     path.write_text(REFUSES)
     here, device = load_op_set(str(path)), select(gpu=False)
-    there = isolated(here, gpu=False)
+    there = load(str(path), gpu=False)
+    assert isinstance(there, IsolatedOpSet)
     for ops in (here, there):
         record = parity.grad_record("rms_norm", ops, device)
         assert record.status is Status.RUNTIME_ERROR

@@ -71,11 +71,7 @@ def test_a_wrong_file_fails_and_its_repro_line_works_in_a_new_process(
     again = subprocess.run([sys.executable, "-m", "validation.cli", *command[1:]], capture_output=True, text=True)
     assert again.returncode == cli.FAILED, again.stderr
     assert "INCORRECT_NUMERICAL" in again.stdout
-
-
-def test_a_kept_failure_is_repeated_with_the_op_set_that_failed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "mine.py").write_text(SWAPPED)
-    assert cli.main(["parity", "--ops", "mine.py", "--profile", "quick", "--out", "run"]) == cli.FAILED
+    # The file that is kept of it is repeated with the op set that failed, unless another is named.
     (path,) = (here / "run" / "failures").glob("*numerical.json")
     capsys.readouterr()
     assert cli.main(["repro", str(path)]) == cli.FAILED

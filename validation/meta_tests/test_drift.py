@@ -213,6 +213,15 @@ def test_a_band_with_two_modes_is_inconclusive(tmp_path: Path) -> None:
     assert "has two modes" in banded.reason
 
 
+@pytest.mark.parametrize(("other_way", "status"), [(1.9e-4, Status.OUTSIDE_BAND), (0.3, Status.INCONCLUSIVE)])
+def test_few_roundings_are_no_second_way(tmp_path: Path, other_way: float, status: Status) -> None:
+    """Measured: of four lossless replays two were the truth to the bit, and two differed in the same few elements."""
+    drift = with_distances(tmp_path, 0.15, 2.5e-3)
+    for found in drift.measured.values():
+        found.replays["lossless"][:, -1] = np.resize([other_way, 0.0], drift.replays)
+    assert verdicts.judge_band(drift, "lossless").status is status
+
+
 def with_distances(cache: Path, candidate: float, replays: float) -> measure.Drift[Start]:
     """A drift in which replays lie about as far from the truth as that at every step, and the candidate as that."""
     drift = measure.Drift(model_of(), controls.op_set("division"), STARTS, cache=cache)

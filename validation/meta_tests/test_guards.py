@@ -150,8 +150,8 @@ def test_of_a_registered_kernel_nothing_is_pytorchs_arithmetic() -> None:
     assert (launched.count, guards.computed, guards.written_outside()) == (1, False, "")
 
 
-@pytest.mark.skipif(not torch._C._has_mkldnn, reason="this build of PyTorch is without oneDNN")
 def test_a_kernel_in_cpp_is_guarded_and_counts_as_arithmetic() -> None:
+    """oneDNN's, which PyTorch's builds for Linux have; what its C++ allocates goes through the dispatcher."""
     x = torch.randn(4, 6)
     with torch.no_grad(), structure.GuardedAllocations() as guards:
         y = torch.ops.mkldnn._linear_pointwise(x, x, None, "none", [], "")

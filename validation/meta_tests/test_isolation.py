@@ -16,7 +16,7 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.errors import bad_calls
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.isolation import IsolatedOpSet, Worker, isolated, load
+from validation.isolation import IsolatedOpSet, Worker, load
 from validation.ops import OpSet, load_op_set
 from validation.record import Record, Status, read_run
 from validation.xfail import XFail
@@ -139,9 +139,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def apart(path: Path, limit: float = isolation.LIMIT_SECONDS) -> IsolatedOpSet:
+    ops = load(str(path), gpu=False, limit=limit)
+    assert isinstance(ops, IsolatedOpSet)
+    return ops
+
+
 @pytest.fixture(scope="module")
 def ops(path: Path) -> Iterator[IsolatedOpSet]:
-    ops = isolated(load_op_set(str(path)), gpu=False)
+    ops = apart(path)
     yield ops
     ops.worker.close()
 
@@ -251,8 +257,8 @@ def test_what_comes_from_a_terminal_elsewhere_is_the_candidates(
 def bad_input(tmp_path: Path, body: str, limit: float = 60.0) -> tuple[Record, Record]:
     path = tmp_path / "bad.py"
     path.write_text(f"import os, sys, time\ndef residual_gate_add(*_, **__):\n    {body}\n")
-    here, device = load_op_set(str(path)), select(gpu=False)
-    there = isolated(here, gpu=False, limit=limit)
+    device = select(gpu=False)
+    there = apart(path, limit)
     try:
         return parity.bad_input_record(OP, there, device), parity.grad_record(OP, there, device)
     finally:
@@ -295,7 +301,7 @@ def test_no_process_is_left_behind(ops: IsolatedOpSet, device: Device) -> None:
 
 
 def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> None:
-    ops = isolated(OpSet("made here", {OP: lambda **_: None}, "no_such_module"), gpu=False)
+    ops = IsolatedOpSet("made here", {OP: lambda **_: None}, "", Worker("no_such_module", gpu=False))
     with pytest.raises(UsageError, match="no_such_module"):
         parity.run(a_case(1), ops, device)
     ops.worker.close()
@@ -307,6 +313,7 @@ def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> Non
     [
         ("import os\nos._exit(0)\n", "the process that ran it exited with status 0, expected"),
         ("import ctypes\nctypes.string_at(0)\n", "was killed by SIGSEGV, in {path}, line 2, in <module>, expected"),
+        ("raise KeyboardInterrupt\n", "KeyboardInterrupt, in {path}, line 1, in <module>, expected"),
     ],
 )
 def test_an_import_that_ends_its_process_is_a_usage_error(tmp_path: Path, body: str, words: str) -> None:
@@ -380,7 +387,6 @@ def residual_gate_add(*_, **__):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end it")
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     started, path = tmp_path / "started", tmp_path / "spins.py"
     path.write_text(SPINS.format(started=str(started)))
@@ -400,10 +406,10 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_what_is_not_ours_is_isolated_by_default(path: Path) -> None:
-    assert not isolation.isolated_by_default(load_op_set("fused_ops"))
-    assert not isolation.isolated_by_default(load_op_set("reference_ops"))
-    assert isolation.isolated_by_default(load_op_set(str(path)))
-    assert isolation.isolated_by_default(load_op_set("validation.adapters.torch_native"))
+    assert not isolation.isolated_by_default("fused_ops")
+    assert not isolation.isolated_by_default("reference_ops")
+    assert isolation.isolated_by_default(str(path))
+    assert isolation.isolated_by_default("validation.adapters.torch_native")
 
 
 def test_a_sweep_stops_after_some_deaths(tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +417,7 @@ def test_a_sweep_stops_after_some_deaths(tmp_path: Path, device: Device, monkeyp
     path = tmp_path / "dies.py"
     path.write_text("import os\ndef residual_gate_add(*_, **__):\n    os._exit(1)\n")
     (tmp_path / "xfail.txt").write_text(f"{OP}:CRASHED  # known\n")
-    ops = isolated(load_op_set(str(path)), gpu=False)
+    ops = apart(path)
     # Expected or not: what was not judged has not passed.
     for xfail, expected in (
         (XFail(), [Status.CRASHED] * 3),
