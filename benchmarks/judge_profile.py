@@ -47,9 +47,9 @@ def _by_stage(arguments: argparse.Namespace) -> None:
     import torch
 
     torched = time.perf_counter()
-    from validation import parity
     from validation.device import select
     from validation.ops import load_op_set
+    from validation.parity import sweep as parity
 
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     device = select(gpu=False)

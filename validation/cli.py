@@ -248,7 +248,7 @@ def _progress(text: str) -> None:
 
 
 def _session_command(arguments: argparse.Namespace) -> int:
-    from validation import parity
+    from validation.parity import sweep as parity
     from validation.report.terminal import print_table
     from validation.session import Options, Session
 
@@ -341,7 +341,7 @@ def _faults(arguments: argparse.Namespace) -> int:
 
 def exit_status(statuses: Sequence[object]) -> int:
     """The exit status of a run: nothing run is a failure, a failure outweighs an inconclusive result."""
-    from validation.record import Status
+    from validation.verdict import Status
 
     known = [Status(str(status)) for status in statuses]
     if all(status is Status.NOT_EXPRESSED for status in known) or any(status.failed for status in known):
@@ -350,11 +350,11 @@ def exit_status(statuses: Sequence[object]) -> int:
 
 
 def _repro(arguments: argparse.Namespace) -> int:
-    from validation import parity
     from validation.cases.case import Case
     from validation.device import select
-    from validation.isolation import IsolatedOpSet, limit_of, load
+    from validation.executor.isolation import IsolatedOpSet, limit_of, load
     from validation.ops import check_op_name
+    from validation.parity import sweep as parity
     from validation.report.terminal import print_text
     from validation.session import DEFAULT_OPS
 
@@ -377,7 +377,7 @@ def _repro(arguments: argparse.Namespace) -> int:
 
 def _bench_ops(arguments: argparse.Namespace) -> int:
     from validation.device import select
-    from validation.media.video import require_writable
+    from validation.files import require_writable
 
     device = select(arguments.gpu)
     if arguments.rounds < 1:
@@ -410,7 +410,7 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
     import torch
 
     from validation.device import select
-    from validation.media.video import require_writable
+    from validation.files import require_writable
     from validation.ops import load_op_set
 
     for option, value, least in (("rounds", arguments.rounds, 1), ("steps", arguments.steps, 1)):
@@ -459,8 +459,8 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from validation.files import FIXTURES
     from validation.quality import read_floors
-    from validation.sample_runs import FIXTURES
     from validation.video_files import judge_files
 
     floors = read_floors(arguments.floors or FIXTURES / "tolerances" / "helios.json")
@@ -482,7 +482,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    from validation.drift.cache import default_folder
+    from validation.files import default_folder
 
     # Else Hypothesis makes a folder of its own wherever the command is called.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(default_folder() / "hypothesis"))

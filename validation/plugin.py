@@ -16,9 +16,10 @@ import pytest
 
 from validation.device import gpu_of_worker, pin_gpu
 from validation.errors import UsageError
-from validation.record import Record, Status
+from validation.record import Record
 from validation.session import DEFAULT_OPS, DEFAULT_SEED, Options, Session
 from validation.shape_options import ShapeOptions, add_shape_options
+from validation.verdict import Status
 
 MARKERS = {
     "parity": "op level: each op on generated cases against its reference",

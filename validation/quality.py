@@ -30,22 +30,22 @@ import numpy.typing as npt
 import torch
 
 from validation import composed, sample_runs
-from validation.arms import TAKEN, ArmStore
 from validation.device import Device
 from validation.drift import measure
-from validation.drift.cache import hash_files
-from validation.drift.verdicts import Numbers, Verdict
 from validation.errors import UsageError
-from validation.estimate import Estimate
-from validation.isolation import IsolatedOpSet
+from validation.executor.isolation import IsolatedOpSet
+from validation.files import FIXTURES, hash_files
 from validation.media import metrics, video
 from validation.models.mount import Site, SiteError
 from validation.models.prompts import Prompt, embed_prompt
 from validation.models.trajectory import Frames, Trajectory
 from validation.ops import OpSet, load_op_set
-from validation.record import Level, Record, Status, cpu_name
-from validation.sample_runs import FIXTURES, Progress, Request, Subject, silent
+from validation.progress import Estimate
+from validation.record import Level, Record, cpu_name
+from validation.sample_runs import Progress, Request, Subject, silent
+from validation.samples.store import TAKEN, ArmStore
 from validation.session import Session
+from validation.verdict import Numbers, Status, Verdict
 
 TINY = FIXTURES / "checkpoints" / "helios-tiny"  # random weights, two prompts
 DEFAULT = FIXTURES / "checkpoints" / "helios-trained"

@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.arms import Arm
+from validation import files
 from validation.device import Device
 from validation.drift import band, measure, verdicts
-from validation.drift.cache import default_folder
-from validation.drift.verdicts import Numbers, Verdict
 from validation.errors import UsageError
-from validation.media import video
+from validation.files import default_folder
 from validation.models.mount import SiteError
 from validation.models.prompts import read_json
 from validation.ops import OpSet
-from validation.parity import default_tier
-from validation.record import Level, Record, Status
+from validation.parity.sweep import default_tier
+from validation.record import Level, Record
+from validation.samples.store import Arm
 from validation.shape_options import ShapeOptions
-
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+from validation.verdict import Numbers, Status, Verdict
 
 Progress = Callable[[str], None]
 
@@ -79,7 +77,7 @@ class Request:
         """UsageError unless the folders that will be written to can be."""
         for folder in (self.folder, self.cache_folder):
             if folder is not None:
-                video.require_writable(folder)
+                files.require_writable(folder)
 
     def command(self, model: str, ops: OpSet, embedded: Path) -> str:
         """The command line that repeats the run; ``embedded`` is the checkpoint that needs no word."""

@@ -2,20 +2,20 @@
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from validation import device as devices
-from validation import parity
 from validation.drift.measure import REPLAYS
 from validation.errors import UsageError
-from validation.isolation import IsolatedOpSet, limit_of, load
-from validation.judge.verdict import TIERS
+from validation.executor.isolation import IsolatedOpSet, limit_of, load
+from validation.files import check_writable
 from validation.ops import OpSet, check_op_name
+from validation.parity import sweep as parity
+from validation.parity.xfail import XFail
 from validation.record import Environment, Level, Record, Run
 from validation.shape_options import ShapeOptions
-from validation.xfail import XFail
+from validation.verdict import TIERS
 
 DEFAULT_OPS = "fused_ops"
 DEFAULT_SEED = 0
@@ -32,7 +32,7 @@ class Options:
         seed: all cases and samples follow from it.
         gpu: whether to run on the GPU.
         isolate: whether candidates run in a process of their own; None leaves it to the op set.
-        case_seconds: the most that one case may take there, or None for `validation.isolation.LIMIT_SECONDS`.
+        case_seconds: the most that one case may take there, or None for `validation.executor.isolation.LIMIT_SECONDS`.
         require: tier to hold the ops to, or None for the op set's default.
         xfail: file of known failures, or None.
         json: file to write the environment and records to, or None.
@@ -162,17 +162,6 @@ class Session:
         if isinstance(self.ops, IsolatedOpSet):
             self.ops.worker.close()
         return write_report(self.run.folder)
-
-
-def check_writable(path: Path, option: str) -> None:
-    """UsageError unless a file of that path could be written; leaves nothing behind."""
-    try:
-        with tempfile.TemporaryFile(dir=path.parent if str(path.parent) else "."):
-            pass
-    except OSError as error:
-        raise UsageError(f"{option}: cannot write {path}: {error.strerror}, expected a writable place") from error
-    if path.is_dir():
-        raise UsageError(f"{option}: {path} is a folder, expected a file")
 
 
 def write_json(path: Path, run: Run) -> None:

@@ -34,13 +34,11 @@ from torch import Tensor
 
 import reference_ops
 from validation import composed, sample_runs
-from validation.arms import TAKEN, ArmStore
 from validation.device import Device
 from validation.drift import measure, replay
-from validation.drift.cache import PromptBand, default_folder, hash_files
-from validation.drift.verdicts import Numbers, Verdict
+from validation.drift.cache import PromptBand
 from validation.errors import UsageError
-from validation.estimate import Estimate
+from validation.files import FIXTURES, default_folder, hash_files
 from validation.media import field as field_module
 from validation.media import mesh as mesh_module
 from validation.media import render as render_module
@@ -53,9 +51,12 @@ from validation.models.mount import Site, SiteError
 from validation.models.shape_pipeline import DTYPE, PACKED, UNTIL, Parts, Prompt, Shape, ShapePipeline
 from validation.models.shapes import ShapePrompt
 from validation.ops import OpSet, load_op_set
-from validation.record import Record, Status, cpu_name
-from validation.sample_runs import FIXTURES, Progress, Request, Subject, silent
+from validation.progress import Estimate
+from validation.record import Record, cpu_name
+from validation.sample_runs import Progress, Request, Subject, silent
+from validation.samples.store import TAKEN, ArmStore
 from validation.shape_options import ShapeOptions
+from validation.verdict import Numbers, Status, Verdict
 
 TRAINED = FIXTURES / "checkpoints" / "hunyuan3d-trained"
 PROMPTS = FIXTURES / "prompts" / "hunyuan3d-trained.json"

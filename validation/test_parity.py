@@ -2,7 +2,7 @@
 
 import pytest
 
-from validation import parity
+from validation.parity import sweep as parity
 from validation.plugin import check
 from validation.session import Session
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from validation.drift.verdicts import Verdict
 from validation.errors import UsageError
 from validation.media import video
 from validation.quality import judge_frames
-from validation.record import Status
+from validation.verdict import Status, Verdict
 
 
 def judge_files(reference: Path, candidate: Path, floors: Mapping[str, float]) -> Verdict:

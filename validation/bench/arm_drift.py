@@ -23,14 +23,14 @@ from validation.bench.arms import Arm, Running
 from validation.bench.ops import one_line
 from validation.bench.subjects import Subject
 from validation.drift import measure, replay, verdicts
-from validation.drift.cache import hash_files
 from validation.drift.teacher import forwards_to_watch
-from validation.drift.verdicts import Verdict
 from validation.errors import UsageError
+from validation.files import hash_files
 from validation.models import helios, hunyuan3d, mount
 from validation.models.mount import SiteError
 from validation.ops import OpSet
-from validation.record import Status, cpu_name
+from validation.record import cpu_name
+from validation.verdict import Status, Tier, Verdict
 
 STARTS = 6
 CLOSE = "close"
@@ -72,8 +72,7 @@ class ArmVerdict:
         wrong = [verdict.status for verdict in self.verdicts if verdict.status is not Status.PASSED]
         if wrong:
             return str(next((status for status in wrong if status.failed), wrong[0]))
-        tiers = [verdict.tier for verdict in self.verdicts if verdict.tier]
-        return min(tiers, key=verdicts.TIERS.index, default="-")
+        return Tier.loosest(verdict.tier for verdict in self.verdicts) or "-"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -42,16 +42,16 @@ from validation.bench.picture import step_times
 from validation.bench.subjects import EMBEDDED, FULL, TINY, Subject
 from validation.bench.timing import GpuTimer, Timer
 from validation.drift import measure
-from validation.drift.cache import default_folder
-from validation.drift.verdicts import Verdict
 from validation.errors import CannotExpress, UsageError
+from validation.files import default_folder
 from validation.models.mount import SiteError
 from validation.models.trajectory import peak_memory, reset_peak_memory
 from validation.ops import OpSet
-from validation.parity import default_tier
+from validation.parity.sweep import default_tier
 from validation.quality import DEFAULT
-from validation.record import Environment, Status
+from validation.record import Environment
 from validation.shape_quality import TRAINED
+from validation.verdict import Status, Verdict
 
 SCHEMA = 1
 LEVEL = 0.95

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 import reference_ops
-from validation import aot
 from validation.bench.picture import share_of_roof
 from validation.bench.shapes import GROUP, shapes
 from validation.bench.timing import Sample, Timer
 from validation.bench.traffic import Traffic, argument_sets, compact, traffic
 from validation.cases.workloads import Workload, workloads
+from validation.device import aot
 from validation.errors import CannotExpress, UsageError
 from validation.ops import check_op_name, load_op_set
 from validation.record import Environment

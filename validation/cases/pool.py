@@ -36,7 +36,7 @@ T = TypeVar("T")
 Key = Mapping[str, Any]
 
 # The largest op has 94 groups of corners. With the up to 44 kernels that the same-bits checks may compile besides 2,000
-# cases come to 142 at most (`validation.compile_keys`; seeds 0 to 5).
+# cases come to 142 at most (`validation.parity.compile_keys`; seeds 0 to 5).
 KEYS = 95
 # A sweep of more free cases than this has that many keys for each such number of them.
 CASES = 2000

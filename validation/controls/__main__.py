@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from validation import controls, parity, quality
+from validation import controls, quality
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.judge.tiers import LOSSLESS_MEAN_RATIO
 from validation.ops import OpSet, check_op_name
-from validation.parity import SHORT_DTYPE
+from validation.parity import sweep as parity
+from validation.parity.sweep import SHORT_DTYPE
+from validation.parity.tiers import LOSSLESS_MEAN_RATIO
 from validation.record import Level, Record
 
 # Where --cases is not given.

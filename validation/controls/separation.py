@@ -12,12 +12,12 @@ from validation import quality
 from validation.controls import sampled
 from validation.device import Device
 from validation.drift import measure, verdicts
-from validation.drift.cache import default_folder
 from validation.errors import UsageError
-from validation.estimate import Estimate
+from validation.files import default_folder
 from validation.models.trajectory import Trajectory
 from validation.ops import load_op_set
-from validation.record import Status
+from validation.progress import Estimate
+from validation.verdict import Numbers, Status, Verdict
 
 NAMES = (*sampled.RIGHT, *sampled.FAULTS, *sampled.SHOWN)
 
@@ -39,8 +39,8 @@ class Separation:
     failed: tuple[str, ...]
     inconclusive: tuple[str, ...]
     expected: bool | None
-    teacher: verdicts.Verdict | None
-    band: verdicts.Verdict | None
+    teacher: Verdict | None
+    band: Verdict | None
     psnr_worst_frame: float
 
 
@@ -126,7 +126,7 @@ def _note(found: dict[str, Status], check: str, status: Status) -> None:
         found[check] = status
 
 
-def _psnr(numbers: verdicts.Numbers) -> list[float]:
+def _psnr(numbers: Numbers) -> list[float]:
     value = numbers.get("psnr_worst_frame")
     return [float(value)] if isinstance(value, (int, float)) else []
 

@@ -14,9 +14,9 @@ from validation.errors import UsageError
 from validation.models import shape_pipeline
 from validation.models.shape_pipeline import PACKED, SITE_NAMES, Shape
 from validation.ops import load_op_set
-from validation.record import Status
 from validation.shape_options import ShapeOptions
 from validation.shape_quality import Plan, ShapeRun, make_plan
+from validation.verdict import Status
 
 NAMES = (*shapes.RIGHT, *shapes.FAULTS, *shapes.SHOWN)
 

@@ -22,32 +22,6 @@ from validation.errors import UsageError
 FORMAT = 1
 
 
-def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/fused-op-validation``, by default below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fused-op-validation"
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """A digest of files' names and contents, in the order given; of a folder, all files below it.
-
-    Raises:
-        UsageError: one cannot be read.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in files:
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-            try:
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-            except OSError as error:
-                raise UsageError(f"cannot read {file}: {error.strerror}, expected a readable file") from error
-            digest.update(f"{path.name}/{name} {content}\n".encode())
-    return digest.hexdigest()
-
-
 def hash_latents(latents: Sequence[Tensor]) -> str:
     """A digest of the bits of a trajectory."""
     digest = hashlib.sha256()

@@ -35,7 +35,7 @@ from validation.drift.band import ALPHA
 from validation.drift.replay import Replay, bound, delivered, exact_outputs, output_dtypes
 from validation.models.mount import SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
-from validation.record import Status
+from validation.verdict import Status
 
 MARGIN = 1.001
 GROSS = 2.0

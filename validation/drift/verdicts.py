@@ -12,24 +12,7 @@ from validation.drift import band
 from validation.drift.measure import Drift
 from validation.drift.replay import KINDS, Kind
 from validation.drift.teacher import ARMS, CallErrors, Place, can_reject, first_further, places
-from validation.record import Status
-
-TIERS = ("close", "lossless", "bit-exact")
-
-Numbers = dict[str, float | int | str | None]
-Series = dict[str, list[float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What a comparison says; the fields are those of a `Record`."""
-
-    status: Status
-    check: str
-    reason: str
-    tier: str | None = None
-    numbers: Numbers = dataclasses.field(default_factory=dict)
-    series: Series = dataclasses.field(default_factory=dict)
+from validation.verdict import TIERS, Numbers, Series, Status, Tier, Verdict
 
 
 def verdicts(drift: Drift[Any], require: str) -> tuple[Verdict, Verdict]:
@@ -143,7 +126,7 @@ def judge_band(drift: Drift[Any], require: str) -> Verdict:
 def _verdict(check: str, tier: str | None, require: str, reason: str, numbers: Numbers, series: Series) -> Verdict:
     if tier is None:
         status = Status.INCONCLUSIVE
-    elif tier not in TIERS or TIERS.index(tier) < TIERS.index(require):
+    elif tier not in TIERS or not Tier(tier).meets(require):
         status, tier = Status.BELOW_REQUIRED_TIER, None
     else:
         status = Status.PASSED

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from validation.faults.fault import fault
 from validation.faults.right import RightOps
-from validation.record import Status
+from validation.verdict import Status
 
 NUMERICAL = Status.INCORRECT_NUMERICAL
 

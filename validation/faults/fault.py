@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from validation.faults.right import RightOps
 from validation.ops import OpSet
-from validation.record import Status
+from validation.verdict import Status
 
 Implementation = TypeVar("Implementation", bound=type[RightOps])
 

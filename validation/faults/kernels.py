@@ -9,7 +9,7 @@ from torch import Tensor
 
 from validation.faults.fault import fault
 from validation.faults.right import RightOps
-from validation.record import Status
+from validation.verdict import Status
 
 NUMERICAL, NONFINITE = Status.INCORRECT_NUMERICAL, Status.INCORRECT_NONFINITE
 

@@ -17,13 +17,14 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from validation import parity
 from validation.cases.values import REGIMES
 from validation.device import Device, select
 from validation.errors import UsageError
 from validation.faults import FAULTS, load
 from validation.ops import check_op_name
-from validation.record import Level, Record, Status
+from validation.parity import sweep as parity
+from validation.record import Level, Record
+from validation.verdict import Status
 
 REQUIRED_TIER = "lossless"
 OP_SET = "planted faults"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from validation.faults.fault import fault
 from validation.faults.right import RightOps
-from validation.record import Status
+from validation.verdict import Status
 
 NUMERICAL, NONFINITE, BELOW_TIER = Status.INCORRECT_NUMERICAL, Status.INCORRECT_NONFINITE, Status.BELOW_REQUIRED_TIER
 MODIFIED, ALIAS, BAD_INPUT = Status.INPUT_MODIFIED, Status.OUTPUT_ALIASES_INPUT, Status.BAD_INPUT_ACCEPTED

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from validation.faults.fault import fault
 from validation.faults.right import RightOps
-from validation.record import Status
+from validation.verdict import Status
 
 NUMERICAL, BIASED, NONFINITE = Status.INCORRECT_NUMERICAL, Status.BIASED, Status.INCORRECT_NONFINITE
 BELOW_TIER, NOT_WRITTEN = Status.BELOW_REQUIRED_TIER, Status.NOT_WRITTEN

@@ -8,7 +8,7 @@ from torch import Tensor
 from validation.faults.fault import fault
 from validation.faults.norms import OnePassVariance
 from validation.faults.right import RightOps
-from validation.record import Status
+from validation.verdict import Status
 
 NUMERICAL, NONFINITE, BELOW_TIER = Status.INCORRECT_NUMERICAL, Status.INCORRECT_NONFINITE, Status.BELOW_REQUIRED_TIER
 NOT_WRITTEN, BAD_INPUT = Status.NOT_WRITTEN, Status.BAD_INPUT_ACCEPTED

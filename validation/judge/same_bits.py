@@ -43,12 +43,11 @@ import torch
 from torch import Tensor
 
 from reference_ops import IndexedRows
-from validation import surroundings
 from validation.cases.case import Arguments, Case
 from validation.errors import CannotExpress
-from validation.judge import bounds, frames, structure, where
+from validation.judge import bounds, structure, where
 from validation.judge.stats import Budget
-from validation.ops import reference_op
+from validation.ops import reference_op, surroundings, tracebacks
 
 Outputs = tuple[Tensor, ...]
 
@@ -67,7 +66,7 @@ OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation", "other 
 CORNER = "same bits: "
 
 # Of twelve kernels so many get no such check: beside the 97 kernels of the largest op's first calls there is room for
-# some 50 in 2,000 cases (`validation.compile_keys`).
+# some 50 in 2,000 cases (`validation.parity.compile_keys`).
 UNCHECKED = 7
 
 # What a check calls with in place of a flag's value.
@@ -148,9 +147,9 @@ def failure(first: FirstCall) -> tuple[str, str] | None:
         except CannotExpress:
             continue
         except BaseException as error:  # whatever a candidate raises is its verdict
-            if frames.is_interrupt(error):
+            if tracebacks.is_interrupt(error):
                 raise
-            words = f"raised {type(error).__name__}: {frames.said(error)[:300]}{frames.of_error(error)}"
+            words = f"raised {type(error).__name__}: {tracebacks.said(error)[:300]}{tracebacks.of_error(error)}"
         if words:
             return name, words
     return None

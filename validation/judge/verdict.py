@@ -17,20 +17,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from validation import launches, surroundings
 from validation.cases.case import Arguments, Case, as_bits, materialise
+from validation.device import launches
+from validation.device.threads import one_thread
 from validation.errors import CannotExpress
-from validation.judge import bounds, fingerprint, frames, perturbed, same_bits, structure, where
+from validation.judge import bounds, fingerprint, perturbed, same_bits, structure, where
 from validation.judge.running_error import Running
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
-from validation.ops import reference_op, reference_op_names
-from validation.record import Status
-from validation.threads import one_thread
+from validation.ops import reference_op, reference_op_names, surroundings, tracebacks
+from validation.verdict import Status, Tier, Verdict
 
 Result = TypeVar("Result")
-
-# In order of goodness.
-TIERS = ("bit-exact", "lossless", "close")
 
 # A case is lossless if its RMS error exceeds the larger of the baseline's and of what correct float32 arithmetic
 # makes (the ideal's error and the noise A, added in squares) by no more than this factor and so many standard errors
@@ -86,19 +83,6 @@ class Expected:
 
     baseline: tuple[Tensor, ...]
     target: Callable[[tuple[Tensor, ...]], tuple[tuple[Tensor, Target], ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """A verdict on one call; the fields are those of `validation.record.Record`."""
-
-    status: Status
-    check: str
-    reason: str
-    tier: str | None = None
-    numbers: Mapping[str, float | int | str | None] = dataclasses.field(default_factory=dict)
-    lines: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def outputs_of(result: Any) -> tuple[Any, ...]:
@@ -227,7 +211,7 @@ def _chained_targets(
 
 def judge(
     case: Case, result: Any, arguments: Arguments, guards: structure.GuardedAllocations, expected: Expected
-) -> Judgement:
+) -> Verdict:
     """Judge what a candidate returned for a case, and what it did to memory."""
     outputs = outputs_of(result)
     written = written_arguments(case)
@@ -240,7 +224,7 @@ def judge(
     if worst.status.failed:
         return worst
     # Of several outputs that pass: the numbers of the one that used most of its budget, the loosest tier.
-    tier = max((j.tier for j in judged if j.tier is not None), key=TIERS.index)
+    tier = Tier.loosest(j.tier for j in judged)
     ratios = {
         key: max(float(j.numbers[key] or 0.0) for j in judged)
         for key in ("rms_ratio", "max_ratio", "max_ulp", "rms_ulp")
@@ -249,7 +233,7 @@ def judge(
     return dataclasses.replace(worst, tier=tier, numbers={**worst.numbers, **ratios, "equal_share": equal})
 
 
-def _rank(judgement: Judgement) -> tuple[int, float]:
+def _rank(judgement: Verdict) -> tuple[int, float]:
     """Failures first, in the order of the stages; then the largest share of the budget."""
     order = list(Status)
     stage = order.index(judgement.status) if judgement.status.failed else len(order)
@@ -257,19 +241,19 @@ def _rank(judgement: Judgement) -> tuple[int, float]:
     return stage, -float(used if isinstance(used, (int, float)) else 0.0)
 
 
-def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...], *, alone: bool) -> Judgement | None:
+def _structure(outputs: tuple[Any, ...], expected: tuple[Tensor, ...], *, alone: bool) -> Verdict | None:
     """What is wrong with the form of what was returned: one value alone, or a tuple of them."""
 
-    def wrong(status: Status, check: str, came: object, wanted: object, index: int) -> Judgement:
+    def wrong(status: Status, check: str, came: object, wanted: object, index: int) -> Verdict:
         place = f" {index} of {len(expected)}" if len(expected) > 1 else ""
-        return Judgement(status, check, f"output{place} is {came}, expected {wanted}")
+        return Verdict(status, check, f"output{place} is {came}, expected {wanted}")
 
     tensors = all(isinstance(output, Tensor) for output in outputs)
     if not tensors or alone != (len(expected) == 1) or len(outputs) != len(expected):
         came = ", ".join(type(o).__name__ for o in outputs)
         wanted = "a tensor" if len(expected) == 1 else f"a tuple of {len(expected)} tensors"
         came = came if alone else f"({came}{',' if len(outputs) == 1 else ''})"
-        return Judgement(Status.INCORRECT_STRUCTURE, "structure", f"returned {came}, expected {wanted}")
+        return Verdict(Status.INCORRECT_STRUCTURE, "structure", f"returned {came}, expected {wanted}")
     for i, (output, want) in enumerate(zip(outputs, expected, strict=True)):
         if odd := _odd(output):
             return wrong(Status.INCORRECT_STRUCTURE, "structure", odd, "a plain torch.Tensor", i)
@@ -298,28 +282,28 @@ def _memory(
     arguments: Arguments,
     guards: structure.GuardedAllocations,
     written: tuple[str, ...],
-) -> Judgement | None:
+) -> Verdict | None:
     if guards.moved:
         reason = f"an argument was made another tensor: {guards.moved}"
-        return Judgement(Status.INPUT_MODIFIED, "inputs untouched", reason)
+        return Verdict(Status.INPUT_MODIFIED, "inputs untouched", reason)
     changed, outside = structure.inputs_changed(arguments, written)
     if changed:
-        return Judgement(Status.INPUT_MODIFIED, "inputs untouched", f"an input was written: {changed}")
+        return Verdict(Status.INPUT_MODIFIED, "inputs untouched", f"an input was written: {changed}")
     for name, output in zip(written, outputs, strict=False):
         if output is not arguments.tensors[name]:
             reason = f"inplace=True returned another tensor than {name}, expected {name} itself"
-            return Judgement(Status.OUTPUT_ALIASES_INPUT, "in place", reason)
+            return Verdict(Status.OUTPUT_ALIASES_INPUT, "in place", reason)
     alias = structure.aliased_input(outputs, arguments, written)
     if alias:
-        return Judgement(Status.OUTPUT_ALIASES_INPUT, "no alias", f"an output shares memory with the input {alias}")
+        return Verdict(Status.OUTPUT_ALIASES_INPUT, "no alias", f"an output shares memory with the input {alias}")
     outside = outside or guards.written_outside()
     if outside:
-        return Judgement(Status.OUT_OF_BOUNDS_WRITE, "canaries", f"written outside: {outside}")
+        return Verdict(Status.OUT_OF_BOUNDS_WRITE, "canaries", f"written outside: {outside}")
     for output in outputs:
         missed = structure.unwritten(output)
         if bool(missed.any()):
             reason = f"{int(missed.sum())} of {output.numel()} elements were never written"
-            return Judgement(
+            return Verdict(
                 Status.NOT_WRITTEN, "poison", f"{reason}, the first at {_first(missed)}", lines=_pattern(missed)
             )
     return None
@@ -359,7 +343,7 @@ def _nonfinite(output: Tensor, target: Target) -> Tensor:
     return ~right
 
 
-def _values(output: Tensor, target: Target) -> Judgement:
+def _values(output: Tensor, target: Target) -> Verdict:
     name, truth, baseline, budget = target.name, target.truth, target.baseline, target.budget
     misplaced = _nonfinite(output, target)
     if bool(misplaced.any()):
@@ -369,7 +353,7 @@ def _values(output: Tensor, target: Target) -> Judgement:
             f"or are not where they should be: the first at {where.index_text(at)} "
             f"(got {output[at].item()}, truth {truth[at].item():.6g}, reference {baseline[at].item():.6g})"
         )
-        return Judgement(Status.INCORRECT_NONFINITE, "nonfinite", reason, lines=_pattern(misplaced, target.frames))
+        return Verdict(Status.INCORRECT_NONFINITE, "nonfinite", reason, lines=_pattern(misplaced, target.frames))
 
     finite = truth.isfinite() & output.isfinite() & budget.allowed.isfinite()
     error = output.double() - truth
@@ -405,7 +389,7 @@ def _values(output: Tensor, target: Target) -> Judgement:
         # Of one wrong element the place says it all.
         pattern = _pattern(wrong, target.frames) if int(wrong.sum()) > 1 else ()
         lines = (share, place, *pattern, *where.displaced(output, truth, budget.allowed, wrong))
-        return Judgement(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
+        return Verdict(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
     rounds_on_the_way = bool(target.running.declared.any())
 
@@ -426,7 +410,7 @@ def _values(output: Tensor, target: Target) -> Judgement:
                 f"{label} of {name} is {bias:+.3f} ulp, over {threshold:.3f} ulp for {samples()} independent errors "
                 f"(the reference path's is {path_bias:+.3f})"
             )
-            return Judgement(Status.BIASED, "bias", reason, numbers=numbers)
+            return Verdict(Status.BIASED, "bias", reason, numbers=numbers)
 
     noise = torch.where(finite, target.running.noise / budget.unit, torch.zeros_like(error))
     arithmetic = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
@@ -440,7 +424,7 @@ def _values(output: Tensor, target: Target) -> Judgement:
         by_chance = errors.rms_ulp <= LOSSLESS_FACTOR * least + LOSSLESS_SIGMAS * spread
         tier = "lossless" if by_chance else "close"
     reason = f"{100.0 * worst:.0f} % of the error budget used, rms {ratio:.3g}x the reference path's"
-    return Judgement(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
+    return Verdict(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
 
 
 def _standard_error(target: Target, finite: Tensor, least: float, samples: int) -> float:
@@ -508,7 +492,7 @@ class _Clock:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 6)
 
 
-def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Judgement:
+def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Verdict:
     """Make a case's tensors, call the candidate under guards, judge; exceptions become verdicts."""
     clock = _Clock()
     # A sweep of 158 cases took 33 s of processor time on two cores with two threads, which wait for each other over
@@ -523,7 +507,7 @@ def absent(case: Case, kwargs: Mapping[str, Any]) -> dict[str, None]:
     return dict.fromkeys(_required(case.op) - set(kwargs))
 
 
-def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _Clock) -> Judgement:
+def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _Clock) -> Verdict:
     def make() -> Arguments:
         arguments = materialise(case, device)
         arguments.kwargs |= absent(case, arguments.kwargs)
@@ -539,17 +523,17 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         with launches.counted() as launched, surroundings.kept() as around:
             result, guards = structure.call_guarded(candidate, arguments)
     except CannotExpress as error:
-        return Judgement(Status.NOT_EXPRESSED, "runs", str(error))
+        return Verdict(Status.NOT_EXPRESSED, "runs", str(error))
     except BaseException as error:  # whatever a candidate raises is its verdict
-        if frames.is_interrupt(error):
+        if tracebacks.is_interrupt(error):
             raise
         status = Status.COMPILE_ERROR if "Compilation" in type(error).__name__ else Status.RUNTIME_ERROR
-        reason = f"raised {type(error).__name__}: {frames.said(error)[:300]}{frames.of_error(error)}"
-        return Judgement(status, "runs", reason)
+        reason = f"raised {type(error).__name__}: {tracebacks.said(error)[:300]}{tracebacks.of_error(error)}"
+        return Verdict(status, "runs", reason)
     clock.lap("candidate")
     if around.changed:
         reason = f"the call changed what the whole process computes with: {around.changed}"
-        return Judgement(Status.STATE_CHANGED, "surroundings", reason)
+        return Verdict(Status.STATE_CHANGED, "surroundings", reason)
     judgement = judge(case, result, arguments, guards, expected)
     judgement = dataclasses.replace(judgement, numbers={**judgement.numbers, "launches": launched.count})
     if _wants_fingerprint(case, judgement):
@@ -584,7 +568,7 @@ def _with_flags(arguments: Arguments, case: Case) -> Arguments:
     return dataclasses.replace(arguments, kwargs={**arguments.kwargs, **case.flags})
 
 
-def _wants_fingerprint(case: Case, judgement: Judgement) -> bool:
+def _wants_fingerprint(case: Case, judgement: Verdict) -> bool:
     """Whether to ask where the candidate rounds: where that may be what is wrong, and of one case in eight."""
     if judgement.status in (Status.INCORRECT_NUMERICAL, Status.BIASED) or judgement.tier == "close":
         return True
@@ -592,9 +576,7 @@ def _wants_fingerprint(case: Case, judgement: Judgement) -> bool:
     return sampled and judgement.status is Status.PASSED
 
 
-def _with_fingerprint(
-    judgement: Judgement, op: str, kwargs: Mapping[str, Any], outputs: tuple[Tensor, ...]
-) -> Judgement:
+def _with_fingerprint(judgement: Verdict, op: str, kwargs: Mapping[str, Any], outputs: tuple[Tensor, ...]) -> Verdict:
     found = fingerprint.shares(op, kwargs, outputs)
     if not found:
         return judgement

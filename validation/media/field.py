@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from validation.models.shape_vae import MEMORY_LIMIT, RESOLUTION, ShapeVAE
-from validation.record import Status
+from validation.verdict import Status
 
 Field = npt.NDArray[np.float32]
 

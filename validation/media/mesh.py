@@ -12,7 +12,7 @@ from skimage.measure import marching_cubes
 from validation.errors import UsageError
 from validation.media.field import Field, ShapeError
 from validation.models.shape_vae import BOX, grid_to_world
-from validation.record import Status
+from validation.verdict import Status
 
 SUFFIXES = (".glb", ".obj", ".stl")
 

@@ -35,7 +35,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from validation.threads import one_thread
+from validation.device.threads import one_thread
 
 TILE = 32
 

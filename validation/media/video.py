@@ -5,7 +5,6 @@ The suffix decides: ``.npz`` (raw, key ``frames``) and ``.mkv`` (FFV1 in RGB) gi
 ``[T, H, W, 3]``. Reading never trims: a file with another count or size than expected is an error.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -52,17 +51,6 @@ def difference(
     while factor < 4096 and bright * factor * 2 <= 1.0:
         factor *= 2
     return to_uint8(distance * factor), factor
-
-
-def require_writable(folder: Path) -> None:
-    """UsageError unless the folder can be made or written to; makes nothing."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UsageError(f"cannot write to {folder}: {existing} is a file, expected a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write to {folder}: {existing} is not writable, expected a writable folder")
 
 
 def write_video(path: Path, frames: UInt8Frames, fps: int = 16) -> None:

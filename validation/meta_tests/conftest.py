@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from validation import cli, threads
+from validation import cli
+from validation.device import threads
 
 
 @pytest.fixture

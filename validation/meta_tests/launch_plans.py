@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from validation import aot
 from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
 from validation.cases.workloads import workloads
+from validation.device import aot
 from validation.judge.verdict import outputs_of
-from validation.parity import signature_of
+from validation.parity.sweep import signature_of
 
 DRAWN = 60
 

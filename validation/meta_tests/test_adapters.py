@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 import reference_ops
-from validation import adapters, cli, parity
+from validation import adapters, cli
 from validation.adapters import CannotExpress, required
 from validation.cases.case import Case
 from validation.cases.strategies import cases
 from validation.device import select
 from validation.errors import UsageError
 from validation.ops import ENTRY_POINT_GROUP, OpSet, load_op_set, reference_op
-from validation.record import Record, Status
+from validation.parity import sweep as parity
+from validation.record import Record
 from validation.report import summary
+from validation.verdict import Status
 
 # Adapter -> module, what to install. CI installs Liger-Kernel by the extra `adapters`; FlagGems pins numpy 1.26.
 OPTIONAL = {"liger": ("liger_kernel", "liger-kernel"), "flaggems": ("flag_gems", "--no-deps flag_gems sqlalchemy")}

@@ -8,9 +8,9 @@ import dataclasses
 import pytest
 
 import reference_ops
-from validation import aot
-from validation.aot import Compiled
 from validation.cases.case import Case, TensorSpec
+from validation.device import aot
+from validation.device.aot import Compiled
 
 KINDS = 16  # calls of `aot.calls`: twelve ops, four of them in two forms
 

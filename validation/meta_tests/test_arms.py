@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from validation.arms import ArmStore
 from validation.errors import UsageError
 from validation.models.shape_pipeline import Shape
 from validation.models.trajectory import Trajectory
 from validation.ops import OpSet, load_op_set
+from validation.samples.store import ArmStore
 
 LATENTS = [torch.arange(6.0).view(1, 3, 2) + step for step in range(2)]
 DECODED = np.linspace(0, 1, 24, dtype=np.float32).reshape(1, 2, 4, 3)

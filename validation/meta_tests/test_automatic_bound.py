@@ -15,14 +15,14 @@ from torch.nn import functional
 
 import fused_ops
 import reference_ops
-from validation import parity
 from validation.cases.case import Arguments, Case, TensorSpec, materialise
 from validation.cases.strategies import cases
 from validation.judge import bounds, perturbed
 from validation.judge.stats import Budget
 from validation.judge.verdict import absent, expect, judge_call
 from validation.ops import reference_op_names
-from validation.record import Status
+from validation.parity import sweep as parity
+from validation.verdict import Status
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -239,7 +239,7 @@ from validation.device import select
 
 device = select(gpu=False)
 import fused_ops
-from validation import parity
+from validation.parity import sweep as parity
 from validation.ops import load_op_set, op_set_from
 
 name, right = "add_rms_norm", fused_ops.add_rms_norm

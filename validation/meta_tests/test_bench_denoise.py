@@ -28,12 +28,11 @@ from validation.bench.denoise import Activity, Interval, Result, Timed
 from validation.bench.subjects import TINY, Subject
 from validation.bench.traffic import compact, traffic
 from validation.cases.workloads import Workload, workloads
-from validation.drift.verdicts import Verdict
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
 from validation.models import helios
 from validation.ops import OpSet, op_set_from
-from validation.record import Status
+from validation.verdict import Status, Verdict
 
 RIGHT = op_set_from(torch_native, "torch_native", "torch_native")
 FIXTURES = Path(cli.__file__).parents[1] / "fixtures"

@@ -18,7 +18,7 @@ from torch import Tensor
 import fused_ops
 import reference_ops
 from reference_ops import IndexedRows
-from validation import aot, cli
+from validation import cli
 from validation.bench import ops
 from validation.bench.picture import share_of_roof
 from validation.bench.shapes import GROUP, WIDTHS, shapes
@@ -26,6 +26,7 @@ from validation.bench.timing import CpuTimer, Sample
 from validation.bench.traffic import Traffic, argument_sets, compact, traffic
 from validation.cases.case import Case, TensorSpec
 from validation.cases.workloads import Workload, workloads
+from validation.device import aot
 from validation.errors import UsageError
 
 WORKLOADS = ops.chosen()

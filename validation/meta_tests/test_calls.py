@@ -9,14 +9,15 @@ from torch import Tensor
 
 import fused_ops
 import reference_ops
-from validation import parity
 from validation.cases.case import Case
 from validation.cases.errors import good_case
 from validation.device import select
-from validation.isolation import IsolatedOpSet, load
+from validation.executor.isolation import IsolatedOpSet, load
 from validation.judge.calls import Call, described
 from validation.ops import load_op_set, op_set_from, reference_op_names
-from validation.record import Level, Record, Status
+from validation.parity import sweep as parity
+from validation.record import Level, Record
+from validation.verdict import Status
 
 OP = "scale_shift"
 

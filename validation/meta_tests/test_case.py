@@ -16,7 +16,7 @@ from validation.cases.corners import corners_of, declared_corners
 from validation.cases.strategies import WITHOUT_EPS, Signature, cases, width_class
 from validation.cases.values import REGIMES, draw
 from validation.errors import UsageError
-from validation.parity import PROFILES, draw_cases, shares, signature_of
+from validation.parity.sweep import PROFILES, draw_cases, shares, signature_of
 
 OPS = reference_ops.OP_NAMES
 

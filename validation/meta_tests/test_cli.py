@@ -13,7 +13,8 @@ import pytest
 
 from validation import cli
 from validation.device import Device
-from validation.record import Status, read_run
+from validation.record import read_run
+from validation.verdict import Status
 
 OP = "layer_norm_scale_shift"
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,7 @@ def test_no_case_with_a_bfloat16_tensor_is_judged_where_the_interpreter_gets_bfl
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Be it the modulation alone."""
-    monkeypatch.setattr("validation.device._selected", Device("interpreter", "cpu", ("rounds up",)))
+    monkeypatch.setattr("validation.device.selection._selected", Device("interpreter", "cpu", ("rounds up",)))
     x = {"shape": [1, 2, 4], "dtype": "float32", "strides": [8, 4, 1], "offset": 0, "storage": "x"}
     row = ROW | {"dtype": "bfloat16"}
     tensors = {"x": x, "shift": row | {"storage": "shift"}, "scale": row | {"storage": "scale"}}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from validation import compile_keys, parity
 from validation.cases.case import Case
 from validation.cases.pool import KEYS, Pool, agree, draw_cases
 from validation.cases.strategies import Signature, cases, size_class
@@ -17,6 +16,8 @@ from validation.cases.workloads import workloads
 from validation.device import select
 from validation.judge import same_bits
 from validation.ops import reference_op_names
+from validation.parity import compile_keys
+from validation.parity import sweep as parity
 
 # The most that 2000 cases of an op may compile.
 MOST_KERNELS = 150
@@ -121,7 +122,7 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
 
     def compiled() -> tuple[str, dict[Path, int]]:
-        command = [sys.executable, "-m", "validation.aot", json.dumps(request)]
+        command = [sys.executable, "-m", "validation.device.aot", json.dumps(request)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return run.stdout, {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from validation import controls, parity
+from validation import controls
 from validation.adapters import torch_compile, torch_native
 from validation.cases.case import Case, TensorSpec
 from validation.cases.strategies import cases
@@ -16,7 +16,9 @@ from validation.controls.variants import ARITHMETIC
 from validation.device import select
 from validation.errors import UsageError
 from validation.ops import OpSet, load_op_set, reference_op_names
-from validation.record import Record, Status
+from validation.parity import sweep as parity
+from validation.record import Record
+from validation.verdict import Status
 
 CHEAP = [name for name in controls.NAMES if name not in ("fused", "torch_compile")]
 NORM = "layer_norm_scale_shift"

@@ -20,7 +20,7 @@ from validation.drift.teacher import CallErrors, _own, can_reject, first_further
 from validation.meta_tests.model_op_sets import reference
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
-from validation.record import Status
+from validation.verdict import TIERS, Status
 
 LAYERS, WIDTH, TOKENS, STEPS = 2, 128, 200, 6
 SITES = (Site("norm", "layer_norm_scale_shift", LAYERS), Site("gate", "residual_gate_add", LAYERS))
@@ -171,7 +171,7 @@ def test_an_undeclared_rounding_is_close_and_not_lossless(cache: Path) -> None:
 
 def test_a_wrong_op_is_outside_both_bands_whatever_is_required(cache: Path) -> None:
     drift = drift_of(faulty_norm(lambda _call: True, 0.05), cache)
-    for require in verdicts.TIERS:
+    for require in TIERS:
         teacher, banded = verdicts.verdicts(drift, require)
         assert (teacher.status, teacher.tier) == (Status.BELOW_REQUIRED_TIER, None)
         assert (banded.status, banded.tier) == (Status.OUTSIDE_BAND, None)

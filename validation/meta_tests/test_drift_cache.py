@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from validation.drift.cache import PromptBand, default_folder, hash_files, hash_latents
+from validation.drift.cache import PromptBand, hash_latents
 from validation.errors import UsageError
+from validation.files import default_folder, hash_files
 
 IDENTITY = {"checkpoint": "abc", "prompt": {"name": "ball", "seed": 0}}
 TRUTH = [torch.ones(2), torch.zeros(2)]

@@ -17,7 +17,7 @@ from validation.models import hunyuan3d
 from validation.models.flow_matching import FlowMatchEuler
 from validation.models.mount import SiteCall
 from validation.ops import OpSet
-from validation.record import Status
+from validation.verdict import Status
 
 STEPS = 4
 

@@ -12,10 +12,11 @@ from validation.meta_tests.model_op_sets import reference
 from validation.meta_tests.test_drift import drift_of
 from validation.meta_tests.test_report import ENVIRONMENT, HOSTILE, Page, op_record, report, sample_record, video
 from validation.ops import OpSet
-from validation.record import Level, Record, Status
+from validation.record import Level, Record
 from validation.report.drift_section import distance_figure
 from validation.report.pull_request import pull_request_text
 from validation.sample_runs import Subject
+from validation.verdict import Status
 
 
 def records_of(ops: OpSet, cache: Path, require: str = "lossless") -> list[Record]:

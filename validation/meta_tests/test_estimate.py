@@ -1,4 +1,4 @@
-from validation.estimate import Estimate
+from validation.progress import Estimate
 
 
 def test_an_estimate_goes_by_the_time_of_each_kind() -> None:

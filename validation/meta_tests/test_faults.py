@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fused_ops
 import reference_ops
-from validation import faults, parity
+from validation import faults
 from validation.cases import corners, strategies
 from validation.cases.errors import bad_calls, good_case
 from validation.cli import FAILED, PASSED, USAGE, main
@@ -24,8 +24,10 @@ from validation.faults.fault import FAULTS, fault
 from validation.faults.kernels import RightKernel
 from validation.faults.right import RightOps
 from validation.ops import OpSet, load_op_set, reference_op_names
-from validation.record import Record, Status, read_run
+from validation.parity import sweep as parity
+from validation.record import Record, read_run
 from validation.report.fault_section import print_matrix, section
+from validation.verdict import Status
 
 QUICK = parity.PROFILES["quick"]
 OPS = reference_op_names()

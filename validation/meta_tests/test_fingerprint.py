@@ -10,14 +10,15 @@ from torch import Tensor
 
 import fused_ops
 import reference_ops
-from validation import parity
 from validation.cases.case import Case, TensorSpec
 from validation.device import select
 from validation.judge import fingerprint
 from validation.judge.verdict import judge_call
 from validation.ops import load_op_set, op_set_from, reference_op_names
-from validation.record import Level, Status
+from validation.parity import sweep as parity
+from validation.record import Level
 from validation.report.op_section import section
+from validation.verdict import Status
 
 OP = "layer_norm_scale_shift"
 

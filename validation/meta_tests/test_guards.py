@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 import reference_ops
-from validation import launches
 from validation.cases.case import Case, TensorSpec, guard_elements
+from validation.device import launches
 from validation.judge import structure
-from validation.judge.verdict import Judgement, judge_call
-from validation.record import Status
+from validation.judge.verdict import judge_call
+from validation.verdict import Status, Verdict
 
 LIBRARY: Any = torch.library.Library("guards", "FRAGMENT")  # type: ignore[no-untyped-call]
 OPS: Any = torch.ops.guards
@@ -82,7 +82,7 @@ def a_case() -> Case:
     return Case("layer_norm_scale_shift", {"x": x, **rows}, {"eps": 1e-6, "casting_mode": "float32"}, "normal", 5)
 
 
-def judged(candidate: Callable[..., Any], case: Case | None = None) -> Judgement:
+def judged(candidate: Callable[..., Any], case: Case | None = None) -> Verdict:
     return judge_call(case or a_case(), candidate, "cpu")
 
 

@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from validation.errors import UsageError
+from validation.files import FIXTURES
 from validation.meta_tests.model_op_sets import reference
 from validation.models import helios
 from validation.models.mount import SiteCall, SiteError
 from validation.models.prompts import PROMPT_TOKENS, Prompt, embed_prompt
 from validation.ops import OpSet
 from validation.quality import TINY
-from validation.record import Status
-from validation.sample_runs import FIXTURES
+from validation.verdict import Status
 
 SITE_SETS = [*((name,) for name in helios.SITE_NAMES), helios.SITE_NAMES]
 

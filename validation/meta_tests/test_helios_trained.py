@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import HeliosPipeline
 
+from validation.files import FIXTURES
 from validation.models import helios
 from validation.models.prompts import Prompt
-from validation.sample_runs import FIXTURES
 
 TRAINED = FIXTURES / "checkpoints" / "helios-trained"
 PROMPTS = Prompt.read(FIXTURES / "prompts" / "helios-trained.json")

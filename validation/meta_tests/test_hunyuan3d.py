@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import reference_ops
 from validation.errors import UsageError
+from validation.files import FIXTURES
 from validation.meta_tests import plain_hunyuan3d as plain
 from validation.meta_tests.model_op_sets import reference
 from validation.models import flow_matching, hunyuan3d
@@ -22,9 +23,8 @@ from validation.models.hunyuan3d import Hunyuan3DDiT
 from validation.models.mount import SiteError
 from validation.models.shape_vae import ShapeVAE
 from validation.ops import Op, OpSet, op_set_from
-from validation.record import Status
-from validation.sample_runs import FIXTURES
 from validation.session import Session
+from validation.verdict import Status
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SITE_SETS = [*((name,) for name in hunyuan3d.SITE_NAMES), hunyuan3d.SITE_NAMES]

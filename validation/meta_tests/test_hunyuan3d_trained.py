@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from validation.errors import UsageError
+from validation.files import FIXTURES
 from validation.models import hunyuan3d
 from validation.models.shapes import CONTEXT_TOKENS, KINDS, ShapePrompt, embed_shape, shape_iou, signed_distance
-from validation.sample_runs import FIXTURES
 
 CHECKPOINT = FIXTURES / "checkpoints" / "hunyuan3d-trained"
 DENOISER = CHECKPOINT / "hunyuan3d-dit-v2-0"

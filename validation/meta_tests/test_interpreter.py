@@ -14,16 +14,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter as triton_interpreter
 
-from validation import interpreter, launches, parity
 from validation.cases.case import Case, TensorSpec
-from validation.device import select
+from validation.device import interpreter, launches, select
 from validation.ops import OpSet
-from validation.record import Status
+from validation.parity import sweep as parity
+from validation.verdict import Status
 
 UNREPAIRED = """
 import os
 os.environ["TRITON_INTERPRET"] = "1"
-from validation import interpreter
+from validation.device import interpreter
 interpreter.repair = lambda: None
 from validation import device
 problems = device.select(gpu=False).bfloat16_problems
@@ -66,7 +66,7 @@ def test_where_the_repair_is_missing_bfloat16_is_not_judged_and_the_run_fails(tm
 
 
 def test_fma_rounds_once() -> None:
-    from validation._interpreter_kernels import fused_multiply_add
+    from validation.device._interpreter_kernels import fused_multiply_add
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 4096, generator=generator)

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from validation import cli, isolation, parity
+from validation import cli
 from validation.cases.case import Case, TensorSpec
 from validation.cases.errors import bad_calls
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.isolation import IsolatedOpSet, Worker, load
+from validation.executor import isolation
+from validation.executor.isolation import IsolatedOpSet, Worker, load
 from validation.ops import OpSet, load_op_set
-from validation.record import Record, Status, read_run
-from validation.xfail import XFail
+from validation.parity import sweep as parity
+from validation.parity.xfail import XFail
+from validation.record import Record, read_run
+from validation.verdict import Status
 
 OP = "residual_gate_add"
 

@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode
 
 import fused_ops
 import reference_ops
-from validation import cli, parity
+from validation import cli
 from validation.cases.case import Case, TensorSpec, materialise
 from validation.device import Device, select
 from validation.errors import UsageError
@@ -27,9 +27,10 @@ from validation.judge import structure, where
 from validation.judge.bounds import bound
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.judge.ulp import ulp
-from validation.judge.verdict import Judgement, judge_call
+from validation.judge.verdict import judge_call
 from validation.ops import OpSet, load_op_set, op_set_from
-from validation.record import Status
+from validation.parity import sweep as parity
+from validation.verdict import Status, Verdict
 
 OP = "layer_norm_scale_shift"
 
@@ -392,7 +393,7 @@ def test_a_failure_reads_as_an_engineer_wants_it() -> None:
 
 
 def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = Judgement(Status.INCORRECT_NUMERICAL, "error", "wrong")
+    wrong = Verdict(Status.INCORRECT_NUMERICAL, "error", "wrong")
     monkeypatch.setattr(parity, "judge_call", lambda *_: wrong)
     monkeypatch.setattr(parity, "not_refused", lambda *_: "accepted")
     gpu, ops = Device("a GPU", "cuda"), load_op_set("fused_ops")

@@ -8,8 +8,9 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from validation.errors import UsageError
+from validation.files import require_writable
 from validation.media.metrics import FramesDifferError, compare, psnr
-from validation.media.video import VideoError, difference, read_video, require_writable, to_uint8, write_video
+from validation.media.video import VideoError, difference, read_video, to_uint8, write_video
 
 Floats = npt.NDArray[np.float32]
 

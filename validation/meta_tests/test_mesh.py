@@ -15,7 +15,7 @@ from validation.meta_tests import plain_hunyuan3d as plain
 from validation.meta_tests.shape_fields import BOX_AND_SPHERE, SPHERE, TORUS, field_of, step
 from validation.models.shape_vae import BOX, ShapeVAE
 from validation.models.shapes import signed_distance
-from validation.record import Status
+from validation.verdict import Status
 
 GOLDEN = plain.read_golden("hunyuan3d-shape-vae-tiny")
 RESOLUTION = 48

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from validation.errors import UsageError
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call, select_sites
 from validation.ops import Op, OpSet
-from validation.record import Status
-from validation.surroundings import Surroundings
+from validation.ops.surroundings import Surroundings
+from validation.verdict import Status
 
 
 class Doubler(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from validation.device import Device
 from validation.errors import UsageError
+from validation.files import FIXTURES
 from validation.media.video import read_video, to_uint8
 from validation.meta_tests.model_op_sets import FAULTS, other_arrangement, reference
 from validation.models import helios
@@ -33,9 +34,10 @@ from validation.quality import (
     run_quality,
     sample_and_judge,
 )
-from validation.record import Level, Record, Status
-from validation.sample_runs import FIXTURES, Request
+from validation.record import Level, Record
+from validation.sample_runs import Request
 from validation.session import Options, Session
+from validation.verdict import Status
 
 FLOORS = read_floors(FIXTURES / "tolerances" / "helios-tiny.json")
 PROMPT = dataclasses.replace(Prompt.read(FIXTURES / "prompts" / "helios-tiny.json")[0], frames=33)

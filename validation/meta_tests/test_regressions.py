@@ -11,13 +11,13 @@ from torch import Tensor
 
 import fused_ops
 import reference_ops
-from validation import parity
 from validation.controls.contract import checked
 from validation.device import select
 from validation.errors import UsageError
 from validation.faults.heads import TheStrideOfOneToken
 from validation.ops import OpSet, op_set_from
-from validation.record import Status
+from validation.parity import sweep as parity
+from validation.verdict import Status
 
 
 def normalised_value_rounded(x: Tensor, shift: Tensor, scale: Tensor, eps: float, **_: Any) -> Any:

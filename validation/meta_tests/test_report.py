@@ -21,12 +21,13 @@ import numpy.typing as npt
 import pytest
 
 from validation.errors import UsageError
-from validation.record import Environment, Level, Record, Run, Status
+from validation.record import Environment, Level, Record, Run
 from validation.report import page, summary
 from validation.report.curve import figure
 from validation.report.html import MAX_OTHERS, write_report
 from validation.report.junit import write_junit
 from validation.report.terminal import WIDTH, print_table
+from validation.verdict import Status
 
 ENVIRONMENT = Environment(
     started="2026-01-02T03:04:05Z",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from validation.arms import TAKEN
 from validation.quality import TINY
 from validation.record import Record, read_run
+from validation.samples.store import TAKEN
 
 PROMPTS, KILLED = 6, 3
 

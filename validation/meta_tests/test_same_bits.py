@@ -11,14 +11,14 @@ from torch import Tensor
 
 import fused_ops
 import reference_ops
-from validation import parity
 from validation.adapters import torch_native
 from validation.cases.case import Case, TensorSpec
 from validation.cases.strategies import cases
 from validation.judge import same_bits
-from validation.judge.verdict import Judgement, judge_call
+from validation.judge.verdict import judge_call
 from validation.ops import reference_op_names
-from validation.record import Status
+from validation.parity import sweep as parity
+from validation.verdict import Status, Verdict
 
 OP = "layer_norm_scale_shift"
 
@@ -43,7 +43,7 @@ def case_with(check: str, **changes: Any) -> Case:
     return next(case for seed in range(1000) if check in same_bits.due(case := a_case(seed, **changes), "cpu"))
 
 
-def judged(check: str, candidate: Callable[..., Any], **changes: Any) -> Judgement:
+def judged(check: str, candidate: Callable[..., Any], **changes: Any) -> Verdict:
     return judge_call(case_with(check, **changes), candidate, "cpu")
 
 

@@ -27,8 +27,9 @@ from validation.models.dinov2 import MEAN, STD, ImagePrompt, load_image_encoder,
 from validation.models.flow_matching import ConsistencyFlowMatchEuler
 from validation.models.shapes import ShapePrompt
 from validation.ops import load_op_set
-from validation.record import Record, Status, read_run
+from validation.record import Record, read_run
 from validation.shape_quality import PROMPTS, TRAINED
+from validation.verdict import Status
 
 DINO = Dinov2Config(
     hidden_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=42, patch_size=14, mlp_ratio=1

@@ -17,6 +17,7 @@ from validation import cli
 from validation.controls import shapes
 from validation.device import Device
 from validation.errors import UsageError
+from validation.files import FIXTURES
 from validation.media.field import ShapeError
 from validation.meta_tests.model_op_sets import reference
 from validation.models import hunyuan3d, shape_pipeline
@@ -24,8 +25,8 @@ from validation.models.mount import SiteCall
 from validation.models.shape_pipeline import PACKED, SITE_NAMES, Shape, ShapePipeline
 from validation.models.shapes import KINDS, ShapePrompt
 from validation.ops import OpSet, load_op_set
-from validation.record import Level, Record, Status, read_run
-from validation.sample_runs import FIXTURES, Request
+from validation.record import Level, Record, read_run
+from validation.sample_runs import Request
 from validation.shape_options import ShapeOptions
 from validation.shape_quality import (
     PROMPTS,
@@ -39,6 +40,7 @@ from validation.shape_quality import (
     make_plan,
     run_quality,
 )
+from validation.verdict import Status
 
 CPU = Device("interpreter", "cpu")
 SMALL = ShapeOptions(steps=3, octree_resolution=20)

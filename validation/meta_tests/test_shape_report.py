@@ -17,13 +17,14 @@ from validation.meta_tests.shape_fields import TORUS, field_of
 from validation.meta_tests.test_report import ENVIRONMENT, HOSTILE, Page
 from validation.models.shape_pipeline import Shape
 from validation.ops import load_op_set
-from validation.record import Level, Record, Run, Status
+from validation.record import Level, Record, Run
 from validation.report import page
 from validation.report.html import write_report
 from validation.report.shape_section import is_shape
 from validation.report.terminal import print_table
 from validation.shape_options import ShapeOptions
 from validation.shape_quality import Gates, Plan, _keep, judge, make_plan
+from validation.verdict import Status
 
 GATES = Gates("loose", {"mesh_candidate_rms": 1e-3, "mesh_reference_rms": 1e-3}, {"shaded_psnr_worst_view": 30.0})
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import reference_ops
-from validation import parity, surroundings
 from validation.cases.case import Case, TensorSpec
 from validation.device import select
-from validation.ops import OpSet, load_op_set
-from validation.record import Record, Status
-from validation.surroundings import Surroundings
+from validation.ops import OpSet, load_op_set, surroundings
+from validation.ops.surroundings import Surroundings
+from validation.parity import sweep as parity
+from validation.record import Record
+from validation.verdict import Status
 
 SMALLEST_HALF = 2.0**-24
 

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 import reference_ops
-from validation import controls, faults, parity
+from validation import controls, faults
 from validation.cases.case import Case, TensorSpec
 from validation.controls.__main__ import judge_control
 from validation.device import select
 from validation.faults import matrix
-from validation.judge import tiers, verdict
+from validation.judge import verdict
 from validation.judge.verdict import judge_call
 from validation.ops import OpSet
-from validation.record import Level, Record, Status
+from validation.parity import sweep as parity
+from validation.parity import tiers
+from validation.record import Level, Record
+from validation.verdict import Status
 
 
 def rotation(dtype: str, tokens: int, width: int, values: str) -> Case:

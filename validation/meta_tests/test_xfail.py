@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from validation import cli, parity
+from validation import cli
 from validation.device import select
 from validation.errors import UsageError
 from validation.ops import OpSet, reference_op
-from validation.record import Level, Status, read_run
-from validation.xfail import XFail
+from validation.parity import sweep as parity
+from validation.parity.xfail import XFail
+from validation.record import Level, read_run
+from validation.verdict import Status
 
 WRONG_OPS = '''
 import reference_ops

@@ -51,13 +51,13 @@ from torch import Tensor, nn
 import reference_ops
 from reference_ops import IndexedRows
 from reference_ops._contract import Modulation, expand_modulation
+from validation.device.threads import one_thread
 from validation.errors import UsageError
 from validation.models import offload
 from validation.models.mount import Mount, Site, SiteCall, select_sites
 from validation.models.prompts import Prompt, embed_prompt, read_json
 from validation.models.trajectory import Clock, Frames, Trajectory, peak_memory, reset_peak_memory
 from validation.ops import OpSet, op_set_from
-from validation.threads import one_thread
 
 SITE_NAMES = ("norm1", "rope", "qk_norm", "gate", "norm2", "norm3", "norm_out")
 CHUNK_FRAMES = 33  # frames that a pipeline denoises at once: 9 latent frames at a stride of 4

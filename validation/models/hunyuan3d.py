@@ -44,7 +44,7 @@ from validation.models.flow_matching import (
 from validation.models.mount import Mount, Site, SiteCall, select_sites
 from validation.models.shape_vae import ShapeVAE, attend
 from validation.ops import OpSet, op_set_from
-from validation.record import Status
+from validation.verdict import Status
 
 SITE_NAMES = ("norm1", "qk_norm", "norm2", "gate", "pre_norm", "norm_final")
 

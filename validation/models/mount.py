@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from validation.errors import UsageError
 from validation.ops import OpSet
-from validation.record import Status
-from validation.surroundings import Surroundings
+from validation.ops.surroundings import Surroundings
+from validation.verdict import Status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Mount:
 
     Every forward of the model is checked at its end: each site must have been called exactly as often as
     `Site.calls` says, so that a path around an op is an error and never a silent fallback; and what the whole process
-    computes with (`validation.surroundings`) must be what it was at the mount.
+    computes with (`validation.ops.surroundings`) must be what it was at the mount.
 
     Attributes:
         sites: the mounted sites by name.

@@ -15,8 +15,8 @@ import torch
 import trimesh
 from torch import Tensor
 
-from validation.drift.cache import hash_files
 from validation.errors import UsageError
+from validation.files import hash_files
 from validation.media.field import Field, ShapeError, sample_field
 from validation.media.mesh import extract, require_surface
 from validation.media.render import Camera, Views, render

@@ -5,9 +5,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from validation.record import Level, Record, Status, read_run
+from validation import files
+from validation.record import Level, Record, read_run
 from validation.report import drift_section, fault_section, op_section, page, sample_section, shape_section, summary
 from validation.report.pull_request import pull_request_text
+from validation.verdict import Status
 
 # A further section is a file with one such function, and its entry here.
 SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
@@ -60,7 +62,7 @@ def write_report(folder: Path) -> Path:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = folder / "report.html"
-    summary.write_text(path, text)
+    files.write_text(path, text)
     return path
 
 

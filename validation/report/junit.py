@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from validation import files
 from validation.record import Record
 from validation.report import summary
 
@@ -37,7 +38,7 @@ def write_junit(records: Sequence[Record], path: Path) -> None:
         _count(suite, cases)
     _count(root, [case for cases in suites.values() for case in cases])
     ET.indent(root)
-    summary.write_text(path, '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n")
+    files.write_text(path, '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n")
 
 
 def _key(record: Record) -> tuple[str, str, str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from validation.record import Environment, Level, Record
 from validation.report import summary
+from validation.verdict import Tier
 
 _WORST = ("psnr_worst_frame", "shaded_psnr_worst_view")  # of samples: lower is worse
 
@@ -17,7 +18,7 @@ def pull_request_text(environment: Environment, records: Sequence[Record]) -> st
     passed = [row for row in rows if row.level is Level.OP and row.verdict == "PASSED"]
     if passed:
         cases = sum(len(row.records) for row in passed)
-        tier = summary.loosest(row.tier for row in passed)
+        tier = Tier.loosest(row.tier for row in passed)
         lines.append(
             f"- {summary.counted(len(passed), 'op')} passed in {summary.counted(cases, 'case')}: "
             f"{tier or 'no tier'}, at most {summary.percent(summary.worst(_all(passed), 'budget_percent'))} % of the "

@@ -3,18 +3,14 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from validation.errors import UsageError
-from validation.record import Level, Record, Status
+from validation.record import Level, Record
+from validation.verdict import Status, Tier
 
-TIERS = ("bit-exact", "lossless", "close")  # from the strictest to the loosest
 NOT_JUDGED = "Nothing was judged: the run holds no op, model or sample record."
 NOUNS = {
     Level.OP: "op case",
@@ -70,7 +66,7 @@ class Row:
     @property
     def tier(self) -> str | None:
         """The loosest tier among records and checks; None where a record failed or none has a tier."""
-        return None if self.failed else loosest(record.tier for record in [*self.records, *self.checks])
+        return None if self.failed else Tier.loosest(record.tier for record in [*self.records, *self.checks])
 
     @property
     def worst_budget(self) -> float | None:
@@ -193,12 +189,6 @@ def _number(record: Record, name: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def loosest(tiers: Iterable[str | None]) -> str | None:
-    """The loosest of some tiers; None where there is none."""
-    found = [TIERS.index(tier) for tier in tiers if tier in TIERS]
-    return TIERS[max(found)] if found else None
-
-
 def numbers_of(records: Iterable[Record], name: str) -> list[float]:
     """A number of each record that has it, NaN and infinities included."""
     return [value for record in records if (value := _number(record, name)) is not None]
@@ -253,30 +243,3 @@ def seconds(records: Iterable[Record]) -> str:
     for record in records:
         total.update(record.seconds)
     return ", ".join(f"{stage} {value:,.1f} s" for stage, value in total.items())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: into a temporary file beside it, which then takes its name.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            # Half a surrogate pair can reach a message, and UTF-8 has no bytes for it.
-            file.write(text.encode("utf-8", "replace"))
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}, expected a writable folder") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from validation.record import Level, Record, Status
+from validation.record import Level, Record
 from validation.report import summary
+from validation.verdict import Status
 
 WIDTH = 100
 _COLUMNS = ("op or model", "op set", "cases", "failed", "budget %", "RMS x", "tier", "verdict")

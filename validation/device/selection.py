@@ -89,7 +89,7 @@ def select(gpu: bool) -> Device:
     else:
         import torch
 
-        from validation import interpreter
+        from validation.device import interpreter
 
         # Cases are small, and idle OpenMP threads spin: with the other core busy, two threads took 76 s for a
         # sampled video that one took 35 s for.

@@ -1,6 +1,6 @@
 """How many kernels a GPU would compile for a sweep, counted without one.
 
-    python -m validation.compile_keys [--free N] [--seed N] [--no-pool] [OP ...]
+    python -m validation.parity.compile_keys [--free N] [--seed N] [--no-pool] [OP ...]
 
 The launchers of ``fused_ops`` are called with tensors of the sweep's shapes, strides, offsets and dtypes; Triton
 itself makes the key under which it would look for a compiled kernel, and is stopped there. Counted are the keys of
@@ -27,15 +27,15 @@ from typing import Any
 
 import torch
 
-from validation import aot, parity
 from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
-from validation.device import Device
+from validation.device import Device, aot
 from validation.errors import UsageError
 from validation.judge import same_bits
 from validation.judge.verdict import outputs_of
 from validation.ops import check_op_name, reference_op_names
+from validation.parity import sweep as parity
 
 # Of larger cases (whole workloads, rows beyond 2^31 elements: up to 9 GB) no memory is written, and of the largest
 # none is asked for: what is not called is counted as a kernel of its own.

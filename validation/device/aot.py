@@ -245,7 +245,7 @@ def _compile_elsewhere(request: dict[str, Any]) -> list[Compiled]:
     # A cache of its own: what is read below was compiled now, by this version.
     with tempfile.TemporaryDirectory(prefix="triton-aot-") as cache:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": cache}
-        command = [sys.executable, "-m", "validation.aot", json.dumps(request)]
+        command = [sys.executable, "-m", "validation.device.aot", json.dumps(request)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"compiling for {request['target']} failed: {run.stderr.strip()}")

@@ -259,7 +259,7 @@ def verify_bfloat16() -> list[str]:
     of all 2^16 bfloat16 patterns, and narrowing of every 2^16 upper half with lower halves 0, 1, 0x7fff,
     0x8000 (the tie), 0x8001, 0xffff and eight random ones. NaN need only stay NaN. Takes about 30 ms.
     """
-    from validation._interpreter_kernels import narrow, widen
+    from validation.device._interpreter_kernels import narrow, widen
 
     problems = []
     patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)

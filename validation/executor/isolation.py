@@ -37,10 +37,10 @@ import torch
 
 from validation.cases.case import Case
 from validation.errors import UsageError
-from validation.judge import calls, frames
-from validation.judge.verdict import Judgement
-from validation.ops import OpSet, load_op_set
-from validation.record import Status
+from validation.files import PACKAGE
+from validation.judge import calls
+from validation.ops import OpSet, load_op_set, tracebacks
+from validation.verdict import Status, Verdict
 
 # For one case, truth included. The slowest of ours takes 2 s under the interpreter; a compiled candidate may
 # compile first, some 30 s.
@@ -156,9 +156,9 @@ class Worker:
         theirs = (read, write, self._trace)
         # -P, and no empty element in PYTHONPATH: the current folder is the user's, and a select.py in it would be
         # imported for Python's. The process takes over our sys.path once it has imported what it needs itself.
-        command = [sys.executable, "-P", "-m", "validation.isolation", *map(str, (*theirs, os.getpid()))]
+        command = [sys.executable, "-P", "-m", "validation.executor.isolation", *map(str, (*theirs, os.getpid()))]
         folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(PACKAGE.parent)
         # What a candidate prints goes to stderr, and it reads nothing: what it asks for on a terminal nobody sees.
         # A session of its own, so that its children die with it.
         self.process = subprocess.Popen(
@@ -234,7 +234,7 @@ class Worker:
         # The thread that died comes first or last, and is called "Current"; in it, the innermost frame first.
         text = os.pread(self._trace, 1 << 20, 0).decode(errors="replace").partition("Current thread")[2]
         found = [(f[1], int(f[2]), f[3]) for f in re.finditer(r'File "(.+)", line (\d+) in (\S+)', text)]
-        place = frames.place(found)
+        place = tracebacks.place(found)
         if place or not found:
             return place
         file, line, _ = found[0]
@@ -306,12 +306,12 @@ class IsolatedOpSet(OpSet):
 
     worker: Worker
 
-    def judge(self, case: Case, *, grad: bool = False) -> Judgement:
+    def judge(self, case: Case, *, grad: bool = False) -> Verdict:
         """`validation.judge.verdict.judge_call`, over there; with grad of `calls.requiring_grad`."""
         answer = self.worker.ask({"case": case.to_dict(), "grad": grad})
         if isinstance(answer, Death):
-            return Judgement(answer.status, "runs", answer.reason)
-        return Judgement(**{**answer, "status": Status(answer["status"]), "lines": tuple(answer["lines"])})
+            return Verdict(answer.status, "runs", answer.reason)
+        return Verdict(**{**answer, "status": Status(answer["status"]), "lines": tuple(answer["lines"])})
 
     def not_refused(self, op: str, bad_call: str) -> str | Death:
         """What the candidate did with the bad call of that name, in words; "" if it refused it."""
@@ -370,7 +370,7 @@ def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
     """
     _die_with(parent)
     faulthandler.enable(trace)
-    # Ctrl-C is the parent's. A KeyboardInterrupt is then one that the candidate raised (`frames.is_interrupt`).
+    # Ctrl-C is the parent's. A KeyboardInterrupt is then one that the candidate raised (`tracebacks.is_interrupt`).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for descriptor in (requests, replies, trace):
         os.set_inheritable(descriptor, False)  # a process that the candidate starts would keep the pipes open
@@ -401,11 +401,11 @@ def _die_with(parent: int) -> None:
 
 def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     """Select the device and load the op set; returns the function that answers all other requests."""
-    from validation import parity
     from validation.cases.errors import good_case
     from validation.device import select as select_device
     from validation.judge.verdict import judge_call
     from validation.ops import reference_op, reference_op_names
+    from validation.parity import sweep as parity
 
     # As on the command line: NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")

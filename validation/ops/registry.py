@@ -18,9 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from validation import surroundings
 from validation.errors import UsageError
-from validation.judge import frames
+from validation.ops import surroundings, tracebacks
 
 Op = Callable[..., Any]
 T = TypeVar("T")
@@ -195,10 +194,10 @@ def _imported(spec: str, load: Callable[[], T]) -> T:
     except UsageError:
         raise
     except BaseException as error:  # SystemExit too, and what pytest.skip raises
-        if frames.is_interrupt(error):
+        if tracebacks.is_interrupt(error):
             raise
-        said = f": {frames.said(error)}" if frames.said(error) else ""
+        said = f": {tracebacks.said(error)}" if tracebacks.said(error) else ""
         raise UsageError(
-            f"--ops: cannot import {spec}: {type(error).__name__}{said}{frames.of_error(error)}, "
+            f"--ops: cannot import {spec}: {type(error).__name__}{said}{tracebacks.of_error(error)}, "
             "expected a module or .py file that can be imported"
         ) from error

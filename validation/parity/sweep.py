@@ -22,7 +22,6 @@ import torch
 from hypothesis import given
 from hypothesis import seed as hypothesis_seed
 
-from validation import surroundings
 from validation.cases.case import Case, materialise
 from validation.cases.corners import Corner, corners_of, declared_corners
 from validation.cases.errors import BadCall, bad_calls, good_case
@@ -31,16 +30,19 @@ from validation.cases.pool import draw_cases as draw_cases
 from validation.cases.strategies import VALUES, Signature, cases
 from validation.cases.workloads import Workload, workloads
 from validation.device import Device
+from validation.device.threads import one_thread
 from validation.errors import CannotExpress, UsageError
-from validation.isolation import LIMIT_SECONDS, Death, IsolatedOpSet, isolated_by_default
-from validation.judge import calls, fingerprint, frames, same_bits, structure, tiers
-from validation.judge.verdict import TIERS, Judgement, absent, expect, judge_call
-from validation.ops import OpSet, check_op_name, reference_op
-from validation.record import Level, Record, Status
-from validation.threads import one_thread
-from validation.xfail import XFail
+from validation.executor.isolation import LIMIT_SECONDS, Death, IsolatedOpSet, isolated_by_default
+from validation.files import FIXTURES
+from validation.judge import calls, fingerprint, same_bits, structure
+from validation.judge.verdict import absent, expect, judge_call
+from validation.ops import OpSet, check_op_name, reference_op, surroundings, tracebacks
+from validation.parity import tiers
+from validation.parity.xfail import XFail
+from validation.record import Level, Record
+from validation.verdict import TIERS, Status, Tier, Verdict
 
-REGRESSIONS = Path(__file__).parent.parent / "fixtures" / "regressions"
+REGRESSIONS = FIXTURES / "regressions"
 
 SHORT_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -128,7 +130,7 @@ def run(case: Case, ops: OpSet, device: Device, corners: tuple[Corner, ...] = ()
     return _record(case, ops, judgement, time.perf_counter() - start, corners_of(case, corners), repro)
 
 
-def _record(case: Case, ops: OpSet, judgement: Judgement, seconds: float, corners: list[str], repro: str) -> Record:
+def _record(case: Case, ops: OpSet, judgement: Verdict, seconds: float, corners: list[str], repro: str) -> Record:
     failed = judgement.status.failed
     lines = [
         f"{case.op}  {ops.name}  {SHORT_DTYPE[case.dtype]}  {judgement.status}",
@@ -527,7 +529,7 @@ def _summary(
         status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
     elif bias:
         status, check, reason = Status.BIASED, "bias over all cases", bias
-    elif require is not None and (tier.tier is None or TIERS.index(tier.tier) > TIERS.index(require)):
+    elif require is not None and (tier.tier is None or not Tier(tier.tier).meets(require)):
         status = Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
     return Record(
@@ -697,13 +699,13 @@ def not_refused(bad: BadCall, ops: OpSet, device: Device) -> str | Death:
         with torch.set_grad_enabled(bad.grad), structure.GuardedAllocations(), surroundings.kept():
             ops[bad.case.op](**arguments.kwargs)
     except (TypeError, ValueError, NotImplementedError) as error:
-        named = any(re.search(rf"\b{name}\b", frames.said(error)) for name in bad.arguments)
+        named = any(re.search(rf"\b{name}\b", tracebacks.said(error)) for name in bad.arguments)
         expected = " or ".join(bad.arguments)
         words = "" if named else f"{type(error).__name__} without the name of {expected}: {_one_line(error)}"
     except CannotExpress:
         words = ""
     except BaseException as error:  # whatever a candidate raises
-        if frames.is_interrupt(error):
+        if tracebacks.is_interrupt(error):
             raise
         words = f"{type(error).__name__}, expected a TypeError, ValueError or NotImplementedError: {_one_line(error)}"
     written = next(filter(None, structure.inputs_changed(arguments)), "")
@@ -734,7 +736,7 @@ def sweep_command(
 
 
 def _one_line(error: BaseException) -> str:
-    return frames.said(error)[:120]
+    return tracebacks.said(error)[:120]
 
 
 def _stopped(op: str, ops: OpSet, cases: int, last: Record, command: str) -> Record:

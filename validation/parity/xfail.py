@@ -24,7 +24,8 @@ from validation.cases.workloads import workloads
 from validation.errors import UsageError
 from validation.judge import same_bits
 from validation.ops import check_op_name, reference_op
-from validation.record import Level, Record, Status
+from validation.record import Level, Record
+from validation.verdict import Status
 
 
 @dataclasses.dataclass(frozen=True)

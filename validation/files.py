@@ -1,0 +1,87 @@
+"""Files and folders: where the fixtures lie, what can be written, and how it is written whole or not at all."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from validation.errors import UsageError
+
+PACKAGE = Path(__file__).resolve().parent
+FIXTURES = PACKAGE.parent / "fixtures"
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/fused-op-validation``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fused-op-validation"
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """A digest of files' names and contents, in the order given; of a folder, all files below it.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            try:
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise UsageError(f"cannot read {file}: {error.strerror}, expected a readable file") from error
+            digest.update(f"{path.name}/{name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """UsageError unless the folder can be made or written to; makes nothing."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"cannot write to {folder}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to {folder}: {existing} is not writable, expected a writable folder")
+
+
+def check_writable(path: Path, option: str) -> None:
+    """UsageError unless a file of that path could be written; leaves nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent if str(path.parent) else "."):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option}: cannot write {path}: {error.strerror}, expected a writable place") from error
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder, expected a file")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: into a temporary file beside it, which then takes its name.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            # Half a surrogate pair can reach a message, and UTF-8 has no bytes for it.
+            file.write(text.encode("utf-8", "replace"))
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}, expected a writable folder") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Sampled output: what a model says of itself, and how two samples are compared."""
