@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reference_ops._contract import IndexedRows, Modulation, ModulationStrides
+from reference_ops.contract import IndexedRows, Modulation, ModulationStrides
 
 # TRITON_INTERPRET is read by triton when a kernel is decorated: after that the answer is fixed.
 INTERPRETED = bool(triton.knobs.runtime.interpret)

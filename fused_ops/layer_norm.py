@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fused_ops._launch import contiguous_rows, empty, launch, require_device, rows_of, tile_for, vector
 from fused_ops._norm import norm_rows
-from reference_ops._contract import check_no_grad, check_norm
+from reference_ops.contract import check_no_grad, check_norm
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fused_ops._launch import contiguous_rows, empty, launch, require_device, rows_of, tile_for, vector
 from fused_ops._norm import norm_rows
-from reference_ops._contract import check_inplace, check_no_grad, check_qk
+from reference_ops.contract import check_inplace, check_no_grad, check_qk
 
 
 @triton.jit(do_not_specialize=["q_rows", "k_rows"])
@@ -88,7 +88,7 @@ def qk_norm(
         casting_mode: as in `rms_norm`.
         inplace: write the results into q and k, whatever their strides, and return those tensors. Views of
             one packed buffer are fine as long as they interleave without sharing an element (the exact
-            rule: `reference_ops._contract.may_overlap`); q and k that share memory are refused.
+            rule: `reference_ops.contract.may_overlap`); q and k that share memory are refused.
 
     Returns:
         (q, k) normalised, each of its input's shape and dtype; contiguous where not inplace.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fused_ops._launch import angle_rows, contiguous_rows, empty, head_rows, launch, require_device, tile_for, vector
 from fused_ops._rotation import rotate_rows
-from reference_ops._contract import check_no_grad, check_qk_rope
+from reference_ops.contract import check_no_grad, check_qk_rope
 
 
 @triton.jit(do_not_specialize=["q_rows", "k_rows"])

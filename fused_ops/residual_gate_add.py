@@ -22,7 +22,7 @@ from fused_ops._launch import (
     token_rows,
 )
 from fused_ops._norm import gated_sum
-from reference_ops._contract import Modulation, check_modulated, check_no_grad
+from reference_ops.contract import Modulation, check_modulated, check_no_grad
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
@@ -60,7 +60,7 @@ def residual_gate_add(residual: Tensor, x: Tensor, gate: Modulation | None, *, c
 
     Args:
         residual, x: ``[B, L, D]``, of one dtype: float32, float16 or bfloat16, any strides.
-        gate: any form of `reference_ops._contract.modulation_strides`, read where it lies; None means 1.
+        gate: any form of `reference_ops.contract.forms.modulation_strides`, read where it lies; None means 1.
         casting_mode: ``"float32"``: float32 throughout, rounded once, at the end. ``"input"``: rounded
             where the eager chain in ``x.dtype`` rounds (see the reference op).
 

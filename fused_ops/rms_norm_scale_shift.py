@@ -18,7 +18,7 @@ from fused_ops._launch import (
     vector,
 )
 from fused_ops._norm import norm_rows
-from reference_ops._contract import Modulation, check_modulated_norm, check_no_grad
+from reference_ops.contract import Modulation, check_modulated_norm, check_no_grad
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
@@ -71,7 +71,7 @@ def rms_norm_scale_shift(
 
     Args:
         x: ``[B, L, D]``, float32, float16 or bfloat16, any strides.
-        shift, scale: any form of `reference_ops._contract.modulation_strides`, read where they lie.
+        shift, scale: any form of `reference_ops.contract.forms.modulation_strides`, read where they lie.
         weight: ``[D]`` or None; applied before the modulation.
         eps: added to the mean square, inside the square root.
         casting_mode: ``"float32"``: float32 throughout, rounded once, at the end. ``"input"``: rounded

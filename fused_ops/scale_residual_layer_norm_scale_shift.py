@@ -19,7 +19,7 @@ from fused_ops._launch import (
     vector,
 )
 from fused_ops._norm import norm_rows
-from reference_ops._contract import Modulation, check_modulated_norm, check_no_grad
+from reference_ops.contract import Modulation, check_modulated_norm, check_no_grad
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
@@ -83,7 +83,7 @@ def scale_residual_layer_norm_scale_shift(
 
     Args:
         residual, x: ``[B, L, D]``, of one dtype: float32, float16 or bfloat16, any strides.
-        gate, shift, scale: any form of `reference_ops._contract.modulation_strides`, read where they lie; a
+        gate, shift, scale: any form of `reference_ops.contract.forms.modulation_strides`, read where they lie; a
             gate of None means 1.
         weight, bias: ``[D]`` each or None, independently; applied before the modulation.
         eps: added to the biased variance, inside the square root.

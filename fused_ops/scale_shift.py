@@ -23,7 +23,7 @@ from fused_ops._launch import (
     token_rows,
 )
 from fused_ops._norm import modulated
-from reference_ops._contract import Modulation, check_modulated, check_no_grad, check_number
+from reference_ops.contract import Modulation, check_modulated, check_no_grad, check_number
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
@@ -64,7 +64,7 @@ def scale_shift(
 
     Args:
         x: ``[B, L, D]``, float32, float16 or bfloat16, any strides.
-        shift, scale: any form of `reference_ops._contract.modulation_strides`, read where they lie.
+        shift, scale: any form of `reference_ops.contract.forms.modulation_strides`, read where they lie.
         scale_constant: what is added to the scale, as a float32; 0 makes the scale a plain factor.
         casting_mode: ``"float32"``: float32 throughout, rounded once, at the end. ``"input"``: rounded
             where the eager chain in ``x.dtype`` rounds (see the reference op).

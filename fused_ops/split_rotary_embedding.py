@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fused_ops._launch import Rows, empty, launch, require_device, tile_for
 from fused_ops._rotation import rotate_rows
-from reference_ops._contract import check_no_grad, check_split_rotary
+from reference_ops.contract import check_no_grad, check_split_rotary
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -4,7 +4,7 @@ One op a file; the file, the function and the attribute of this package share th
 function is the eager chain that a model ran before the fusion, dtype-generic: called in the working
 dtype it is the baseline, called on float64 tensors it is the truth. No Triton in here.
 
-Any file added to this folder whose name does not begin with ``_`` becomes an op of this package.
+Any file added to this folder becomes an op of this package; what ops share is in ``contract``.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-from reference_ops._contract import IndexedRows
+from reference_ops.contract import IndexedRows
 
-OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.ispkg))
 
 # Importing a submodule binds the module under its name; the function of that name takes its place.
 for _name in OP_NAMES:

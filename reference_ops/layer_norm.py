@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from reference_ops._contract import check_norm, compute_dtype
+from reference_ops.contract import check_norm, compute_dtype
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from reference_ops._contract import Modulation, check_modulated_norm
+from reference_ops.contract import Modulation, check_modulated_norm
 from reference_ops.layer_norm import float32_layer_norm
 from reference_ops.scale_shift import modulate
 

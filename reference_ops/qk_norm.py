@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from reference_ops._contract import check_inplace, check_qk
+from reference_ops.contract import check_inplace, check_qk
 from reference_ops.rms_norm import float32_rms_norm, input_rms_norm
 
 
@@ -26,7 +26,7 @@ def qk_norm(
         casting_mode: as in `rms_norm`.
         inplace: write the results into q and k, whatever their strides, and return those tensors. Views of
             one packed buffer are fine as long as they interleave without sharing an element (the exact
-            rule: `reference_ops._contract.may_overlap`); q and k that share memory are refused.
+            rule: `reference_ops.contract.may_overlap`); q and k that share memory are refused.
 
     Returns:
         (q, k) normalised, each of its input's shape and dtype.

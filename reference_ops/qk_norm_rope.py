@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reference_ops._contract import check_qk_rope, compute_dtype
+from reference_ops.contract import check_qk_rope, compute_dtype
 from reference_ops.rms_norm import float32_rms_norm, input_rms_norm
 from reference_ops.rotary_embedding import rotate_heads
 

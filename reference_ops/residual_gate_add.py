@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from reference_ops._contract import Modulation, check_modulated, compute_dtype, expand_modulation
+from reference_ops.contract import Modulation, check_modulated, compute_dtype, expand_modulation
 
 
 def residual_gate_add(residual: Tensor, x: Tensor, gate: Modulation | None, *, casting_mode: str = "float32") -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reference_ops._contract import check_casting_mode, check_norm, compute_dtype
+from reference_ops.contract import check_casting_mode, check_norm, compute_dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32") -> Tensor:

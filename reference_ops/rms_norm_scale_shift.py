@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from reference_ops._contract import Modulation, check_modulated_norm
+from reference_ops.contract import Modulation, check_modulated_norm
 from reference_ops.rms_norm import float32_rms_norm, input_rms_norm
 from reference_ops.scale_shift import modulate
 

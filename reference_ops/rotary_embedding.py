@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reference_ops._contract import check_rotary
+from reference_ops.contract import check_rotary
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from reference_ops._contract import Modulation, check_modulated_norm
+from reference_ops.contract import Modulation, check_modulated_norm
 from reference_ops.layer_norm_scale_shift import modulated_layer_norm
 from reference_ops.residual_gate_add import gated_sum
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from reference_ops._contract import Modulation, check_modulated, check_number, compute_dtype, expand_modulation
+from reference_ops.contract import Modulation, check_modulated, check_number, compute_dtype, expand_modulation
 
 
 def scale_shift(

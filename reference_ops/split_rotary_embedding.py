@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from reference_ops._contract import check_split_rotary, compute_dtype
+from reference_ops.contract import check_split_rotary, compute_dtype
 
 
 def split_rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

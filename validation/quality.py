@@ -292,7 +292,7 @@ def drift_model(pipeline: Any, plan: Plan, device: Device, estimate: Estimate) -
     from validation.drift import replay
     from validation.models import helios, mount
 
-    sources = [*sorted(Path(reference_ops.__path__[0]).glob("*.py"))]
+    sources = [*sorted(Path(reference_ops.__path__[0]).rglob("*.py"))]
     sources += [Path(str(module.__file__)) for module in (composed, replay, helios, mount, metrics)]
     parts = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
     names = [site.name for site in plan.sites]

@@ -569,7 +569,7 @@ class ShapeRun:
 
 def identity_of(plan: Plan, device: Device) -> dict[str, Any]:
     """Everything that decides the latents but op set and prompt, as JSON values: the cache's key."""
-    sources = [*sorted(Path(reference_ops.__path__[0]).glob("*.py"))]
+    sources = [*sorted(Path(reference_ops.__path__[0]).rglob("*.py"))]
     modules = (composed, replay, hunyuan3d, flow_matching, mount)
     sources += [Path(str(module.__file__)) for module in modules]
     return shape_pipeline.identity_of(

@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from reference_ops._contract import expand_modulation
+from reference_ops.contract import expand_modulation
 from validation.adapters import CannotExpress, interpreted, one_program_each, qk_norm_of, required
 
 liger_ops = required("liger_kernel.ops", "liger-kernel")

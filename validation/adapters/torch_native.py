@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reference_ops._contract import expand_modulation
+from reference_ops.contract import expand_modulation
 
 
 def _float(row: Tensor | None) -> Tensor | None:

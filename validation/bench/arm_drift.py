@@ -178,7 +178,7 @@ class DriftOfArms:
     def _identity(self) -> dict[str, Any]:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
         device = self.subject.device
-        sources = sorted(Path(reference_ops.__path__[0]).glob("*.py"))
+        sources = sorted(Path(reference_ops.__path__[0]).rglob("*.py"))
         sources += [Path(str(module.__file__)) for module in (composed, replay, helios, hunyuan3d, mount, subjects)]
         return {
             "weights": self.subject.weights,

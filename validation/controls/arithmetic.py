@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_ops._contract import expand_modulation
+from reference_ops.contract import expand_modulation
 from validation.composed import ComposedOps
 
 

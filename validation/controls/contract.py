@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reference_ops import _contract as contract
+from reference_ops import contract
 from validation.ops import reference_op
 
 Op = Callable[..., Any]

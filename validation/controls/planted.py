@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import reference_ops
-from reference_ops._contract import Modulation
+from reference_ops.contract import Modulation
 from validation import controls
 from validation.errors import UsageError
 from validation.models.mount import running_call

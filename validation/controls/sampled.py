@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import reference_ops
-from reference_ops._contract import Modulation, expand_modulation
+from reference_ops.contract import Modulation, expand_modulation
 from validation import controls
 from validation.controls import planted
 from validation.controls.planted import Fault, Normalise, with_ops

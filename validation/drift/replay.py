@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import reference_ops
-from reference_ops._contract import expand_modulation
+from reference_ops.contract import expand_modulation
 from validation.composed import ComposedOps
 from validation.ops import Op, OpSet
 

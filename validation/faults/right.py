@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_ops._contract import (
+from reference_ops.contract import (
     check_casting_mode,
     check_inplace,
     check_modulated,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_ops._contract import expand_modulation
+from reference_ops.contract import expand_modulation
 from validation.judge.running_error import Running
 
 Bound = Callable[[Mapping[str, Any]], tuple[Running, ...]]

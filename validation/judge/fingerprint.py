@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_ops._contract import expand_modulation
+from reference_ops.contract import expand_modulation
 from validation.judge.same_bits import CHAINED, equal_bits
 from validation.ops import reference_op
 

@@ -187,7 +187,7 @@ def test_a_block_of_a_model_has_a_bound_too(dtype: torch.dtype, factor: float) -
 
 
 REFERENCE = """
-from reference_ops._contract import check_norm, check_same
+from reference_ops.contract import check_norm, check_same
 from reference_ops.rms_norm import float32_rms_norm
 
 
@@ -203,7 +203,7 @@ import triton
 import triton.language as tl
 from fused_ops._launch import contiguous_rows, empty, launch, require_device, rows_of, tile_for, vector
 from fused_ops._norm import norm_rows
-from reference_ops._contract import check_modulated_norm
+from reference_ops.contract import check_modulated_norm
 
 
 @triton.jit

@@ -20,7 +20,7 @@ import fused_ops
 import reference_ops
 from fused_ops import _launch
 from reference_ops import IndexedRows
-from reference_ops._contract import may_overlap, overlaps_itself
+from reference_ops.contract import may_overlap, overlaps_itself
 from validation.meta_tests.op_arguments import (
     HAS_CASTING_MODE,
     HAS_INPLACE,

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 import reference_ops
 from reference_ops import IndexedRows
-from reference_ops._contract import Modulation, expand_modulation
+from reference_ops.contract import Modulation, expand_modulation
 from validation.device.threads import one_thread
 from validation.errors import UsageError
 from validation.models import offload
