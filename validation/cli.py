@@ -25,6 +25,7 @@ replaces, measured, on inputs chosen to hurt.
   validate bench ops --gpu                    how fast each op is, beside the copy, the eager chain and others
   validate bench denoise --model helios --gpu how fast a whole denoiser is with them, beside each arm's drift
   validate compare REFERENCE CANDIDATE        two kept videos of two runs
+  validate diff OLD_RUN NEW_RUN               two run folders: which verdicts, tiers, numbers and bits changed
   validate repro '{"op": ...}'                one case again, from a failure's last line
 """
 
@@ -77,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
         "judge one kept video against another",
         "Judges the frames of one file against those of another, as a run does its arms'. A file that is missing or\n"
         "damaged, and another count, size or rate, is a failure; nothing is trimmed.",
+    )
+    diff = command(
+        "diff",
+        "say what changed from one run folder to another",
+        "Compares two run folders record by record: which verdicts, tiers, numbers, series and bits of artifacts\n"
+        "changed, and which records are gone or new. Wall-clock seconds and peak memory are left out. Another\n"
+        "environment (commit, versions, device) is named, but is no change by itself.",
+        "exit status: 0 nothing changed, 1 something changed, 2 usage error\n",
     )
     repro = command(
         "repro",
@@ -237,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--floors", type=Path, metavar="FILE", help="of PSNR and SSIM, as fixtures/tolerances has them"
     )
+    diff.add_argument("old", type=Path, metavar="OLD_RUN", help="a run folder, such as runs/20260101-120000")
+    diff.add_argument("new", type=Path, metavar="NEW_RUN", help="the run folder to hold against it")
+    diff.add_argument("--json", type=Path, metavar="FILE", help="write all differences as JSON as well")
     repro.add_argument("case", metavar="CASE", help="JSON text of a case, or the path of a file that holds it")
     repro.set_defaults(ops=None)  # that of the file, where it names one
     report.add_argument("folder", type=Path, metavar="RUN_DIR", help="such as runs/20260101-120000")
@@ -469,6 +481,19 @@ def _compare(arguments: argparse.Namespace) -> int:
     return exit_status([verdict.status])
 
 
+def _diff(arguments: argparse.Namespace) -> int:
+    from validation.diff import diff
+    from validation.files import check_writable, write_text
+
+    if arguments.json is not None:
+        check_writable(arguments.json, "--json")
+    found = diff(arguments.old, arguments.new)
+    if arguments.json is not None:
+        write_text(arguments.json, found.to_json())
+    print(*found.lines(), sep="\n")
+    return FAILED if found.differences else PASSED
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from validation.record import read_run
     from validation.report.html import write_report
@@ -493,6 +518,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _repro(arguments)
         if arguments.command == "compare":
             return _compare(arguments)
+        if arguments.command == "diff":
+            return _diff(arguments)
         if arguments.command == "report":
             return _report(arguments)
         if arguments.command == "faults":
