@@ -1,0 +1,203 @@
+"""Imports run one way: which folder may import which, and no circle between files, over the syntax trees."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_PLAIN = ("errors", "verdict", "files", "progress")  # words, files and a clock: every folder may use them
+
+# A unit is a package, a folder or a file of `validation`; a file that has a line of its own is no part of its folder.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "reference_ops/contract": (),
+    "reference_ops": ("reference_ops/contract",),
+    "fused_ops": ("reference_ops", "reference_ops/contract"),
+    "errors": (),
+    "verdict": (),
+    "progress": (),
+    "files": ("errors",),
+    "record": _PLAIN,
+    "diff": (*_PLAIN, "record"),
+    # Tensors, arithmetic and judgement: they know no record, no model and no test framework.
+    "cases": (*_PLAIN, "reference_ops/contract"),
+    "device": _PLAIN,
+    "ops": (*_PLAIN, "reference_ops", "reference_ops/contract"),
+    "chains": (*_PLAIN, "cases", "ops", "reference_ops", "reference_ops/contract"),
+    "judge": (*_PLAIN, "cases", "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
+    "compiled": (*_PLAIN, "cases", "device", "fused_ops", "judge", "reference_ops", "reference_ops/contract"),
+    "executor": (*_PLAIN, "cases", "device", "judge", "ops"),
+    "parity": (*_PLAIN, "cases", "compiled", "device", "executor", "fused_ops", "judge", "ops", "record"),
+    # Sampled models. `samples` knows the contract of a model, and no model.
+    "media": (*_PLAIN, "device"),
+    "models/mount": (*_PLAIN, "ops"),
+    "drift": (*_PLAIN, "chains", "models/mount", "ops", "reference_ops", "reference_ops/contract", "samples"),
+    "samples": (*_PLAIN, "device", "drift", "media", "models/mount", "ops", "record"),
+    "models": (*_PLAIN, "device", "media", "models/mount", "ops", "reference_ops", "reference_ops/contract", "samples"),
+    # What is built on all that.
+    "report": (*_PLAIN, "record"),
+    "adapters": (*_PLAIN, "chains", "ops", "reference_ops", "reference_ops/contract"),
+}
+# These only drive, and nothing above imports them.
+DRIVERS = (
+    "bench",
+    "cli",
+    "controls",
+    "faults",
+    "options",
+    "plugin",
+    "session",
+    "__main__",
+    "test_parity",
+    "test_quality",
+)
+
+PENDING = {
+    ("device", "cases"),
+    ("device", "fused_ops"),
+    ("device", "reference_ops"),
+    ("cases", "reference_ops"),
+    ("device", "judge"),
+    ("drift", "composed"),
+    ("executor", "parity"),
+    ("media", "models"),
+    ("report", "drift"),
+}
+PENDING_FILES = ("composed", "quality", "sample_runs", "shape_options", "shape_quality", "video_files")
+PENDING_CIRCLES = {("validation.executor.isolation", "validation.parity.sweep")}
+
+
+def _unit(path: Path) -> str:
+    """The unit of `ALLOWED` or `DRIVERS` that a file of the three packages belongs to: the longest that names it."""
+    parts = path.with_suffix("").parts
+    parts = parts[1:] if parts[0] == "validation" else parts
+    names = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    return next((name for name in reversed(names) if name in ALLOWED), names[0])
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """Modules by name, tests left out."""
+    found = {}
+    for package in ("reference_ops", "fused_ops", "validation"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            relative = path.relative_to(ROOT)
+            if "meta_tests" not in relative.parts and relative != Path("validation/__init__.py"):
+                parts = relative.with_suffix("").parts
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = relative
+    return found
+
+
+def _imports(source: str, module: str, modules: Mapping[str, object], is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and name of each of our modules that a file imports, inside of functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            base = node.module or ""
+            if node.level:
+                here = module.split(".") if is_package else module.split(".")[:-1]
+                base = ".".join([*here[: len(here) - node.level + 1], *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        for name in names:
+            found = next((part for part in (name, name.rpartition(".")[0]) if part in modules), None)
+            if found is not None and found != module:
+                yield node.lineno, found
+
+
+@cache
+def _edges() -> dict[str, list[tuple[int, str]]]:
+    files = _files()
+    return {
+        module: list(_imports((ROOT / path).read_text(), module, files, path.name == "__init__.py"))
+        for module, path in files.items()
+    }
+
+
+def violations(edges: Mapping[str, list[tuple[int, str]]], files: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
+    """Importing unit, imported unit and a line that names both files, for each import that `ALLOWED` does not list."""
+    for module, imported in edges.items():
+        unit = _unit(files[module])
+        for line, name in imported:
+            other = _unit(files[name])
+            if unit not in DRIVERS and other not in (unit, *ALLOWED.get(unit, ())):
+                yield unit, other, f"{files[module]}:{line} imports {name}: {unit} may not import {other}"
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[tuple[str, ...]]:
+    """Groups of modules that import one another, directly or by way of others (Tarjan)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for other in graph.get(module, ()):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[module] = min(low[module], low[other])
+        if low[module] == order[module]:
+            group = stack[stack.index(module) :]
+            del stack[len(stack) - len(group) :]
+            if len(group) > 1:
+                found.append(tuple(sorted(group)))
+
+    for module in graph:
+        if module not in order:
+            visit(module)
+    return found
+
+
+def test_every_file_has_a_place_in_the_order() -> None:
+    units = {_unit(path) for path in _files().values()}
+    assert units - {*ALLOWED, *DRIVERS} - set(PENDING_FILES) == set()
+
+
+def test_imports_run_one_way() -> None:
+    found = [
+        line
+        for unit, other, line in violations(_edges(), _files())
+        if (unit, other) not in PENDING and not {unit, other} & set(PENDING_FILES)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_files_import_one_another() -> None:
+    graph = {module: {name for _, name in imported} for module, imported in _edges().items()}
+    assert set(circles(graph)) <= PENDING_CIRCLES
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import validation.drift.band",
+        "from validation.drift import band",
+        "from validation.drift.band import tested_steps",
+        "def late():\n    from validation.drift.band import tested_steps",
+        "from ..drift import band",
+    ],
+)
+def test_a_wrong_import_is_named_with_its_file_and_line(source: str) -> None:
+    files = {
+        "validation.drift.band": Path("validation/drift/band.py"),
+        "validation.media.mesh": Path("validation/media/mesh.py"),
+    }
+    imported = list(_imports(source, "validation.media.mesh", files, is_package=False))
+    (found,) = violations({"validation.media.mesh": imported}, files)
+    assert found[:2] == ("media", "drift")
+    line = source.count("\n") + 1
+    assert found[2] == (f"validation/media/mesh.py:{line} imports validation.drift.band: media may not import drift")
+
+
+def test_a_circle_is_found_however_long() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set(), "e": {"a"}}
+    assert circles(graph) == [("a", "b", "c")]
+    assert circles(graph | {"c": set()}) == []
