@@ -57,6 +57,8 @@ class Record:
         message: the verdict as an engineer reads it, several lines; empty where nothing failed.
         repro: a command line that repeats this record.
         corners: the declared corners that the case reached.
+        measures: of a sample, which numbers are distances and how they are shown. players: how its artifacts are
+            shown. Both in `validation.samples.model`.
     """
 
     level: Level
@@ -75,6 +77,8 @@ class Record:
     message: str = ""
     repro: str = ""
     corners: list[str] = dataclasses.field(default_factory=list)
+    measures: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    players: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> str:
         """One line of strict JSON; numbers that JSON lacks become the strings "inf", "-inf", "nan"."""

@@ -44,8 +44,8 @@ from validation.bench.timing import GpuTimer, Timer
 from validation.drift import measure
 from validation.errors import CannotExpress, UsageError
 from validation.files import default_folder
+from validation.models.clock import peak_memory, reset_peak_memory
 from validation.models.mount import SiteError
-from validation.models.trajectory import peak_memory, reset_peak_memory
 from validation.ops import OpSet
 from validation.parity.sweep import default_tier
 from validation.quality import DEFAULT

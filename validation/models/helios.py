@@ -54,9 +54,10 @@ from reference_ops.contract import Modulation, expand_modulation
 from validation.device.threads import one_thread
 from validation.errors import UsageError
 from validation.models import offload
+from validation.models.clock import Clock, peak_memory, reset_peak_memory
 from validation.models.mount import Mount, Site, SiteCall, select_sites
 from validation.models.prompts import Prompt, embed_prompt, read_json
-from validation.models.trajectory import Clock, Frames, Trajectory, peak_memory, reset_peak_memory
+from validation.models.trajectory import Frames, Trajectory
 from validation.ops import OpSet, op_set_from
 
 SITE_NAMES = ("norm1", "rope", "qk_norm", "gate", "norm2", "norm3", "norm_out")

@@ -21,12 +21,12 @@ from validation.media.field import Field, ShapeError, sample_field
 from validation.media.mesh import extract, require_surface
 from validation.media.render import Camera, Views, render
 from validation.models import hunyuan3d
+from validation.models.clock import Clock, peak_memory, reset_peak_memory
 from validation.models.dinov2 import ImageEncoder, ImagePrompt, load_image_encoder
 from validation.models.flow_matching import Schedule
 from validation.models.mount import Site, select_sites
 from validation.models.shape_vae import MEMORY_LIMIT, ShapeVAE
 from validation.models.shapes import ShapePrompt, embed_shape
-from validation.models.trajectory import Clock, peak_memory, reset_peak_memory
 from validation.ops import OpSet
 
 DTYPE = torch.float16

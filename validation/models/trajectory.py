@@ -1,13 +1,9 @@
-"""What one sampling leaves behind, and how its time and memory are taken."""
+"""What one sampling leaves behind."""
 
 import dataclasses
-import resource
-import time
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 Frames = npt.NDArray[np.float32]  # [T, H, W, 3]
@@ -33,48 +29,3 @@ class Trajectory:
     peak_bytes: int
     calls: dict[str, int]
     forwards: int
-
-
-class Clock:
-    """Adds up wall-clock seconds by stage; waits for the GPU at each edge."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    def start(self, stage: str) -> None:
-        """Begin to time a stage."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) - self._now()
-
-    def stop(self, stage: str) -> None:
-        """End what `start` began."""
-        self.seconds[stage] += self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new measurement of `peak_memory`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        # "5" sets the process's high-water mark (VmHWM) back to what it holds now; see proc(5).
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # the mark then stands for the whole life of the process, an upper bound
-
-
-def peak_memory(device: torch.device) -> int:
-    """The greatest number of bytes held since `reset_peak_memory`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text()
-        kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(kib) * 1024
