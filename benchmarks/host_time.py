@@ -17,7 +17,9 @@ from typing import Any
 import torch
 import triton
 
-from validation.bench.ops import HOST_GOAL, aligned, chosen
+from validation.bench.ops_results import HOST_GOAL
+from validation.bench.results import aligned
+from validation.bench.selection import chosen
 from validation.bench.traffic import argument_sets
 from validation.meta_tests.launch_plans import launched, note_launches
 from validation.record import cpu_name

@@ -394,26 +394,26 @@ def _bench_ops(arguments: argparse.Namespace) -> int:
     device = select(arguments.gpu)
     if arguments.rounds < 1:
         raise UsageError(f"--rounds: {arguments.rounds}, expected an integer >= 1")
-    from validation.bench import ops
+    from validation.bench import ops, ops_results, selection
     from validation.bench.timing import GpuTimer
 
-    found, names = ops.chosen(arguments.op, arguments.model), ops.chosen_arms(arguments.arm)
+    found, names = selection.chosen(arguments.op, arguments.model), ops.chosen_arms(arguments.arm)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     if arguments.merge:
-        rows, where = ops.read(arguments.merge)
-        paths = ops.write(rows, where, arguments.out, stamp)
+        rows, where = ops_results.read(arguments.merge)
+        paths = ops_results.write(rows, where, arguments.out, stamp)
     elif not arguments.gpu:
-        print(ops.without_gpu(found))
+        print(ops_results.without_gpu(found))
         return PASSED
     else:
         require_writable(arguments.out)
         timer = GpuTimer()
-        rows, where = [], ops.about(timer, device.name)
+        rows, where = [], ops_results.about(timer, device.name)
         for row in ops.run(found, timer, whole=True, names=names, rounds=arguments.rounds, progress=_progress):
             rows.append(row)
             # After each: what was measured outlives a run that is cut short.
-            paths = ops.write(rows, where, arguments.out, stamp)
-    print(ops.table(rows))
+            paths = ops_results.write(rows, where, arguments.out, stamp)
+    print(ops_results.table(rows))
     print("results:", *paths)
     return FAILED if any(row.failed for row in rows) else PASSED
 
@@ -433,17 +433,18 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
     if arguments.profile and not arguments.gpu:
         raise UsageError("--profile: kernels are seen on a GPU only, expected --gpu as well")
     device = select(arguments.gpu)
-    from validation.bench import denoise
+    from validation.bench import denoise, denoise_report
+    from validation.bench.denoise_results import Result
 
     ops = load_op_set(arguments.ops)
     if not (arguments.gpu or arguments.tiny):
-        print(denoise.without_gpu(arguments.model, ops, arguments.checkpoint))
+        print(denoise_report.without_gpu(arguments.model, ops, arguments.checkpoint))
         return PASSED
     require_writable(arguments.out)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
 
-    def keep(result: denoise.Result) -> list[Path]:
-        return denoise.write(result, device.name, arguments.out, stamp, profile=arguments.profile)
+    def keep(result: Result) -> list[Path]:
+        return denoise_report.write(result, device.name, arguments.out, stamp, profile=arguments.profile)
 
     try:
         result = denoise.benchmark(
@@ -465,7 +466,7 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         said = next(iter(str(error).splitlines()), "")
         raise UsageError(f"--model {arguments.model}: the path before the fusions does not fit: {said}") from error
-    print(denoise.table(result))
+    print(denoise_report.table(result))
     print("results:", *keep(result))
     return FAILED if result.failed else PASSED
 

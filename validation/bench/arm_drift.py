@@ -20,7 +20,7 @@ import reference_ops
 from validation import composed
 from validation.bench import subjects
 from validation.bench.arms import Arm, Running
-from validation.bench.ops import one_line
+from validation.bench.results import one_line
 from validation.bench.subjects import Subject
 from validation.drift import measure, replay, verdicts
 from validation.drift.teacher import forwards_to_watch

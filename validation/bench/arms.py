@@ -42,6 +42,12 @@ class Arm:
     compiled: bool = False
     left_out: str = ""
 
+    def mounted(self, subject: Subject) -> contextlib.AbstractContextManager[object]:
+        """The model with what this arm mounts, until the end of the ``with`` block."""
+        if self.ops is None:
+            return subject.path_before()
+        return subject.mount(self.ops, self.sites, compact=self.compact, packed=self.packed)
+
 
 def arms_of(subject: Subject, ops: OpSet) -> tuple[Arm, ...]:
     """The arms, the path before first."""
@@ -90,20 +96,14 @@ class Running:
         self.subject, self.arm = subject, arm
         self.forward: Callable[..., Any] = subject.model
         if arm.graph:
-            self.forward = Graph(subject.model, self._attached)
+            self.forward = Graph(subject.model, lambda: arm.mounted(subject))
         elif arm.compiled:
             self.forward = torch.compile(subject.model, dynamic=False)
 
     def entered(self) -> contextlib.AbstractContextManager[object]:
         """The model, switched to this arm until the end of the ``with`` block."""
         # A captured graph is what it is: nothing is mounted for a replay.
-        return contextlib.nullcontext() if self.arm.graph else self._attached()
-
-    def _attached(self) -> contextlib.AbstractContextManager[object]:
-        arm = self.arm
-        if arm.ops is None:
-            return self.subject.path_before()
-        return self.subject.mount(arm.ops, arm.sites, compact=arm.compact, packed=arm.packed)
+        return contextlib.nullcontext() if self.arm.graph else self.arm.mounted(self.subject)
 
 
 class Graph:

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +22,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import reference_ops
-from validation.bench.traffic import traffic
+from validation.bench.arms import Arm
+from validation.bench.results import aligned
+from validation.bench.subjects import Subject
+from validation.bench.traffic import outputs, traffic
 from validation.cases.case import Case, TensorSpec
 from validation.models.mount import running_call
-from validation.ops import Op, OpSet
+from validation.ops import Op, OpSet, reference_op
 
 PRODUCTS, ATTENTION, REST = "matrix products", "attention", "other kernels"
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
-_PAIRS = ("qk_norm", "qk_norm_rope", "scale_residual_layer_norm_scale_shift", "scale_residual_rms_norm_scale_shift")
 
 
 @contextlib.contextmanager
@@ -71,6 +72,48 @@ class StepBytes:
             self.by_operator[operator] += moved
 
 
+def of_arms(subject: Subject, arms: Sequence[Arm]) -> dict[str, StepBytes]:
+    """The bytes of a step of each arm but those that a compiler decides, by name; those of an arm left out as well.
+
+    Args:
+        subject: made inside `fake_tensors`, without weights.
+        arms: from `arms_of`.
+    """
+    found: dict[str, StepBytes] = {}
+    for arm in arms:
+        same = next((a for a in arms if a.name in found and _moves_as(a, arm)), None)
+        if same is not None and not arm.compiled:
+            found[arm.name] = found[same.name]
+        elif not arm.compiled and (arm.graph or not arm.left_out):
+            # Mounted first: mounting proves itself on a small real model.
+            replaced = dataclasses.replace(arm, ops=arm.ops and fused(arm.ops))
+            with replaced.mounted(subject), fake_tensors():
+                found[arm.name] = count(lambda: next(subject.sample(subject.model, 0, 1)))
+    return found
+
+
+def _moves_as(a: Arm, b: Arm) -> bool:
+    return (a.ops, a.sites, a.compact, a.packed) == (b.ops, b.sites, b.compact, b.packed)
+
+
+def byte_table(found: dict[str, StepBytes]) -> str:
+    """The byte model as text: a line a place, a column an arm."""
+    before = next(iter(found.values()))
+    unit, scale = ("GB", 1e9) if before.total >= 1e9 else ("MB", 1e6)
+    places = list(dict.fromkeys(place for of in found.values() for place in of.by_place))
+
+    def line(name: str, numbers: Sequence[int]) -> Sequence[str]:
+        return (name, *(f"{number / scale:.2f}" if number else "-" for number in numbers))
+
+    cells: list[Sequence[str]] = [(f"{unit} a step", *found)]
+    places.sort(key=lambda place: -max(of.by_place[place] for of in found.values()))
+    cells += [line(place, [of.by_place[place] for of in found.values()]) for place in places]
+    cells.append(line("in all", [of.total for of in found.values()]))
+    cells.append(line("below the first", [before.total - of.total for of in found.values()]))
+    operators = ", ".join(f"{name} {moved / scale:.2f}" for name, moved in before.by_operator.most_common(6))
+    return "\n".join([*aligned(cells), f'  "{REST}" of the first arm, {unit} by operator: {operators}'])
+
+
 def count(step: Callable[[], object]) -> StepBytes:
     """Count what a step moves; to be called, and its arguments made, inside `fake_tensors`.
 
@@ -86,24 +129,25 @@ def fused(functions: OpSet) -> OpSet:
     """The ops of a set as their byte model: each is one kernel that reads and writes what `traffic` says."""
 
     def make(op: str) -> Op:
-        def call(*arguments: Any, **options: Any) -> Any:
-            counter = _Kernels.running
-            if counter is not None:
-                counter.site(traffic(_case(op, arguments, options)).total)
-            firsts = arguments[: 2 if op in _PAIRS else 1]
-            outputs = firsts if options.get("inplace") else tuple(torch.empty_like(x) for x in firsts)
-            return outputs if len(outputs) > 1 else outputs[0]
+        signature = inspect.signature(reference_op(op))
+
+        def call(*positional: Any, **named: Any) -> Any:
+            arguments = signature.bind(*positional, **named).arguments
+            if _Kernels.running is not None:
+                _Kernels.running.site(traffic(_case(op, arguments)).total)
+            firsts = outputs(op, arguments)
+            made = firsts if arguments.get("inplace") else [torch.empty_like(x) for x in firsts]
+            return tuple(made) if len(made) > 1 else made[0]
 
         return call
 
     return OpSet(f"bytes of {functions.name}", {op: make(op) for op in functions.functions}, functions.origin)
 
 
-def _case(op: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Case:
+def _case(op: str, arguments: dict[str, Any]) -> Case:
     """The call as `traffic` takes it."""
-    bound = inspect.signature(getattr(reference_ops, op)).bind(*arguments, **options).arguments
     tensors: dict[str, TensorSpec] = {}
-    for name, value in bound.items():
+    for name, value in arguments.items():
         parts = {name: value}
         if hasattr(value, "table"):
             parts = {f"{name}.table": value.table, f"{name}.index": value.index}

@@ -1,15 +1,19 @@
 """How long calls take on the device, and how long the host is busy with them."""
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
+_COPY_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class CallTime:
     """Seconds a call, on the device and on the host."""
 
     device: float
@@ -29,7 +33,7 @@ class Timer(Protocol):
     cache_bytes: int
     measures: str
 
-    def sample(self, call: Callable[[], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> CallTime:
         """Time so many calls as one run."""
         ...
 
@@ -59,7 +63,7 @@ class GpuTimer:
             self.end.synchronize()
         self.cycles_per_second = cycles / (self.start.elapsed_time(self.end) * 1e-3)
 
-    def sample(self, call: Callable[[], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> CallTime:
         """Time a run of calls.
 
         Raises:
@@ -77,7 +81,7 @@ class GpuTimer:
             self.end.record()
             self.end.synchronize()
             if queued_in_time:
-                return Sample(self.start.elapsed_time(self.end) * 1e-3 / calls, host / calls)
+                return CallTime(self.start.elapsed_time(self.end) * 1e-3 / calls, host / calls)
             if self.wait >= self.longest_wait:
                 raise RuntimeError(f"{calls} calls took {host:.3g} s to queue, expected less than {self.longest_wait}")
             self.wait = min(max(2 * self.wait, 2 * host), self.longest_wait)
@@ -90,10 +94,47 @@ class CpuTimer:
     cache_bytes = 0
     measures = "wall clock on the CPU: a test of the harness, no measurement"
 
-    def sample(self, call: Callable[[], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> CallTime:
         """Time a run of calls."""
         begin = time.perf_counter()
         for _ in range(calls):
             call()
         seconds = (time.perf_counter() - begin) / calls
-        return Sample(seconds, seconds)
+        return CallTime(seconds, seconds)
+
+
+def random_pair(numbers: int, device: str) -> tuple[Tensor, Tensor]:
+    """Random int64 to copy between: zeros may move faster than what an op reads."""
+    generator = torch.Generator(device).manual_seed(0)
+    source, target = torch.empty(2, numbers, dtype=torch.int64, device=device).random_(generator=generator)
+    return source, target
+
+
+class Marks:
+    """Moments on the device's stream, or on the host where that is the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
+        self.at: list[Any] = []
+
+    def mark(self) -> None:
+        """Now, as far as the device has come with what it was given."""
+        if self.gpu:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self.at.append(event)
+        else:
+            self.at.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between neighbours; waits for the device."""
+        if not self.gpu:
+            return [b - a for a, b in zip(self.at, self.at[1:], strict=False)]
+        self.at[-1].synchronize()
+        return [1e-3 * a.elapsed_time(b) for a, b in zip(self.at, self.at[1:], strict=False)]
+
+
+def copy_bandwidth(timer: Timer) -> float:
+    """Bytes a second that a copy reads and writes, past the cache."""
+    source, target = random_pair(_COPY_BYTES // 8, timer.device)
+    return 2 * _COPY_BYTES / statistics.median(timer.sample(lambda: target.copy_(source), 4).device for _ in range(5))

@@ -8,14 +8,18 @@ second float32 is needed, the GPU reads twice what is counted here.
 
 import dataclasses
 import math
-from typing import Any
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from reference_ops import IndexedRows
 from validation.cases.case import Case, TensorSpec
-from validation.cases.workloads import Workload
+from validation.ops import reference_op
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,45 +37,23 @@ class Traffic:
 
 def traffic(case: Case) -> Traffic:
     """What a call of this case must move."""
-    outputs = [case.tensors[name] for name in (("q", "k") if "q" in case.tensors else ("x",))]
-    if case.op.startswith("scale_residual_"):
-        outputs *= 2  # y and residual_out
     return Traffic(
         # A set: the tables of a compact modulation share one index.
         read=sum(_distinct(spec) * spec.torch_dtype.itemsize for spec in set(case.tensors.values())),
-        written=sum(spec.numel * spec.torch_dtype.itemsize for spec in outputs),
+        written=sum(spec.numel * spec.torch_dtype.itemsize for spec in outputs(case.op, case.tensors)),
     )
+
+
+def outputs(op: str, arguments: Mapping[str, T]) -> list[T]:
+    """Of each output of an op the argument that it is like: q and k, or x once for each tensor that it returns."""
+    if "q" in arguments:
+        return [arguments["q"], arguments["k"]]
+    returned = typing.get_type_hints(reference_op(op)).get("return")
+    return [arguments["x"]] * (len(typing.get_args(returned)) or 1)
 
 
 def _distinct(spec: TensorSpec) -> int:
     return math.prod(size for size, stride in zip(spec.shape, spec.strides, strict=True) if stride or size == 0)
-
-
-def compact(workload: Workload) -> Workload | None:
-    """The same site with its modulation as two distinct rows a batch item; None where it has one row already.
-
-    Such as ``scale_shift_table + temb`` of Helios (`validation.models.helios.mount`, ``compact=True``): one table
-    ``[B, 2, parts, D]``, whose parts are the arguments' tables, and an int32 index.
-    """
-    site, bracket, layout = workload.site.partition(", modulation [B,")
-    if bracket and not layout.startswith("L,"):
-        return None  # another layout of the same values
-    names = [name for name in ("shift", "scale", "gate") if name in workload.make(False).tensors]
-    if not any(workload.make(False).tensors[name].shape[1] > 1 for name in names):
-        return None
-
-    def make(whole: bool) -> Case:
-        case = workload.make(whole)
-        tensors = dict(case.tensors)
-        for name in names:
-            spec = tensors.pop(name)
-            (batch, tokens, width), (_, token, _) = spec.shape, spec.strides
-            table = TensorSpec((batch, 2, width), spec.dtype, (2 * token, token, 1), spec.offset, spec.storage)
-            tensors[f"{name}.table"] = table
-            tensors[f"{name}.index"] = TensorSpec((batch, tokens), "int32", (tokens, 1), 0, "index")
-        return dataclasses.replace(case, tensors=tensors)
-
-    return dataclasses.replace(workload, site=f"{site}, compact modulation", make=make)
 
 
 def argument_sets(case: Case, device: str, count: int) -> list[dict[str, Any]]:

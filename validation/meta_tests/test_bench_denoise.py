@@ -21,12 +21,13 @@ from torch.nn import functional
 import reference_ops
 from validation import cli
 from validation.adapters import torch_native
-from validation.bench import denoise, forward_bytes, subjects
+from validation.bench import denoise, denoise_report, forward_bytes, subjects
 from validation.bench.arm_drift import ArmVerdict, DriftOfArms
 from validation.bench.arms import Arm, Running, arms_of
-from validation.bench.denoise import Activity, Interval, Result, Timed
+from validation.bench.denoise_results import Activity, Interval, Result, TimedArm, sign_interval
+from validation.bench.selection import compact
 from validation.bench.subjects import TINY, Subject
-from validation.bench.traffic import compact, traffic
+from validation.bench.traffic import traffic
 from validation.cases.workloads import Workload, workloads
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
@@ -75,7 +76,7 @@ def test_arms_take_turns_there_and_back() -> None:
 def test_the_interval_is_that_of_the_sign_test(count: int, low: int, high: int, coverage: float) -> None:
     values = [float(n) for n in range(count)]
     random.Random(0).shuffle(values)
-    found = denoise.sign_interval(values)
+    found = sign_interval(values)
     assert (found.low, found.high) == (low, high)
     assert found.median == (count - 1) / 2
     assert found.coverage == pytest.approx(coverage)
@@ -83,20 +84,20 @@ def test_the_interval_is_that_of_the_sign_test(count: int, low: int, high: int, 
 
 def test_no_values_have_no_interval() -> None:
     with pytest.raises(ValueError, match="no values"):
-        denoise.sign_interval([])
+        sign_interval([])
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     """Of a skewed distribution; 3000 samples put a share of 96.1 % within 1.4 points at four sigma."""
     draw = random.Random(1)
-    found = [denoise.sign_interval([draw.expovariate(1) for _ in range(9)]) for _ in range(3000)]
+    found = [sign_interval([draw.expovariate(1) for _ in range(9)]) for _ in range(3000)]
     share = sum(interval.low <= 0.6931 <= interval.high for interval in found) / len(found)
     assert abs(share - found[0].coverage) < 0.014
 
 
 def result_of(times: dict[str, list[float]], model: str = "hunyuan3d", **settings: Any) -> Result:
     """A result of these seconds a visit, each visit of three equal steps."""
-    arms = [Timed(Arm(name, "", None if name == "before" else RIGHT)) for name in times]
+    arms = [TimedArm(Arm(name, "", None if name == "before" else RIGHT)) for name in times]
     for timed, visits in zip(arms, times.values(), strict=True):
         timed.visits = [[seconds] * 3 for seconds in visits]
     about: dict[str, Any] = {"full": True, "gpu": True, "steps": 3, "rounds": 6, "decode": [6.0, 6.0]}
@@ -150,7 +151,7 @@ def with_verdict(result: Result, status: Status = Status.PASSED, peaks: Sequence
 def test_goals_are_met_or_not(share: float, expected: list[bool]) -> None:
     result = with_verdict(result_of({"before": [1.0] * 12, "all sites": [share] * 12}))
     assert met(result) == [*expected, True]
-    assert ("NOT met" in denoise.table(result)) == (not all(expected))
+    assert ("NOT met" in denoise_report.table(result)) == (not all(expected))
 
 
 def test_a_goal_needs_the_whole_interval() -> None:
@@ -317,7 +318,7 @@ def test_an_arm_that_raises_is_listed_and_fails_the_benchmark() -> None:
     assert [timed.arm.name for timed in result.timed] == ["before"]
     assert result.failed
     assert "planted" in result.arms[1].left_out
-    assert "(FAILED)" in denoise.table(result)
+    assert "(FAILED)" in denoise_report.table(result)
     lacking = OpSet("lacking", {"rms_norm": reference_ops.rms_norm}, "lacking")
     result = denoise.run(tiny("helios"), [arms[0], arm_of("helios", "#24059", lacking)], full=False, steps=1, rounds=1)
     assert not result.failed
@@ -355,26 +356,26 @@ def test_an_arm_that_runs_out_of_memory_later_is_left_out_and_the_others_go_on(v
     assert [len(timed.visits) for timed in result.arms] == [4, 0, 4]
     assert "3 GB" in result.arms[1].left_out
     assert not result.failed
-    assert "3 GB" in denoise.table(result)
+    assert "3 GB" in denoise_report.table(result)
 
 
 @pytest.mark.parametrize("model", subjects.MODELS)
 def test_the_whole_benchmark_at_a_tiny_size(model: str, cache: Path, tmp_path: Path) -> None:
     names = [arm.name for arm in arms_of(tiny(model), RIGHT) if not arm.compiled]
     result = denoise.benchmark(model, RIGHT, "cpu", tiny=True, names=names, steps=2, rounds=2, replays=4, cache=cache)
-    assert not result.failed, denoise.table(result)
+    assert not result.failed, denoise_report.table(result)
     for timed in result.timed:
         assert [len(visit) for visit in timed.visits] == [2] * 4
         assert timed.drift is not None
         assert (timed.kernels, timed.launches) == (None, None)
         assert timed.peak_bytes > 0
         assert timed.drift.word in (["-"] if timed is result.before else ["lossless", "bit-exact"])
-    text = denoise.table(result)
+    text = denoise_report.table(result)
     assert "a test of the harness, no measurement" in text
     assert "not counted" in text
     assert "a graph needs a GPU" in text
     assert set(met(result)) == {None}
-    path, picture = denoise.write(result, "<a device & its name>", tmp_path / "made", "now")
+    path, picture = denoise_report.write(result, "<a device & its name>", tmp_path / "made", "now")
     data = json.loads(path.read_text())
     assert set(data["arms"]) == set(names)
     for timed in result.timed:
@@ -417,7 +418,7 @@ def test_a_wrong_arm_shows_its_failed_verdict_beside_its_time(
     assert verdict is not None
     assert verdict.failed
     assert [found.check for found in verdict.verdicts] == ["teacher-forced", "band"]
-    line = next(line for line in denoise.table(result).splitlines() if line.split()[:1] == name.split()[:1])
+    line = next(line for line in denoise_report.table(result).splitlines() if line.split()[:1] == name.split()[:1])
     assert line.endswith(f"  {verdict.word}")
     assert [found.status for found in verdict.verdicts if found.check == "band"] == [Status.OUTSIDE_BAND]
 
@@ -441,7 +442,7 @@ def test_a_drift_that_cannot_be_measured_fails_and_costs_no_times() -> None:
     assert result.failed
     assert result.drift_on == "not measured"
     assert [timed.drift.word for timed in result.timed if timed.drift] == ["RUNTIME_ERROR"] * 2
-    assert "UsageError: no checkpoint" in denoise.table(result)
+    assert "UsageError: no checkpoint" in denoise_report.table(result)
 
 
 def test_an_op_that_raises_fails_the_drift_verdict(cache: Path) -> None:
@@ -526,9 +527,10 @@ def test_helios_sites_move_what_their_workloads_say(tmp_path: Path) -> None:
     """One layer at full size: eleven thousand tokens, in cross-attention the current ones and the text."""
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text(json.dumps({"num_layers": 1}))
-    arms = arms_of(tiny("helios"), RIGHT)
-    size, found = denoise.byte_model("helios", "full", arms, tmp_path)
-    assert size.startswith("1 layers of width 5120, 11040 tokens")
+    with forward_bytes.fake_tensors():
+        subject = subjects.make("helios", "full", "cpu", checkpoint=tmp_path, weights=False)
+    found = forward_bytes.of_arms(subject, arms_of(subject, RIGHT))
+    assert subject.size.startswith("1 layers of width 5120, 11040 tokens")
     norm, gate = "layer_norm_scale_shift", "residual_gate_add"
     for name, two_rows in (("all sites", False), ("compact", True)):
         of = found[name].by_place
@@ -554,7 +556,7 @@ def test_helios_sites_move_what_their_workloads_say(tmp_path: Path) -> None:
 
 
 def test_launches_and_kernels_are_told_apart() -> None:
-    timed = Timed(
+    timed = TimedArm(
         arm_of("helios", "all sites"),
         profile=[
             Activity("cudaLaunchKernel", False, 5e-6),
@@ -569,7 +571,7 @@ def test_launches_and_kernels_are_told_apart() -> None:
         ],
     )
     assert (timed.launches, timed.kernels) == (3, 3)
-    lines = [line.split() for line in denoise.kernel_table(timed).splitlines()]
+    lines = [line.split() for line in denoise_report.kernel_table(timed).splitlines()]
     assert lines[1] == ["gemm", "3.000", "60.0%", "1"]
     assert ["_rms_norm_kernel", "1.000", "20.0%", "2"] in lines
     assert not any("aten::mul" in line for line in lines)

@@ -19,18 +19,20 @@ import fused_ops
 import reference_ops
 from reference_ops import IndexedRows
 from validation import cli
-from validation.bench import ops
+from validation.bench import ops, ops_results, selection
+from validation.bench.extra_workloads import GROUP, WIDTHS, extra_workloads
+from validation.bench.ops_results import ARMS, COPY, NORM_ALONE, OURS, Row, Times
 from validation.bench.picture import share_of_roof
-from validation.bench.shapes import GROUP, WIDTHS, shapes
-from validation.bench.timing import CpuTimer, Sample
-from validation.bench.traffic import Traffic, argument_sets, compact, traffic
+from validation.bench.selection import compact
+from validation.bench.timing import CallTime, CpuTimer, random_pair
+from validation.bench.traffic import Traffic, argument_sets, traffic
 from validation.cases.case import Case, TensorSpec
 from validation.cases.workloads import Workload, workloads
 from validation.device import aot
 from validation.errors import UsageError
 
-WORKLOADS = ops.chosen()
-FIRST = {op: (*workloads(op), *shapes(op))[0] for op in reference_ops.OP_NAMES}
+WORKLOADS = selection.chosen()
+FIRST = {op: (*workloads(op), *extra_workloads(op))[0] for op in reference_ops.OP_NAMES}
 
 
 def spec(*shape: int, dtype: str = "float32", strides: tuple[int, ...] | None = None, storage: str = "x") -> TensorSpec:
@@ -162,18 +164,20 @@ def test_values_outlast_many_calls_in_place() -> None:
 
 def test_unknown_names_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="unknown op 'odd'"):
-        ops.chosen(["odd"])
+        selection.chosen(["odd"])
     with pytest.raises(UsageError, match="unknown model 'odd', expected one of: helios, hunyuan3d, shapes"):
-        ops.chosen(models=["odd"])
+        selection.chosen(models=["odd"])
     with pytest.raises(UsageError, match="scale_shift is at no site of helios or hunyuan3d"):
-        ops.chosen(["scale_shift"], ["helios", "hunyuan3d"])
+        selection.chosen(["scale_shift"], ["helios", "hunyuan3d"])
     with pytest.raises(UsageError, match="unknown arm 'odd', expected some of: fused_ops, reference_ops"):
         ops.chosen_arms(["odd"])
     with pytest.raises(UsageError, match="qk_norm is at no site of helios"):
-        ops.chosen(["qk_norm"], ["helios"])
-    assert {w.op for w in ops.chosen(["qk_norm", "rms_norm"])} == {"qk_norm", "rms_norm"}
-    assert ops.chosen_arms(["liger"]) == (ops.OURS, "liger")
-    assert {w.op for w in WORKLOADS if w.model != GROUP} | {*ops.without_workload()} == set(reference_ops.OP_NAMES)
+        selection.chosen(["qk_norm"], ["helios"])
+    assert {w.op for w in selection.chosen(["qk_norm", "rms_norm"])} == {"qk_norm", "rms_norm"}
+    assert ops.chosen_arms(["liger"]) == (OURS, "liger")
+    assert {w.op for w in WORKLOADS if w.model != GROUP} | {*selection.without_workload()} == set(
+        reference_ops.OP_NAMES
+    )
 
 
 def test_every_op_and_every_width_with_a_goal_has_a_workload() -> None:
@@ -200,18 +204,18 @@ class Watch(CpuTimer):
         self.cache_bytes = cache_bytes
         self.order: list[Callable[[], object]] = []
 
-    def sample(self, call: Callable[[], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> CallTime:
         self.order.append(call)
         return super().sample(call, calls)
 
 
 @pytest.mark.parametrize("op", FIRST)
 def test_every_op_is_timed_beside_the_others(op: str) -> None:
-    arms = [name for name in ops.ARMS if name != "torch.compile"]
+    arms = [name for name in ARMS if name != "torch.compile"]
     (row,) = ops.run([FIRST[op]], CpuTimer(), whole=False, names=arms, rounds=2, calls=1)
-    assert {ops.OURS, "reference_ops", "torch_native", ops.COPY} <= set(row.arms)
-    assert set(row.arms) | set(row.left_out) == {*arms, ops.COPY}
-    assert (ops.NORM_ALONE in row.arms) == ("norm" in op)
+    assert {OURS, "reference_ops", "torch_native", COPY} <= set(row.arms)
+    assert set(row.arms) | set(row.left_out) == {*arms, COPY}
+    assert (NORM_ALONE in row.arms) == ("norm" in op)
     for timed in row.arms.values():
         assert len(timed.samples) == 2
         assert timed.device > 0
@@ -221,14 +225,14 @@ def test_every_op_is_timed_beside_the_others(op: str) -> None:
 
 def test_torch_compile_of_the_reference_is_an_arm() -> None:
     row = ops.time_workload(
-        FIRST["rms_norm"], CpuTimer(), whole=False, names=["torch.compile", ops.OURS], rounds=1, calls=1
+        FIRST["rms_norm"], CpuTimer(), whole=False, names=["torch.compile", OURS], rounds=1, calls=1
     )
-    assert set(row.arms) == {"torch.compile", ops.OURS, ops.COPY}
+    assert set(row.arms) == {"torch.compile", OURS, COPY}
 
 
 def test_arms_take_turns_there_and_back() -> None:
     timer = Watch()
-    ops.time_workload(FIRST["rms_norm"], timer, whole=False, names=[ops.OURS, "reference_ops"], rounds=4, calls=1)
+    ops.time_workload(FIRST["rms_norm"], timer, whole=False, names=[OURS, "reference_ops"], rounds=4, calls=1)
     warm_up, timed = timer.order[:2], timer.order[2:]
     first, second, third = timed[:3]
     assert {first, second, third} >= set(warm_up)
@@ -272,7 +276,7 @@ def test_no_set_comes_back_early_where_a_sample_ends_or_another_arm_begins(monke
         monkeypatch.setattr(module, "rms_norm", op)
     workload = FIRST["rms_norm"]
     watch = Watch(2 * traffic(workload.make(False)).total)
-    names = [ops.OURS, "reference_ops"]
+    names = [OURS, "reference_ops"]
     row = ops.time_workload(workload, watch, whole=False, names=names, rounds=3, calls=2)
     assert row.sets == 5
     assert len(seen) == 2 * (2 * row.sets + 2) + 3 * 2 * 2
@@ -280,7 +284,7 @@ def test_no_set_comes_back_early_where_a_sample_ends_or_another_arm_begins(monke
 
 
 def test_the_copy_moves_as_many_bytes_and_no_zeros() -> None:
-    source, target = ops.random_pair(1000, "cpu")
+    source, target = random_pair(1000, "cpu")
     assert len({*source.tolist()}) > 990
     assert source.numel() * source.element_size() == 8000
     ops._copy(16_000, "cpu", 2)()
@@ -295,13 +299,13 @@ def test_what_others_cannot_do_is_written_down(monkeypatch: pytest.MonkeyPatch) 
     from validation.adapters import torch_native
 
     monkeypatch.setattr(torch_native, "rotary_embedding", fail)
-    names = [ops.OURS, "torch_native", "liger", ops.NORM_ALONE]
+    names = [OURS, "torch_native", "liger", NORM_ALONE]
     row = ops.time_workload(FIRST["rotary_embedding"], CpuTimer(), whole=False, names=names, rounds=1, calls=1)
-    assert set(row.arms) == {ops.OURS, ops.COPY}
+    assert set(row.arms) == {OURS, COPY}
     assert row.left_out["torch_native"] == "ValueError: planted"
     assert row.left_out["liger"].startswith(("CannotExpress: ", "UsageError: "))
-    assert row.left_out[ops.NORM_ALONE] == "CannotExpress: there is no norm in it"
-    assert "torch_native: ValueError: planted" in ops.table([row])
+    assert row.left_out[NORM_ALONE] == "CannotExpress: there is no norm in it"
+    assert "torch_native: ValueError: planted" in ops_results.table([row])
 
 
 class Failing(CpuTimer):
@@ -312,7 +316,7 @@ class Failing(CpuTimer):
         self.seen: list[Callable[[], object]] = []
         self.count = 0
 
-    def sample(self, call: Callable[[], object], calls: int) -> Sample:
+    def sample(self, call: Callable[[], object], calls: int) -> CallTime:
         self.seen += [] if call in self.seen else [call]
         if self.seen.index(call) == self.arm:
             self.count += 1
@@ -325,20 +329,18 @@ class Failing(CpuTimer):
 def test_an_arm_that_runs_out_of_memory_is_left_out(after: int) -> None:
     """While it warms up, in the first round, and in the second."""
     timer = Failing(1, after, torch.OutOfMemoryError("3 GB\nsecond line"))
-    names = [ops.OURS, "reference_ops", "torch_native"]
+    names = [OURS, "reference_ops", "torch_native"]
     row = ops.time_workload(FIRST["rms_norm"], timer, whole=False, names=names, rounds=3, calls=1)
     assert {name: len(timed.samples) for name, timed in row.arms.items()} == {
-        ops.OURS: 3,
+        OURS: 3,
         "torch_native": 3,
-        ops.COPY: 3,
+        COPY: 3,
     }
     assert row.left_out == {"reference_ops": "OutOfMemoryError: 3 GB"}
-    assert "reference_ops: OutOfMemoryError: 3 GB" in ops.table([row])
+    assert "reference_ops: OutOfMemoryError: 3 GB" in ops_results.table([row])
     assert not row.failed
     with pytest.raises(torch.OutOfMemoryError):
-        ops.time_workload(
-            FIRST["rms_norm"], Failing(1, 0, timer.error), whole=False, names=[ops.OURS], rounds=1, calls=1
-        )
+        ops.time_workload(FIRST["rms_norm"], Failing(1, 0, timer.error), whole=False, names=[OURS], rounds=1, calls=1)
 
 
 def test_a_workload_whose_arguments_do_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -346,122 +348,120 @@ def test_a_workload_whose_arguments_do_not_fit_is_said(monkeypatch: pytest.Monke
         raise torch.OutOfMemoryError("3 GB")
 
     monkeypatch.setattr(ops, "argument_sets", full)
-    (row,) = ops.run([FIRST["rms_norm"]], CpuTimer(), whole=False, names=[ops.OURS], rounds=1, calls=1)
+    (row,) = ops.run([FIRST["rms_norm"]], CpuTimer(), whole=False, names=[OURS], rounds=1, calls=1)
     assert row.shortfalls == ["not timed: its arguments: OutOfMemoryError: 3 GB"]
     assert not row.failed
-    assert "its arguments: OutOfMemoryError: 3 GB" in ops.table([row])
-    ops.write([row], ops.about(CpuTimer(), "a device"), tmp_path, "now")
+    assert "its arguments: OutOfMemoryError: 3 GB" in ops_results.table([row])
+    ops_results.write([row], ops_results.about(CpuTimer(), "a device"), tmp_path, "now")
 
 
 def test_an_op_of_ours_that_fails_is_a_failure_and_the_rest_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_ops, "rms_norm", fail)
-    names = [ops.OURS, "reference_ops"]
+    names = [OURS, "reference_ops"]
     found = [FIRST["rms_norm"], FIRST["layer_norm"]]
     failed, other = ops.run(found, CpuTimer(), whole=False, names=names, rounds=1, calls=1)
-    assert set(failed.arms) == {"reference_ops", ops.COPY}
-    assert set(other.arms) == {*names, ops.COPY}
+    assert set(failed.arms) == {"reference_ops", COPY}
+    assert set(other.arms) == {*names, COPY}
     assert (failed.failed, other.failed) == (True, False)
     assert failed.shortfalls == ["not timed: ValueError: planted"]
-    assert "rms_norm, helios qk_norm 384x640: not timed: ValueError: planted" in ops.table([failed, other])
+    assert "rms_norm, helios qk_norm 384x640: not timed: ValueError: planted" in ops_results.table([failed, other])
 
 
 # What is said of it
 
 
-def row_of(op: str, device: dict[str, float], host: float = 5e-6) -> ops.Row:
+def row_of(op: str, device: dict[str, float], host: float = 5e-6) -> Row:
     """A row of these device times, in microseconds, twice; the copy takes 90."""
-    arms = {name: ops.Timed([Sample(t * 1e-6, host)] * 2) for name, t in (device | {ops.COPY: 90}).items()}
+    arms = {name: Times([CallTime(t * 1e-6, host)] * 2) for name, t in (device | {COPY: 90}).items()}
     case = FIRST[op].make(False)
     shape = case.tensors["x" if "x" in case.tensors else "q"].shape
-    return ops.Row(FIRST[op], shape, case.dtype, traffic(case), 2, arms, {})
+    return Row(FIRST[op], shape, case.dtype, traffic(case), 2, arms, {})
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (row_of("rms_norm", {ops.OURS: 99, "reference_ops": 400, ops.NORM_ALONE: 101}), []),
-        (row_of("rms_norm", {ops.OURS: 101}), ["89% of the copy, aimed at 90%"]),
-        (row_of("qk_norm", {ops.OURS: 112}), []),
-        (row_of("qk_norm", {ops.OURS: 114}), ["79% of the copy, aimed at 80%"]),
-        (row_of("rms_norm", {ops.OURS: 95}, host=16e-6), ["16.0 us of host time, aimed at 15"]),
-        (row_of("rms_norm", {ops.OURS: 96, "liger": 80}), ["1.20 x the time of liger (1.20 to 1.20)"]),
+        (row_of("rms_norm", {OURS: 99, "reference_ops": 400, NORM_ALONE: 101}), []),
+        (row_of("rms_norm", {OURS: 101}), ["89% of the copy, aimed at 90%"]),
+        (row_of("qk_norm", {OURS: 112}), []),
+        (row_of("qk_norm", {OURS: 114}), ["79% of the copy, aimed at 80%"]),
+        (row_of("rms_norm", {OURS: 95}, host=16e-6), ["16.0 us of host time, aimed at 15"]),
+        (row_of("rms_norm", {OURS: 96, "liger": 80}), ["1.20 x the time of liger (1.20 to 1.20)"]),
         (
-            row_of("rms_norm", {ops.OURS: 96, ops.NORM_ALONE: 80}),
+            row_of("rms_norm", {OURS: 96, NORM_ALONE: 80}),
             ["1.20 x the time of torch norm alone (1.20 to 1.20)"],
         ),
-        (row_of("layer_norm_scale_shift", {ops.OURS: 96, ops.NORM_ALONE: 80}), []),
+        (row_of("layer_norm_scale_shift", {OURS: 96, NORM_ALONE: 80}), []),
     ],
 )
-def test_shortfalls_are_named(row: ops.Row, expected: list[str]) -> None:
+def test_shortfalls_are_named(row: Row, expected: list[str]) -> None:
     assert row.shortfalls == expected
-    text = ops.table([row])
+    text = ops_results.table([row])
     assert ("Every goal is met." in text) == (not expected)
     assert all(what in text for what in expected)
 
 
 def test_an_op_that_was_not_timed_falls_short() -> None:
     row = row_of("rms_norm", {"reference_ops": 400})
-    row.left_out[ops.OURS] = "OutOfMemoryError: 3 GB"
+    row.left_out[OURS] = "OutOfMemoryError: 3 GB"
     assert row.shortfalls == ["not timed: OutOfMemoryError: 3 GB"]
-    assert "not timed" in ops.table([row])
+    assert "not timed" in ops_results.table([row])
     assert "ratio_to_fused" not in row.to_dict()["arms"]["reference_ops"]
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    row = row_of("rms_norm", {ops.OURS: 100, "liger": 200})
-    row.arms[ops.OURS].samples = [Sample(1e-4, 0), Sample(4e-4, 0)]
-    row.arms["liger"].samples = [Sample(2e-4, 0), Sample(8e-4, 0)]
-    assert row.arms["liger"].ratio_to(row.arms[ops.OURS]) == pytest.approx((2, 2, 2))
+    row = row_of("rms_norm", {OURS: 100, "liger": 200})
+    row.arms[OURS].samples = [CallTime(1e-4, 0), CallTime(4e-4, 0)]
+    row.arms["liger"].samples = [CallTime(2e-4, 0), CallTime(8e-4, 0)]
+    assert row.arms["liger"].ratio_to(row.arms[OURS]) == pytest.approx((2, 2, 2))
 
 
 def test_results_are_written_with_their_environment(tmp_path: Path) -> None:
     found = [FIRST["rms_norm"], FIRST["qk_norm"]]
-    rows = list(ops.run(found, CpuTimer(), whole=False, names=[ops.OURS, "reference_ops"], rounds=1, calls=1))
-    where = ops.about(CpuTimer(), "<a device & its name>")
-    path, picture = ops.write(rows, where, tmp_path / "made", "now")
+    rows = list(ops.run(found, CpuTimer(), whole=False, names=[OURS, "reference_ops"], rounds=1, calls=1))
+    where = ops_results.about(CpuTimer(), "<a device & its name>")
+    path, picture = ops_results.write(rows, where, tmp_path / "made", "now")
     data = json.loads(path.read_text())
     assert data["environment"]["device"] == "<a device & its name>"
     assert "no measurement" in data["measures"]
-    assert data["ops_without_workload"] == ops.without_workload()
+    assert data["ops_without_workload"] == selection.without_workload()
     for row, kept in zip(rows, data["rows"], strict=True):
         assert kept["op"] == row.workload.op
         assert kept["bytes_read"] == row.traffic.read
-        arm = kept["arms"][ops.OURS]
+        arm = kept["arms"][OURS]
         assert arm["bytes_per_second"] == pytest.approx(row.traffic.total / arm["median_device_seconds"])
         assert arm["share_of_copy"] == pytest.approx(
-            kept["arms"][ops.COPY]["median_device_seconds"] / arm["median_device_seconds"]
+            kept["arms"][COPY]["median_device_seconds"] / arm["median_device_seconds"]
         )
     assert "&lt;a device &amp; its name&gt;" in picture.read_text()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):
-        ops.write(rows, where, tmp_path / "file", "now")
+        ops_results.write(rows, where, tmp_path / "file", "now")
 
 
 def test_parts_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was timed in two calls of the command is one table; of what was timed twice the later row stands."""
     parts = []
-    for n, device in enumerate(({ops.OURS: 99.0}, {ops.OURS: 120.0, "liger": 80.0})):
+    for n, device in enumerate(({OURS: 99.0}, {OURS: 120.0, "liger": 80.0})):
         rows = [row_of(op, device) for op in (("rms_norm", "scale_shift"), ("rms_norm",))[n]]
-        parts.append(ops.write(rows, ops.about(CpuTimer(), "a device"), tmp_path, f"part{n}")[0])
+        parts.append(ops_results.write(rows, ops_results.about(CpuTimer(), "a device"), tmp_path, f"part{n}")[0])
     assert cli.main(["bench", "ops", "--merge", *map(str, parts), "--out", str(tmp_path / "merged")]) == cli.PASSED
     out = capsys.readouterr().out
     assert "Short of the goals at 1 of 2 workloads:" in out
     assert "rms_norm, helios qk_norm 384x640: 1.50 x the time of liger" in out
     assert "91" in next(line for line in out.splitlines() if line.startswith("  shapes width")).split()
     (path,) = (tmp_path / "merged").glob("*.json")
-    found, where = ops.read([path])
-    assert [row.to_dict() for row in found] == [
-        row.to_dict() for row in (rows[0], row_of("scale_shift", {ops.OURS: 99}))
-    ]
+    found, where = ops_results.read([path])
+    assert [row.to_dict() for row in found] == [row.to_dict() for row in (rows[0], row_of("scale_shift", {OURS: 99}))]
     assert where["environment"]["device"] == "a device"
-    rows[0].left_out[ops.OURS] = "ValueError: planted"
-    del rows[0].arms[ops.OURS]
-    broken = ops.write(rows, ops.about(CpuTimer(), "a device"), tmp_path, "broken")[0]
+    rows[0].left_out[OURS] = "ValueError: planted"
+    del rows[0].arms[OURS]
+    broken = ops_results.write(rows, ops_results.about(CpuTimer(), "a device"), tmp_path, "broken")[0]
     assert cli.main(["bench", "ops", "--merge", str(broken), "--out", str(tmp_path / "merged")]) == cli.FAILED
-    elsewhere = ops.write(found, ops.about(CpuTimer(), "another"), tmp_path, "elsewhere")[0]
+    elsewhere = ops_results.write(found, ops_results.about(CpuTimer(), "another"), tmp_path, "elsewhere")[0]
     for paths, says in (([path, elsewhere], "another device"), ([tmp_path / "none"], "FileNotFoundError")):
         with pytest.raises(UsageError, match=says):
-            ops.read(paths)
+            ops_results.read(paths)
 
 
 def test_the_picture_shows_every_arm_and_the_goal() -> None:
@@ -469,7 +469,7 @@ def test_the_picture_shows_every_arm_and_the_goal() -> None:
         ("rms_norm", "a <site>", {"reference_ops": 0.2, "fused_ops": 0.95, "liger": 3.0}, 0.9),
         ("rms_norm", "another", {"fused_ops": 0.5}, 0.8),
     ]
-    root = ET.fromstring(share_of_roof(bars, ops.OURS, "now"))
+    root = ET.fromstring(share_of_roof(bars, OURS, "now"))
     space = "{http://www.w3.org/2000/svg}"
     titles = [title.text for title in root.iter(f"{space}title")]
     assert titles == [
@@ -499,7 +499,7 @@ def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pyt
     made = lines[lines.index("Compiled ahead of time for sm_90:") :]
     header, *kernels = [line for line in made if line.startswith("  ")]
     assert header.split()[-6:] == ["registers", "local", "B", "shared", "B", "warps"]
-    assert len(kernels) == len(ops.chosen(["qk_norm"], ["hunyuan3d"])) == 6
+    assert len(kernels) == len(selection.chosen(["qk_norm"], ["hunyuan3d"])) == 6
     for line in kernels:
         assert "8 x 128 bits  4 x 128 bits" in line
         assert line.split()[-3] == "0"
@@ -508,7 +508,7 @@ def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pyt
 
 def test_kernels_at_every_width_with_a_goal_use_128_bits_and_no_local_memory() -> None:
     """Strided float32 modulation included; but for cos and sin of which every second element is read."""
-    found = ops.chosen(models=[GROUP])
+    found = selection.chosen(models=[GROUP])
     for workload, kernel in zip(found, aot.compile_cases("sm_90", [w.make(True) for w in found]), strict=True):
         strided = workload.op in ("rotary_embedding", "qk_norm_rope")
         assert set(kernel.load_bits) == ({128, 32} if strided else {128}), workload
@@ -535,7 +535,7 @@ def test_bad_input_is_one_line(arguments: str, says: str, refused: Callable[[lis
 
 
 def test_rows_keep_their_fields_in_json() -> None:
-    row = row_of("rms_norm", {ops.OURS: 100})
+    row = row_of("rms_norm", {OURS: 100})
     kept = row.to_dict()
     assert set(kept) >= {field.name for field in dataclasses.fields(row)} - {"workload", "traffic", "sets"}
     json.dumps(kept, allow_nan=False)
