@@ -438,7 +438,7 @@ def _bench_denoise(arguments: argparse.Namespace) -> int:
 
     ops = load_op_set(arguments.ops)
     if not (arguments.gpu or arguments.tiny):
-        print(denoise_report.without_gpu(arguments.model, ops, arguments.checkpoint))
+        print(denoise.without_gpu(arguments.model, ops, arguments.checkpoint))
         return PASSED
     require_writable(arguments.out)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
