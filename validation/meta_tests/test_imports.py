@@ -79,6 +79,7 @@ PENDING = {
     ("drift", "composed"),
     ("executor", "parity"),
     ("media", "models"),
+    ("media", "models/prompts"),
 }
 PENDING_FILES = ("composed", "quality", "sample_runs", "shape_options", "shape_quality", "video_files")
 PENDING_CIRCLES = {("validation.executor.isolation", "validation.parity.sweep")}
