@@ -8,7 +8,6 @@ bug, for then the question is whether there is one.
 import math
 import multiprocessing
 import os
-import shlex
 import time
 import warnings
 from collections import Counter
@@ -22,6 +21,7 @@ from validation.device import Device, select
 from validation.errors import UsageError
 from validation.faults import FAULTS, load
 from validation.ops import check_op_name
+from validation.options import repeat_line
 from validation.parity import sweep as parity
 from validation.record import Level, Record
 from validation.verdict import Status
@@ -106,8 +106,14 @@ def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, firs
         )
     else:
         status, reason = Status.FAULT_SURVIVED, f"none of {total} records failed, expected {expected}"
-    words = ["validate", "faults", "--fault", name, "--seed", str(seed), "--profile", profile.name]
-    repro = shlex.join([*words, *device.words])
+    repro = repeat_line(
+        "faults",
+        always=("seed", "profile"),
+        fault=[name],
+        seed=seed,
+        profile=profile.name,
+        gpu=not device.interpreted,
+    )
     lines = [f"{fault.op}  {name}  {status}", f"the bug: {fault.bug}", reason, f"repeat: {repro}"]
     return Record(
         level=Level.FAULT,

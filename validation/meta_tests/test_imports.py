@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_PLAIN = ("errors", "verdict", "files", "progress")  # words, files and a clock: every folder may use them
+# Words, files, a clock and the table of options: every folder may use them.
+_PLAIN = ("errors", "verdict", "files", "progress", "options")
 
 _SHARED = ("models/mount", "models/clock", "models/prompts")
 
@@ -22,6 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "verdict": (),
     "progress": (),
     "files": ("errors",),
+    "options": ("errors", "files", "verdict"),
     "record": _PLAIN,
     "diff": (*_PLAIN, "record"),
     # Tensors, arithmetic and judgement: they know no record, no model and no test framework.
@@ -60,9 +62,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 DRIVERS = (
     "bench",
     "cli",
+    "commands",
     "controls",
     "faults",
-    "options",
     "plugin",
     "session",
     "__main__",
@@ -82,7 +84,10 @@ PENDING = {
     ("media", "models/prompts"),
 }
 PENDING_FILES = ("composed", "quality", "sample_runs", "shape_options", "shape_quality", "video_files")
-PENDING_CIRCLES = {("validation.executor.isolation", "validation.parity.sweep")}
+PENDING_CIRCLES = {
+    ("validation.executor.isolation", "validation.parity.sweep"),
+    ("validation.options", "validation.shape_options"),
+}
 
 
 def _unit(path: Path) -> str:

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import re
-import shlex
 import time
 import zlib
 from collections import Counter
@@ -37,6 +36,7 @@ from validation.files import FIXTURES
 from validation.judge import calls, fingerprint, same_bits, structure
 from validation.judge.verdict import absent, expect, judge_call
 from validation.ops import OpSet, check_op_name, reference_op, surroundings, tracebacks
+from validation.options import DEFAULT_OPS, repeat_line
 from validation.parity import tiers
 from validation.parity.xfail import XFail
 from validation.record import Level, Record
@@ -160,19 +160,23 @@ def _record(case: Case, ops: OpSet, judgement: Verdict, seconds: float, corners:
 
 def repro_command(case: Case, ops: OpSet, device: Device) -> str:
     """The command line that judges the case again."""
-    parts = ["validate", "repro", case.to_json()]
-    if ops.origin != "fused_ops":
-        parts += ["--ops", ops.origin]
-    return shlex.join([*parts, *_isolation_words(ops), *device.words])
+    return repeat_line(
+        "repro",
+        case.to_json(),
+        ops=None if ops.origin == DEFAULT_OPS else ops.origin,
+        **_isolation(ops),
+        gpu=not device.interpreted,
+    )
 
 
-def _isolation_words(ops: OpSet) -> list[str]:
-    """What a command line says to run an op set in a process of its own, or not to, as here."""
+def _isolation(ops: OpSet) -> dict[str, Any]:
+    """The options that run an op set in a process of its own, or not, as here; None for the default."""
     apart = isinstance(ops, IsolatedOpSet)
-    words = [] if apart == isolated_by_default(ops.origin) else ["--isolate" if apart else "--no-isolate"]
-    if isinstance(ops, IsolatedOpSet) and ops.worker.limit != LIMIT_SECONDS:
-        words += ["--case-seconds", f"{ops.worker.limit:g}"]
-    return words
+    limit = ops.worker.limit if isinstance(ops, IsolatedOpSet) else LIMIT_SECONDS
+    return {
+        "isolate": None if apart == isolated_by_default(ops.origin) else apart,
+        "case_seconds": None if limit == LIMIT_SECONDS else limit,
+    }
 
 
 def sweep(
@@ -723,16 +727,18 @@ def sweep_command(
     xfail: XFail | None = None,
 ) -> str:
     """The command line that judges an op again, arguments as of `sweep`."""
-    words = ["validate", "parity", "--op", op, "--ops", ops.origin, *_isolation_words(ops)]
-    if profile is not None and profile in PROFILES.values() and profile.name != "default":
-        words += ["--profile", profile.name]
-    if seed is not None:
-        words += ["--seed", str(seed)]
-    if require not in (None, default_tier(ops)):
-        words += ["--require", str(require)]
-    if xfail is not None and xfail.path is not None:
-        words += ["--xfail", str(xfail.path)]
-    return shlex.join([*words, *device.words])
+    return repeat_line(
+        "parity",
+        always=("ops", "seed"),
+        op=[op],
+        ops=ops.origin,
+        **_isolation(ops),
+        profile=None if profile is None or profile not in PROFILES.values() else profile.name,
+        seed=seed,
+        require=None if require == default_tier(ops) else require,
+        xfail=None if xfail is None else xfail.path,
+        gpu=not device.interpreted,
+    )
 
 
 def _one_line(error: BaseException) -> str:
