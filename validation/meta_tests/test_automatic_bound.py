@@ -15,8 +15,9 @@ from torch.nn import functional
 
 import fused_ops
 import reference_ops
-from validation.cases.case import Arguments, Case, TensorSpec, materialise
+from validation.cases.case import Case, TensorSpec
 from validation.cases.strategies import cases
+from validation.cases.tensors import Arguments, materialise
 from validation.judge import bounds, perturbed
 from validation.judge.stats import Budget
 from validation.judge.verdict import absent, expect, judge_call

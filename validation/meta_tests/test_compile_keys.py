@@ -11,7 +11,9 @@ import pytest
 
 from validation.cases.case import Case
 from validation.cases.pool import KEYS, Pool, agree, draw_cases
-from validation.cases.strategies import Signature, cases, size_class
+from validation.cases.signature import Signature
+from validation.cases.sizes import size_class
+from validation.cases.strategies import cases
 from validation.cases.workloads import workloads
 from validation.device import select
 from validation.judge import same_bits

@@ -20,7 +20,8 @@ from torch._subclasses import FakeTensorMode
 import fused_ops
 import reference_ops
 from validation import cli
-from validation.cases.case import Case, TensorSpec, materialise
+from validation.cases.case import Case, TensorSpec
+from validation.cases.tensors import materialise
 from validation.device import Device, select
 from validation.errors import UsageError
 from validation.judge import structure, where

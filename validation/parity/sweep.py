@@ -21,12 +21,15 @@ import torch
 from hypothesis import given
 from hypothesis import seed as hypothesis_seed
 
-from validation.cases.case import Case, materialise
+from validation.cases.case import Case
+from validation.cases.chooser import VALUES
 from validation.cases.corners import Corner, corners_of, declared_corners
 from validation.cases.errors import BadCall, bad_calls, good_case
 from validation.cases.pool import Pool, draw_settings
 from validation.cases.pool import draw_cases as draw_cases
-from validation.cases.strategies import VALUES, Signature, cases
+from validation.cases.signature import Signature
+from validation.cases.strategies import cases
+from validation.cases.tensors import materialise
 from validation.cases.workloads import Workload, workloads
 from validation.device import Device
 from validation.device.threads import one_thread

@@ -19,7 +19,7 @@ from typing import Self
 
 from validation.cases.case import FLOAT_DTYPES
 from validation.cases.corners import declared_corners
-from validation.cases.strategies import Signature
+from validation.cases.signature import Signature
 from validation.cases.workloads import workloads
 from validation.errors import UsageError
 from validation.judge import same_bits
