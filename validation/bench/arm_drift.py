@@ -9,7 +9,6 @@ elsewhere too.
 
 import dataclasses
 from collections.abc import Callable
-from inspect import getfile
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from torch import Tensor
 
 import reference_ops
 from validation import composed
-from validation.bench.arms import Running
+from validation.bench import subjects
+from validation.bench.arms import Arm, Running
 from validation.bench.results import one_line
+from validation.bench.subjects import Subject
 from validation.drift import measure, replay, verdicts
 from validation.drift.teacher import forwards_to_watch
 from validation.errors import UsageError
 from validation.files import hash_files
-from validation.models import mount
+from validation.models import helios, hunyuan3d, mount
 from validation.models.mount import SiteError
 from validation.ops import OpSet
 from validation.record import cpu_name
-from validation.samples.denoiser import BEFORE, Arm, Denoiser
 from validation.verdict import Status, Tier, Verdict
 
 STARTS = 6
@@ -38,7 +38,7 @@ CLOSE = "close"
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What is sampled: noise from a seed, under the denoiser's condition."""
+    """What is sampled: noise from a seed, under the subject's condition."""
 
     name: str
     seed: int
@@ -81,7 +81,7 @@ class ArmVerdict:
 
 
 class DriftOfArms:
-    """Measures the arms of a denoiser.
+    """Measures arms on one subject.
 
     Attributes:
         about: on which model, in words.
@@ -90,7 +90,7 @@ class DriftOfArms:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        subject: Subject,
         *,
         cache: Path,
         replays: int = measure.REPLAYS,
@@ -100,19 +100,19 @@ class DriftOfArms:
         """Sample the path before, twice from the first seed.
 
         Args:
-            denoiser: on which to measure.
+            subject: on which to measure.
             cache: folder of the bands.
             replays: of each kind from a seed, at least 4.
-            checkpoint: the denoiser's, whose content decides the bands.
+            checkpoint: the subject's, whose content decides the bands.
             progress: called with a line of text for each sample.
         """
-        self.denoiser, self.cache, self.replays, self.progress = denoiser, cache, replays, progress
-        places = sum(site.calls for site in denoiser.sites)
+        self.subject, self.cache, self.replays, self.progress = subject, cache, replays, progress
+        places = sum(site.calls for site in subject.sites)
         self.steps = len(forwards_to_watch(1 << 20, STARTS, 2 * places))
-        self.about = f"{denoiser.name} ({denoiser.weights}; {denoiser.size}), {self.steps} steps from {STARTS} seeds"
+        self.about = f"{subject.name} ({subject.weights}; {subject.size}), {self.steps} steps from {STARTS} seeds"
         self.starts = [Start("noise", seed) for seed in range(STARTS)]
         self.content = "" if checkpoint is None else hash_files([checkpoint])
-        before = Running(denoiser, Arm(BEFORE, ""))
+        before = Running(subject, Arm("before", ""))
         self.before = [self._sample(before, start) for start in self.starts]
         again = self._sample(before, self.starts[0])
         self.repeats = all(torch.equal(a, b) for a, b in zip(self.before[0], again, strict=True))
@@ -130,28 +130,29 @@ class DriftOfArms:
             reason = "the path before does not repeat itself to the bit: rounding cannot be told from chance here"
             return ArmVerdict((Verdict(Status.INCONCLUSIVE, "reference", reason),), reason)
         candidate = arm.ops or OpSet("none", {}, "")
-        with self.denoiser.mount(arm.ops or replay.truth(), arm.sites, arm.variant) as mounted:
+        names = None if arm.compiled else arm.sites
+        with self.subject.mount(arm.ops or replay.truth(), names, compact=arm.compact, packed=arm.packed) as mounted:
             chosen = tuple(mounted.sites.values())
 
         def sample(ops: OpSet, start: Start) -> list[Tensor]:
             sites = [site.name for site in chosen]
-            with self.denoiser.mount(ops, sites, arm.variant):
-                return self._walk(self.denoiser.model, start)
+            with self.subject.mount(ops, sites, compact=arm.compact, packed=arm.packed):
+                return self._walk(self.subject.model, start)
 
         seen: measure.Model[Start] = measure.Model(
-            name=f"bench {self.denoiser.name}",
+            name=f"bench {self.subject.name}",
             identity=self._identity() | {"sites": [site.name for site in chosen]},
             sample=sample,
             steps=lambda _start: self.steps,
             forwards_per_step=lambda _start: 1,
-            place_of=self.denoiser.place_of,
+            place_of=self.subject.place_of,
             places=sum(site.calls for site in chosen),
         )
         drift = measure.Drift(
             seen, candidate, self.starts, cache=self.cache, replays=self.replays, progress=self.progress
         )
         try:
-            running = Running(self.denoiser, arm)
+            running = Running(self.subject, arm)
             for start, before in zip(self.starts, self.before, strict=True):
                 drift.add(start, before, self._sample(running, start))
         except UsageError:
@@ -172,18 +173,17 @@ class DriftOfArms:
 
     def _walk(self, forward: Callable[..., Any], start: Start) -> list[Tensor]:
         with torch.no_grad():
-            return [x.cpu() for x in self.denoiser.sample(forward, start.seed, self.steps)]
+            return [x.cpu() for x in self.subject.sample(forward, start.seed, self.steps)]
 
     def _identity(self) -> dict[str, Any]:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
-        device = self.denoiser.device
-        folders = Path(reference_ops.__path__[0]), Path(getfile(type(self.denoiser))).parent
-        sources = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-        sources += [Path(str(module.__file__)) for module in (composed, replay, mount)]
+        device = self.subject.device
+        sources = sorted(Path(reference_ops.__path__[0]).rglob("*.py"))
+        sources += [Path(str(module.__file__)) for module in (composed, replay, helios, hunyuan3d, mount, subjects)]
         return {
-            "weights": self.denoiser.weights,
+            "weights": self.subject.weights,
             "content": self.content,
-            "size": self.denoiser.size,
+            "size": self.subject.size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
             "code": hash_files(sources),

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from validation.cases.roles import ACTIVATIONS
 from validation.controls.contract import checked
 from validation.controls.variants import ARITHMETIC
 from validation.errors import UsageError
@@ -52,7 +51,7 @@ def _rows_together(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**arguments: Any) -> Any:
         strided = {
             name: value
-            for name in ACTIVATIONS
+            for name in ("x", "residual", "q", "k")
             if isinstance(value := arguments.get(name), Tensor) and value.dim() and value.stride(-1) != 1
         }
         results = function(**arguments | {name: value.contiguous() for name, value in strided.items()})
