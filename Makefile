@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: validate test lint clean help
+.PHONY: validate test quick lint clean help
 
 help:
 	@echo "make validate   the main job on the embedded fixtures; ends with a report to open"
 	@echo "make test       lint, types and all tests"
+	@echo "make quick      the fast lane of tests: those marked unit"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv, runs and caches"
 
@@ -19,7 +20,11 @@ validate: $(READY)
 
 # Two processes: most tests take one core. A file stays in one of them, for its tests share what they sampled.
 test: lint
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --profile quick --checkpoint fixtures/checkpoints/helios-tiny --replays 0
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --validate-profile quick \
+	  --validate-checkpoint fixtures/checkpoints/helios-tiny --validate-replays 0
+
+quick: $(READY)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m unit
 
 lint: $(READY)
 	@$(BIN)/ruff check -q .

@@ -187,6 +187,11 @@ def _compare(old_folder: Path, old: Record, new_folder: Path, new: Record) -> It
         if before != after:
             word = str(kind) if kind is not Kind.TEXT else field
             yield _difference(old, kind, field, before, after, f"{word} {_changed(before, after)}")
+    for field in ("measures", "players"):
+        # How results are shown, which earlier runs did not say.
+        before, after = getattr(old, field), getattr(new, field)
+        if before and after and before != after:
+            yield _difference(old, Kind.TEXT, field, before, after, f"{field} {_changed(before, after)}")
     for name in _names(old.case, new.case):
         before, after = old.case.get(name), new.case.get(name)
         if before != after:

@@ -49,15 +49,15 @@ def require_writable(folder: Path) -> None:
         raise UsageError(f"cannot write to {folder}: {existing} is not writable, expected a writable folder")
 
 
-def check_writable(path: Path, option: str) -> None:
+def check_writable(path: Path) -> None:
     """UsageError unless a file of that path could be written; leaves nothing behind."""
     try:
-        with tempfile.TemporaryFile(dir=path.parent if str(path.parent) else "."):
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(f"{option}: cannot write {path}: {error.strerror}, expected a writable place") from error
+        raise UsageError(f"cannot write {path}: {error.strerror}, expected a writable place") from error
     if path.is_dir():
-        raise UsageError(f"{option}: {path} is a folder, expected a file")
+        raise UsageError(f"{path} is a folder, expected a file")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,111 +2,140 @@
 
 Loaded by the ``conftest.py`` at the top; elsewhere with ``-p validation.plugin``.
 
+What takes seconds waits until a test needs it: torch and the device for the first test after something has imported
+torch, the op set for the first test that judges one. What names ops is checked at once, though, for that can be
+checked in no other way.
+
 With pytest-xdist (``-n N``) the ops are spread over the workers; each sends its records along with its tests'
 reports, and the process that started them writes the one run. With ``--gpu`` each worker sees one GPU.
 """
 
 import argparse
 import io
+import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from validation.device import gpu_of_worker, pin_gpu
 from validation.errors import UsageError
-from validation.record import Record
-from validation.session import DEFAULT_OPS, DEFAULT_SEED, Options, Session
-from validation.shape_options import ShapeOptions, add_shape_options
+from validation.options import as_pytest_says, options_of, plugin_key, plugin_name
+from validation.options import given as given_options
+from validation.record import Record, Run
 from validation.verdict import Status
 
+if TYPE_CHECKING:
+    from validation.session import Session
+
 MARKERS = {
+    "unit": "seconds all together: the fast lane, `make quick`",
     "parity": "op level: each op on generated cases against its reference",
     "quality": "sample level: whole sampled outputs, reference against candidate",
     "gpu": "needs a GPU; runs with --gpu only",
 }
 
-SESSION = pytest.StashKey[Session]()
-
 # What a worker is told, and the attribute of a test's report that carries its records.
 GPU, FOLDER, RECORDS = "validation_gpu", "validation_folder", "validation_records"
 
 
+class Validation:
+    """What pytest was asked to validate.
+
+    Attributes:
+        options: as given.
+        worker: whether this process is a worker of pytest-xdist.
+    """
+
+    def __init__(self, options: argparse.Namespace, shared_folder: Path | None) -> None:
+        self.options = options
+        self.worker = shared_folder is not None
+        self._folder = shared_folder
+        self._session: Session | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        if self._folder is None:
+            self._folder = self.options.out or Run.new_folder()
+        return self._folder
+
+    @property
+    def session(self) -> "Session":
+        """Loads the op set when first asked for; the message of a usage error has pytest's names of the options."""
+        if self._session is None:
+            from validation.session import Session
+
+            try:
+                options = argparse.Namespace(**vars(self.options) | {"out": self.folder})
+                self._session = Session(options, self.folder if self.worker else None)
+            except UsageError as error:
+                raise pytest.UsageError(as_pytest_says(str(error))) from error
+        return self._session
+
+    @property
+    def started(self) -> bool:
+        """Whether something was judged."""
+        return self._session is not None and self._session.started
+
+
+VALIDATION = pytest.StashKey[Validation]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options, in one group."""
-    group = parser.getgroup("validation", "validation of fused ops")
-    group.addoption("--ops", metavar="MODULE_OR_FILE", default=DEFAULT_OPS, help="op set to judge (default: fused_ops)")
-    group.addoption("--op", action="append", default=[], metavar="NAME", help="judge this op only; may be repeated")
-    group.addoption("--profile", default="default", metavar="NAME", help="quick, default or nightly")
-    group.addoption("--seed", type=int, default=DEFAULT_SEED, metavar="N", help="everything is drawn from it")
-    group.addoption("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
-    group.addoption(
-        "--isolate",
-        action=argparse.BooleanOptionalAction,
-        help="run candidates in a process of their own (default: all that are not ours)",
-    )
-    group.addoption("--case-seconds", type=float, metavar="S", help="the most that a case may take there")
-    group.addoption("--require", metavar="TIER", help="hold every op to bit-exact, lossless or close")
-    group.addoption(
-        "--xfail", type=Path, metavar="FILE", help="known failures: op[:status or corner][:dtype]  # reason"
-    )
-    group.addoption("--model", metavar="NAME", help="model to sample (default: all)")
-    group.addoption(
-        "--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder, in diffusers' or the official layout"
-    )
-    group.addoption("--sites", metavar="SITE[,SITE]", help="mount only these sites")
-    group.addoption("--prompts", type=Path, metavar="FILE", help="JSON of what to sample")
-    group.addoption("--replays", type=int, default=8, metavar="N", help="legal replays a prompt; 0: floors alone")
-    group.addoption("--cache", type=Path, metavar="DIR", help="where the replays' distances are kept")
-    add_shape_options(parser.getgroup("validation of shapes", "with --model hunyuan3d").addoption)
-    group.addoption("--json", type=Path, metavar="FILE", help="write environment and records as JSON as well")
-    group.addoption("--out", type=Path, metavar="DIR", help="run folder (default: a new one under runs/)")
+    """Add the options, those of one model in a group of their own."""
+    for option in options_of("pytest"):
+        group = parser.getgroup(f"validation {option.group}".strip(), f"validation of fused ops {option.group}".strip())
+        group.addoption(plugin_name(option), dest=plugin_key(option), **option.keywords())
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers; check the options and select the device before any kernel is imported."""
+    """Register the markers; check what can be checked without importing much."""
     for name, text in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
     # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
     for module in ("triton", "numpy"):
         config.addinivalue_line("filterwarnings", rf"ignore::RuntimeWarning:{module}.*")
-    sites = config.getoption("--sites")
-    options = Options(
-        ops=config.getoption("--ops"),
-        names=tuple(config.getoption("--op")),
-        profile=config.getoption("--profile"),
-        seed=config.getoption("--seed"),
-        gpu=config.getoption("--gpu"),
-        isolate=config.getoption("--isolate"),
-        case_seconds=config.getoption("--case-seconds"),
-        require=config.getoption("--require"),
-        xfail=config.getoption("--xfail"),
-        json=config.getoption("--json"),
-        out=config.getoption("--out"),
-        model=config.getoption("--model"),
-        checkpoint=config.getoption("--checkpoint"),
-        sites=tuple(sites.split(",")) if sites else None,
-        prompts=config.getoption("--prompts"),
-        replays=config.getoption("--replays"),
-        cache=config.getoption("--cache"),
-        shape=ShapeOptions.read(config.option),
-    )
+    options = given_options(**{option.key: config.getoption(plugin_key(option)) for option in options_of("pytest")})
     started_with: dict[str, str] = getattr(config, "workerinput", {})
+    validation = Validation(options, Path(started_with[FOLDER]) if started_with else None)
+    config.stash[VALIDATION] = validation
+    if options.gpu:
+        _select(options, started_with.get(GPU))
+    else:
+        # Before any kernel is decorated; `validation.device.select` does the rest.
+        os.environ["TRITON_INTERPRET"] = "1"
+    if options.op or options.xfail or options.ops != given_options().ops:
+        _ = validation.session
+
+
+def _select(options: argparse.Namespace, gpu: str | None = None) -> None:
+    from validation.device import pin_gpu, select
+
     try:
-        if started_with and options.gpu:
-            pin_gpu(started_with[GPU])
-        config.stash[SESSION] = Session(options, Path(started_with[FOLDER]) if started_with else None)
+        if gpu is not None:
+            pin_gpu(gpu)
+        select(options.gpu)
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(as_pytest_says(str(error))) from error
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Select the device, once something has imported torch."""
+    if "torch" in sys.modules:
+        _select(item.config.stash[VALIDATION].options)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of pytest-xdist its GPU, and the folder of the run."""
-    session = node.config.stash[SESSION]
-    node.workerinput[FOLDER] = str(session.folder.resolve())
-    if session.options.gpu:
+    validation = node.config.stash[VALIDATION]
+    node.workerinput[FOLDER] = str(validation.folder.resolve())
+    if validation.options.gpu:
+        from validation.device import gpu_of_worker
+
         node.workerinput[GPU] = gpu_of_worker(int(node.gateway.id.removeprefix("gw")))
 
 
@@ -116,10 +145,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In a worker, send the test's records with its report."""
     report = yield
-    session = item.config.stash[SESSION]
-    if hasattr(item.config, "workerinput") and call.when == "call" and session.started:
-        setattr(report, RECORDS, [record.to_json() for record in session.run.records])
-        session.run.records.clear()
+    validation = item.config.stash[VALIDATION]
+    if validation.worker and call.when == "call" and validation.started:
+        records = validation.session.run.records
+        setattr(report, RECORDS, [record.to_json() for record in records])
+        records.clear()
     return report
 
 
@@ -128,21 +158,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     node = getattr(report, "node", None)  # pytest-xdist says whence it came, in the process that gathers
     if node is not None:
         for text in getattr(report, RECORDS, ()):
-            node.config.stash[SESSION].run.add(Record.from_json(text))
+            node.config.stash[VALIDATION].session.run.add(Record.from_json(text))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is judged, where, and from which seed."""
-    session = config.stash[SESSION]
-    lines = [
-        (
-            f"validation: {session.ops.name} on {session.device.name}, profile {session.profile.name}, "
-            f"seed {session.options.seed}"
-        )
-    ]
-    if session.ops.missing:
-        lines.append(f"validation: {session.ops.name} does not provide: {', '.join(session.ops.missing)}")
-    return lines
+    options = config.stash[VALIDATION].options
+    where = "the GPU" if options.gpu else "the interpreter"
+    return [f"validation: {options.ops} on {where}, profile {options.profile}, seed {options.seed}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -161,24 +184,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from validation.quality import check_request
 
         try:
-            check_request(session.config.stash[SESSION])
+            check_request(session.config.stash[VALIDATION].session)
         except UsageError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(as_pytest_says(str(error))) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give tests that take ``op_name`` one call for each op that is judged."""
     if "op_name" in metafunc.fixturenames:
-        metafunc.parametrize("op_name", metafunc.config.stash[SESSION].names)
+        metafunc.parametrize("op_name", metafunc.config.stash[VALIDATION].session.names)
 
 
 @pytest.fixture(scope="session")
-def validation_session(request: pytest.FixtureRequest) -> Session:
+def validation_session(request: pytest.FixtureRequest) -> "Session":
     """The session that the options describe."""
-    return request.config.stash[SESSION]
+    return request.config.stash[VALIDATION].session
 
 
-def check(session: Session, records: Iterator[Record]) -> None:
+def check(session: "Session", records: Iterator[Record]) -> None:
     """Add records to the run; fail with the messages of those that failed, each kind of failure once.
 
     Raises:
@@ -204,11 +227,12 @@ def check(session: Session, records: Iterator[Record]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Write the report and print the table, if anything was judged."""
-    session = config.stash[SESSION]
-    if not session.started:
+    validation = config.stash[VALIDATION]
+    if not validation.started:
         return
     from validation.report.terminal import print_table
 
+    session = validation.session
     path = session.finish()
     terminalreporter.section("validation")
     text = io.StringIO()

@@ -33,6 +33,7 @@ from validation import composed, sample_runs
 from validation.device import Device
 from validation.drift import measure
 from validation.errors import UsageError
+from validation.executor.isolation import IsolatedOpSet
 from validation.files import FIXTURES, hash_files
 from validation.media import metrics, video
 from validation.models.mount import Site, SiteError
@@ -44,6 +45,7 @@ from validation.record import Level, Record, cpu_name
 from validation.sample_runs import Progress, Request, Subject, silent
 from validation.samples.store import TAKEN, ArmStore
 from validation.session import Session
+from validation.shape_options import ShapeOptions
 from validation.verdict import Numbers, Status, Verdict
 
 TINY = FIXTURES / "checkpoints" / "helios-tiny"  # random weights, two prompts
@@ -87,7 +89,8 @@ def quality(session: Session, progress: Progress = silent) -> Iterator[Record]:
     """
     from validation import shape_quality
 
-    session.executor.close()  # a model runs here, and on a GPU has need of what that process holds of it
+    if isinstance(session.ops, IsolatedOpSet):
+        session.ops.worker.close()  # a model runs here, and on a GPU has need of what that process holds of it
     models = _models_of(session)
     for model in MODELS:
         if model not in models and not _names_one_model(session):
@@ -113,7 +116,7 @@ def _request(session: Session, folder: Path | None, progress: Progress = silent)
         require=session.require or "close",
         cache=options.cache,
         folder=folder,
-        shape=options.shape,
+        shape=ShapeOptions.read(options),
         progress=progress,
     )
 
@@ -127,13 +130,13 @@ def _names_one_model(session: Session) -> bool:
 def _models_of(session: Session) -> tuple[str, ...]:
     from validation.models import helios, hunyuan3d
 
-    options = session.options
+    options, shape = session.options, ShapeOptions.read(session.options)
     if options.model is not None and options.model not in MODELS:
         raise UsageError(f"--model: unknown model {options.model!r}, expected one of: {', '.join(MODELS)}")
     if _names_one_model(session):
         # Options of shapes alone name the model as well.
-        return (options.model or (SHAPE_MODELS if options.shape.words() else VIDEO_MODELS)[0],)
-    if options.shape.words():
+        return (options.model or (SHAPE_MODELS if shape.words() else VIDEO_MODELS)[0],)
+    if shape.words():
         return SHAPE_MODELS
     sites = dict(zip(MODELS, (helios.sites_of({}), hunyuan3d.sites_of({})), strict=True))
     provided = set(session.ops.functions)

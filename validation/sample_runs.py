@@ -7,7 +7,6 @@ the command that repeats it.
 import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from validation.files import default_folder
 from validation.models.mount import SiteError
 from validation.models.prompts import read_json
 from validation.ops import OpSet
+from validation.options import repeat_line
+from validation.parity.sweep import default_tier
 from validation.record import Level, Record
 from validation.samples.store import Arm
 from validation.shape_options import ShapeOptions
@@ -80,21 +81,22 @@ class Request:
 
     def command(self, model: str, ops: OpSet, embedded: Path) -> str:
         """The command line that repeats the run; ``embedded`` is the checkpoint that needs no word."""
-        words = ["validate", "quality", "--model", model, "--ops", ops.origin]
-        if self.sites is not None:
-            words += ["--sites", ",".join(self.sites)]
-        if self.checkpoint is not None and self.checkpoint.resolve() != embedded:
-            words += ["--checkpoint", str(self.checkpoint)]
-        if self.prompts is not None:
-            words += ["--prompts", str(self.prompts)]
-        if self.seed:
-            words += ["--seed", str(self.seed)]
-        if self.replays != measure.REPLAYS:
-            words += ["--replays", str(self.replays)]
-        if self.require != (ops.default_tier or "close"):
-            words += ["--require", self.require]
-        words += self.shape.words()
-        return shlex.join(words + self.device.words)
+        return repeat_line(
+            "quality",
+            always=("ops",),
+            model=model,
+            ops=ops.origin,
+            sites=None if self.sites is None else tuple(self.sites),
+            checkpoint=None
+            if self.checkpoint is not None and self.checkpoint.resolve() == embedded
+            else self.checkpoint,
+            prompts=self.prompts,
+            seed=self.seed,
+            replays=self.replays,
+            require=None if self.require == (default_tier(ops) or "close") else self.require,
+            **self.shape.values(),
+            gpu=not self.device.interpreted,
+        )
 
 
 def check_replays(replays: int) -> None:

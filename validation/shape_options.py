@@ -1,10 +1,61 @@
-"""The options of sampled shapes alone: on the command line, in pytest, and as they are passed on."""
+"""The options of sampled shapes alone."""
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+
+from validation.options import Option
+
+COMMANDS, GROUP = ("quality", "pytest"), "with --model hunyuan3d"
+
+OPTIONS = (
+    Option(
+        "image",
+        "picture to make a shape of, background removed (alpha 0)",
+        COMMANDS,
+        type=Path,
+        metavar="FILE",
+        repeated=True,
+        group=GROUP,
+    ),
+    Option(
+        "until", "end with the shape, the mesh or the views", COMMANDS, default="views", metavar="RUNG", group=GROUP
+    ),
+    Option(
+        "image-encoder",
+        "DINOv2 as transformers saves it (default: the checkpoint's)",
+        COMMANDS,
+        type=Path,
+        metavar="DIR",
+        group=GROUP,
+    ),
+    Option(
+        "steps",
+        "denoising steps (default: the prompt's; 50 for a picture)",
+        COMMANDS,
+        type=int,
+        metavar="N",
+        group=GROUP,
+    ),
+    Option(
+        "guidance",
+        "guidance scale (default: the prompt's; 5 for a picture)",
+        COMMANDS,
+        type=float,
+        metavar="X",
+        group=GROUP,
+    ),
+    Option(
+        "octree-resolution",
+        "cells along the grid's edge (default: the prompt's; 384 for a picture)",
+        COMMANDS,
+        type=int,
+        metavar="N",
+        group=GROUP,
+    ),
+    Option("seeds", "seeds of each prompt", COMMANDS, type=int, default=1, metavar="N", group=GROUP),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,46 +80,16 @@ class ShapeOptions:
     seeds: int = 1
 
     @classmethod
-    def read(cls, arguments: argparse.Namespace) -> Self:
-        """From parsed arguments, see `add_shape_options`."""
-        return cls(
-            until=arguments.until,
-            images=tuple(arguments.image),
-            image_encoder=arguments.image_encoder,
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-            octree_resolution=arguments.octree_resolution,
-            seeds=arguments.seeds,
-        )
+    def read(cls, options: argparse.Namespace) -> Self:
+        """From the options of a session."""
+        values = {option.key: getattr(options, option.key) for option in OPTIONS}
+        return cls(images=tuple(values.pop("image")), **values)
 
     def words(self) -> list[str]:
         """As a command line has them; none that is the default."""
-        words = [word for image in self.images for word in ("--image", str(image))]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "images" and value != field.default:
-                words += [f"--{field.name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
-        return words
+        given = [(option, value) for option in OPTIONS if (value := self.values()[option.key]) != option.unset]
+        return [word for option, value in given for word in option.words(value)]
 
-
-def add_shape_options(add: Callable[..., Any]) -> None:
-    """Add what `ShapeOptions.read` reads, by argparse's ``add_argument`` or pytest's ``addoption``."""
-    add("--until", default="views", metavar="RUNG", help="end with the shape, the mesh or the views (default: views)")
-    add(
-        "--image",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="picture to make a shape of, background removed (alpha 0); may be repeated",
-    )
-    add("--image-encoder", type=Path, metavar="DIR", help="DINOv2 as transformers saves it (default: the checkpoint's)")
-    add("--steps", type=int, metavar="N", help="denoising steps (default: the prompt's; 50 for a picture)")
-    add("--guidance", type=float, metavar="X", help="guidance scale (default: the prompt's; 5 for a picture)")
-    add(
-        "--octree-resolution",
-        type=int,
-        metavar="N",
-        help="cells along the grid's edge (default: the prompt's; 384 for a picture)",
-    )
-    add("--seeds", type=int, default=1, metavar="N", help="seeds of each prompt (default: 1)")
+    def values(self) -> dict[str, Any]:
+        """The values, by the option's key."""
+        return {option.key: getattr(self, option.key, list(self.images)) for option in OPTIONS}

@@ -9,6 +9,7 @@ elsewhere too.
 
 import dataclasses
 from collections.abc import Callable
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,17 @@ from torch import Tensor
 
 import reference_ops
 from validation import composed
-from validation.bench import subjects
-from validation.bench.arms import Arm, Running
+from validation.bench.arms import Running
 from validation.bench.results import one_line
-from validation.bench.subjects import Subject
 from validation.drift import measure, replay, verdicts
 from validation.drift.teacher import forwards_to_watch
 from validation.errors import UsageError
 from validation.files import hash_files
-from validation.models import helios, hunyuan3d, mount
+from validation.models import mount
 from validation.models.mount import SiteError
 from validation.ops import OpSet
 from validation.record import cpu_name
+from validation.samples.denoiser import BEFORE, Arm, Denoiser
 from validation.verdict import Status, Tier, Verdict
 
 STARTS = 6
@@ -38,7 +38,7 @@ CLOSE = "close"
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What is sampled: noise from a seed, under the subject's condition."""
+    """What is sampled: noise from a seed, under the denoiser's condition."""
 
     name: str
     seed: int
@@ -81,7 +81,7 @@ class ArmVerdict:
 
 
 class DriftOfArms:
-    """Measures arms on one subject.
+    """Measures the arms of a denoiser.
 
     Attributes:
         about: on which model, in words.
@@ -90,7 +90,7 @@ class DriftOfArms:
 
     def __init__(
         self,
-        subject: Subject,
+        denoiser: Denoiser,
         *,
         cache: Path,
         replays: int = measure.REPLAYS,
@@ -100,19 +100,19 @@ class DriftOfArms:
         """Sample the path before, twice from the first seed.
 
         Args:
-            subject: on which to measure.
+            denoiser: on which to measure.
             cache: folder of the bands.
             replays: of each kind from a seed, at least 4.
-            checkpoint: the subject's, whose content decides the bands.
+            checkpoint: the denoiser's, whose content decides the bands.
             progress: called with a line of text for each sample.
         """
-        self.subject, self.cache, self.replays, self.progress = subject, cache, replays, progress
-        places = sum(site.calls for site in subject.sites)
+        self.denoiser, self.cache, self.replays, self.progress = denoiser, cache, replays, progress
+        places = sum(site.calls for site in denoiser.sites)
         self.steps = len(forwards_to_watch(1 << 20, STARTS, 2 * places))
-        self.about = f"{subject.name} ({subject.weights}; {subject.size}), {self.steps} steps from {STARTS} seeds"
+        self.about = f"{denoiser.name} ({denoiser.weights}; {denoiser.size}), {self.steps} steps from {STARTS} seeds"
         self.starts = [Start("noise", seed) for seed in range(STARTS)]
         self.content = "" if checkpoint is None else hash_files([checkpoint])
-        before = Running(subject, Arm("before", ""))
+        before = Running(denoiser, Arm(BEFORE, ""))
         self.before = [self._sample(before, start) for start in self.starts]
         again = self._sample(before, self.starts[0])
         self.repeats = all(torch.equal(a, b) for a, b in zip(self.before[0], again, strict=True))
@@ -130,29 +130,28 @@ class DriftOfArms:
             reason = "the path before does not repeat itself to the bit: rounding cannot be told from chance here"
             return ArmVerdict((Verdict(Status.INCONCLUSIVE, "reference", reason),), reason)
         candidate = arm.ops or OpSet("none", {}, "")
-        names = None if arm.compiled else arm.sites
-        with self.subject.mount(arm.ops or replay.truth(), names, compact=arm.compact, packed=arm.packed) as mounted:
+        with self.denoiser.mount(arm.ops or replay.truth(), arm.sites, arm.variant) as mounted:
             chosen = tuple(mounted.sites.values())
 
         def sample(ops: OpSet, start: Start) -> list[Tensor]:
             sites = [site.name for site in chosen]
-            with self.subject.mount(ops, sites, compact=arm.compact, packed=arm.packed):
-                return self._walk(self.subject.model, start)
+            with self.denoiser.mount(ops, sites, arm.variant):
+                return self._walk(self.denoiser.model, start)
 
         seen: measure.Model[Start] = measure.Model(
-            name=f"bench {self.subject.name}",
+            name=f"bench {self.denoiser.name}",
             identity=self._identity() | {"sites": [site.name for site in chosen]},
             sample=sample,
             steps=lambda _start: self.steps,
             forwards_per_step=lambda _start: 1,
-            place_of=self.subject.place_of,
+            place_of=self.denoiser.place_of,
             places=sum(site.calls for site in chosen),
         )
         drift = measure.Drift(
             seen, candidate, self.starts, cache=self.cache, replays=self.replays, progress=self.progress
         )
         try:
-            running = Running(self.subject, arm)
+            running = Running(self.denoiser, arm)
             for start, before in zip(self.starts, self.before, strict=True):
                 drift.add(start, before, self._sample(running, start))
         except UsageError:
@@ -173,17 +172,18 @@ class DriftOfArms:
 
     def _walk(self, forward: Callable[..., Any], start: Start) -> list[Tensor]:
         with torch.no_grad():
-            return [x.cpu() for x in self.subject.sample(forward, start.seed, self.steps)]
+            return [x.cpu() for x in self.denoiser.sample(forward, start.seed, self.steps)]
 
     def _identity(self) -> dict[str, Any]:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
-        device = self.subject.device
-        sources = sorted(Path(reference_ops.__path__[0]).rglob("*.py"))
-        sources += [Path(str(module.__file__)) for module in (composed, replay, helios, hunyuan3d, mount, subjects)]
+        device = self.denoiser.device
+        folders = Path(reference_ops.__path__[0]), Path(getfile(type(self.denoiser))).parent
+        sources = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+        sources += [Path(str(module.__file__)) for module in (composed, replay, mount)]
         return {
-            "weights": self.subject.weights,
+            "weights": self.denoiser.weights,
             "content": self.content,
-            "size": self.subject.size,
+            "size": self.denoiser.size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
             "code": hash_files(sources),

@@ -1,4 +1,4 @@
-"""The arms of ``validate bench denoise``: ways to run one model, and how each is switched on and off."""
+"""How ``validate bench denoise`` switches an arm on: mounted, compiled, or captured in a CUDA graph."""
 
 import contextlib
 import dataclasses
@@ -9,101 +9,47 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from validation.adapters import torch_native
-from validation.bench.subjects import Subject
 from validation.ops import OpSet
+from validation.samples.denoiser import Arm, Denoiser
 
-BEFORE, ALL, COMPACT, GRAPH, COMPILED = "before", "all sites", "compact", "CUDA graph", "torch.compile"
+GRAPH, COMPILED = "CUDA graph", "torch.compile"
 
 WARM_UPS = 3
 """Steps before a graph is captured: kernels are compiled, libraries have their workspaces."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """A way to run the model.
-
-    Attributes:
-        name: short. about: in a line.
-        ops: the op set that is mounted; None is the path before the fusions.
-        sites: where; None is wherever the set has the op.
-        compact, packed: see `Subject.mount`.
-        graph: replay a CUDA graph of a forward. compiled: by ``torch.compile``.
-        left_out: why it cannot be run here; "" where it can.
-    """
-
-    name: str
-    about: str
-    ops: OpSet | None = None
-    sites: tuple[str, ...] | None = None
-    compact: bool = False
-    packed: bool = True
-    graph: bool = False
-    compiled: bool = False
-    left_out: str = ""
-
-    def mounted(self, subject: Subject) -> contextlib.AbstractContextManager[object]:
-        """The model with what this arm mounts, until the end of the ``with`` block."""
-        if self.ops is None:
-            return subject.path_before()
-        return subject.mount(self.ops, self.sites, compact=self.compact, packed=self.packed)
-
-
-def arms_of(subject: Subject, ops: OpSet) -> tuple[Arm, ...]:
-    """The arms, the path before first."""
-    no_graph = "" if subject.device.type == "cuda" else "a graph needs a GPU"
-    compiled = Arm(COMPILED, "torch.compile of the path before, its default mode", compiled=True)
-    if subject.name == "helios":
-        sites = ("norm1", "norm2", "norm3", "norm_out")
-        return (
-            Arm(BEFORE, "diffusers' code, untouched"),
-            Arm("#24059", "the sites of sglang #24059: norm1, norm2, norm3, norm_out", ops, sites),
-            Arm(ALL, "every site", ops),
-            Arm(COMPACT, "every site, modulation as its two distinct rows", ops, compact=True),
-            Arm(
-                GRAPH,
-                f"{COMPACT}, a forward replayed from a CUDA graph",
-                ops,
-                None,
-                True,
-                graph=True,
-                left_out=no_graph,
-            ),
-            compiled,
-        )
-    # #24287 made contiguous copies of q and k, and torch.addcmul of the gated residual.
-    functions = {**ops.functions, "residual_gate_add": torch_native.residual_gate_add}
-    upstream = OpSet(f"{ops.name} with addcmul", functions, ops.origin)
-    one_row = "modulation has one row a batch item already"
-    return (
-        Arm(BEFORE, "the eager code of the official model"),
-        Arm("#24287", "sglang #24287: fused norms, q/k norm of contiguous copies, addcmul", upstream, packed=False),
-        Arm(ALL, "every site, q and k normalised where they lie", ops),
-        Arm(COMPACT, "modulation as distinct rows", ops, compact=True, left_out=one_row),
-        Arm(GRAPH, f"{ALL}, a forward replayed from a CUDA graph", ops, graph=True, left_out=no_graph),
-        compiled,
+def arms_of(denoiser: Denoiser, ops: OpSet) -> tuple[Arm, ...]:
+    """The denoiser's arms, then a graph of the one that has its goal, then the path before, compiled."""
+    arms = denoiser.arms(ops)
+    captured = dataclasses.replace(
+        next(arm for arm in arms if arm.name == denoiser.goal.arm),
+        name=GRAPH,
+        about=f"{denoiser.goal.arm}, a forward replayed from a CUDA graph",
+        graph=True,
+        left_out="" if denoiser.device.type == "cuda" else "a graph needs a GPU",
     )
+    return (*arms, captured, Arm(COMPILED, "torch.compile of the path before, its default mode", compiled=True))
 
 
 class Running:
-    """An arm on a subject: ``with running.entered(): running.forward(...)``.
+    """An arm of a denoiser: ``with running.entered(): running.forward(...)``.
 
     Attributes:
         forward: called as the model is.
     """
 
-    def __init__(self, subject: Subject, arm: Arm) -> None:
-        self.subject, self.arm = subject, arm
-        self.forward: Callable[..., Any] = subject.model
+    def __init__(self, denoiser: Denoiser, arm: Arm) -> None:
+        self.denoiser, self.arm = denoiser, arm
+        self.forward: Callable[..., Any] = denoiser.model
         if arm.graph:
-            self.forward = Graph(subject.model, lambda: arm.mounted(subject))
+            self.forward = Graph(denoiser.model, lambda: denoiser.entered(arm))
         elif arm.compiled:
-            self.forward = torch.compile(subject.model, dynamic=False)
+            self.forward = torch.compile(denoiser.model, dynamic=False)
 
     def entered(self) -> contextlib.AbstractContextManager[object]:
         """The model, switched to this arm until the end of the ``with`` block."""
         # A captured graph is what it is: nothing is mounted for a replay.
-        return contextlib.nullcontext() if self.arm.graph else self.arm.mounted(self.subject)
+        return contextlib.nullcontext() if self.arm.graph else self.denoiser.entered(self.arm)
 
 
 class Graph:

@@ -24,21 +24,25 @@ from pathlib import Path
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from validation.bench import forward_bytes, subjects
+from validation.bench import forward_bytes
 from validation.bench.arm_drift import ArmVerdict, DriftOfArms
-from validation.bench.arms import BEFORE, Arm, Running, arms_of
+from validation.bench.arms import Running, arms_of
+from validation.bench.denoise_report import untimed
 from validation.bench.denoise_results import SEED, Activity, Result, TimedArm
 from validation.bench.forward_bytes import StepBytes
 from validation.bench.results import one_line
-from validation.bench.subjects import EMBEDDED, FULL, TINY, Subject
 from validation.bench.timing import GpuTimer, Marks, copy_bandwidth
 from validation.drift import measure
 from validation.errors import CannotExpress, UsageError
 from validation.files import default_folder
 from validation.models.clock import peak_memory, reset_peak_memory
+from validation.models.helios_denoiser import HeliosDenoiser
+from validation.models.hunyuan3d_denoiser import Hunyuan3DDenoiser
 from validation.models.mount import SiteError
 from validation.ops import OpSet
+from validation.parity.sweep import default_tier
 from validation.quality import DEFAULT
+from validation.samples.denoiser import BEFORE, EMBEDDED, FULL, TINY, Arm, Denoiser
 from validation.shape_quality import TRAINED
 from validation.verdict import Status, Verdict
 
@@ -56,9 +60,9 @@ def order(arms: Sequence[str], rounds: int) -> Iterator[str]:
 
 def visit(running: Running, steps: int) -> list[float]:
     """Seconds of each of some steps, after one that is not timed."""
-    marks = Marks(running.subject.device)
+    marks = Marks(running.denoiser.device)
     with torch.no_grad(), running.entered():
-        walk = running.subject.sample(running.forward, SEED, steps + 1)
+        walk = running.denoiser.sample(running.forward, SEED, steps + 1)
         next(walk)
         marks.mark()
         for _ in walk:
@@ -66,10 +70,10 @@ def visit(running: Running, steps: int) -> list[float]:
     return marks.seconds()
 
 
-def _prepare(timed: TimedArm, subject: Subject) -> Running:
+def _prepare(timed: TimedArm, denoiser: Denoiser) -> Running:
     """An arm, warm; its memory."""
-    running = Running(subject, timed.arm)
-    device = subject.device
+    running = Running(denoiser, timed.arm)
+    device = denoiser.device
     if not timed.arm.graph:  # what a graph holds is allocated while it is captured
         visit(running, 1)
     gc.collect()  # what an arm before left behind, one that failed above all, is no memory of this one
@@ -83,7 +87,7 @@ def _profile(running: Running) -> list[Activity] | None:
     """What one step launches and runs, seen by CUPTI; None where it may not look at the device."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.no_grad(), running.entered():
-        walk = running.subject.sample(running.forward, SEED, 2)
+        walk = running.denoiser.sample(running.forward, SEED, 2)
         next(walk)
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=kinds) as profiler:
@@ -97,20 +101,20 @@ def _profile(running: Running) -> list[Activity] | None:
     return seen if any(activity.is_kernel for activity in seen) else None
 
 
-def time_decode(subject: Subject) -> float:
+def time_decode(denoiser: Denoiser) -> float:
     """Seconds of one decode."""
     with torch.no_grad():
-        *_, latents = subject.sample(subject.model, SEED, 1)
-        subject.decode(latents, warm_up=True)
-        marks = Marks(subject.device)
+        *_, latents = denoiser.sample(denoiser.model, SEED, 1)
+        denoiser.decode(latents, warm_up=True)
+        marks = Marks(denoiser.device)
         marks.mark()
-        subject.decode(latents)
+        denoiser.decode(latents)
         marks.mark()
     return marks.seconds()[0]
 
 
 def run(
-    subject: Subject,
+    denoiser: Denoiser,
     arms: Sequence[Arm],
     *,
     full: bool,
@@ -124,12 +128,12 @@ def run(
     keep: Callable[[Result], object] = lambda _result: None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Result:
-    """Time arms on a subject.
+    """Time arms of a denoiser.
 
     Args:
-        subject: see `validation.bench.subjects`.
+        denoiser: to time.
         arms: from `arms_of`, the path before first.
-        full: whether the subject has its full size.
+        full: whether it has its full size.
         steps, rounds: timed steps of a visit; rounds of two visits of each arm.
         decodes: 0, 1 (before the rounds) or 2 (after them too).
         drift: makes what measures each arm's, once the times are known. require: the tier that it is held to.
@@ -142,9 +146,11 @@ def run(
     Raises:
         Exception: whatever the path before raises. Other arms' errors are written down, and they are left out.
     """
-    gpu = subject.device.type == "cuda"
+    gpu = denoiser.device.type == "cuda"
     kept = [TimedArm(arm, step_bytes=step_bytes(arm), left_out=arm.left_out) for arm in arms]
-    result = Result(subject.name, subject.weights, subject.size, full, gpu, steps, rounds, kept, copy=copy)
+    result = Result(
+        denoiser.name, denoiser.weights, denoiser.size, denoiser.goal, full, gpu, steps, rounds, kept, copy=copy
+    )
     running: dict[str, Running] = {}
     by_name = {timed.arm.name: timed for timed in kept}
 
@@ -167,10 +173,10 @@ def run(
         if not timed.left_out:
             progress(f"{timed.arm.name}: warming up")
             with left_out_if_it_fails(timed):
-                running[timed.arm.name] = _prepare(timed, subject)
+                running[timed.arm.name] = _prepare(timed, denoiser)
     if decodes:
         progress("decoding")
-        result.decode.append(time_decode(subject))
+        result.decode.append(time_decode(denoiser))
     visits = list(order(list(running), rounds))
     for n, name in enumerate(visits):
         if name in running:
@@ -179,7 +185,7 @@ def run(
                 by_name[name].visits.append(visit(running[name], steps))
     if decodes > 1:
         progress("decoding")
-        result.decode.append(time_decode(subject))
+        result.decode.append(time_decode(denoiser))
     keep(result)
     if gpu:
         for name, arm in running.items():
@@ -214,6 +220,18 @@ def _measure_drift(
             timed.drift = ArmVerdict((verdict,), verdict.reason)
 
 
+def denoiser_of(model: str) -> type[Denoiser]:
+    """A model's denoiser.
+
+    Raises:
+        UsageError: an unknown model.
+    """
+    known: dict[str, type[Denoiser]] = {"helios": HeliosDenoiser, "hunyuan3d": Hunyuan3DDenoiser}
+    if model not in known:
+        raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(known)}")
+    return known[model]
+
+
 def benchmark(
     model: str,
     ops: OpSet,
@@ -234,7 +252,7 @@ def benchmark(
     """Make a model, time the arms, measure their drift: what the command does.
 
     Args:
-        model: of `subjects.MODELS`. ops: the op set to mount. device: ``cpu`` or ``cuda``.
+        model: its name. ops: the op set to mount. device: ``cpu`` or ``cuda``.
         tiny: at a tiny size. checkpoint: weights; None is random ones.
         names: arms beside the first; none is all.
         steps, rounds, decodes: as of `run`.
@@ -247,31 +265,32 @@ def benchmark(
         UsageError: an unknown model or arm, or a checkpoint that cannot be loaded.
     """
     size = TINY if tiny else FULL
-    subject = subjects.make(model, size, device, checkpoint=checkpoint, seed=SEED)
-    arms = chosen_arms(subject, ops, names)
-    progress(f"{model}: {subject.size}")
+    kind = denoiser_of(model)
+    denoiser = kind(size, device, checkpoint=checkpoint, seed=SEED)
+    arms = chosen_arms(denoiser, ops, names)
+    progress(f"{model}: {denoiser.size}")
     with forward_bytes.fake_tensors():
-        fake = subjects.make(model, size, "cpu", checkpoint=checkpoint, weights=False)
+        fake = kind(size, "cpu", checkpoint=checkpoint, weights=False)
     moved = forward_bytes.of_arms(fake, arms)
     copy = copy_bandwidth(GpuTimer()) if device == "cuda" else None
 
     def drift_of_arms() -> DriftOfArms:
-        on, weights = subject, checkpoint
+        on, weights = denoiser, checkpoint
         if (drift or ("model" if tiny else "embedded")) == "embedded":
             weights = EMBEDDED_CHECKPOINTS[model]
             # Its own arms: what is mounted on one model is not on the other.
-            on = subjects.make(model, EMBEDDED, device, checkpoint=weights)
+            on = kind(EMBEDDED, device, checkpoint=weights)
         return DriftOfArms(on, cache=cache or default_folder(), replays=replays, checkpoint=weights, progress=progress)
 
     return run(
-        subject,
+        denoiser,
         arms,
         full=not tiny,
         steps=steps,
         rounds=rounds,
         decodes=decodes,
         drift=None if drift == "none" else drift_of_arms,
-        require=ops.default_tier or "close",
+        require=default_tier(ops) or "close",
         step_bytes=lambda arm: moved.get(arm.name),
         copy=copy,
         keep=keep,
@@ -279,15 +298,22 @@ def benchmark(
     )
 
 
-def chosen_arms(subject: Subject, ops: OpSet, names: Sequence[str] = ()) -> list[Arm]:
+def chosen_arms(denoiser: Denoiser, ops: OpSet, names: Sequence[str] = ()) -> list[Arm]:
     """The first arm and those named, or all.
 
     Raises:
         UsageError: an unknown name.
     """
-    arms = arms_of(subject, ops)
+    arms = arms_of(denoiser, ops)
     known = [arm.name for arm in arms]
     for name in names:
         if name not in known:
             raise UsageError(f"--arm: unknown arm {name!r}, expected some of: {', '.join(known)}")
     return [arm for arm in arms if not names or arm.name in names or arm.name == BEFORE]
+
+
+def without_gpu(model: str, ops: OpSet, checkpoint: Path | None = None) -> str:
+    """What can be known without a GPU: the byte model at full size; errors as of `benchmark`."""
+    with forward_bytes.fake_tensors():
+        denoiser = denoiser_of(model)(FULL, "cpu", checkpoint=checkpoint, weights=False)
+    return untimed(denoiser, ops)

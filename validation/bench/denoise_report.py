@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from validation.bench import subjects
 from validation.bench.arms import arms_of
-from validation.bench.denoise_results import GOALS, Result, TimedArm, to_dict
-from validation.bench.forward_bytes import byte_table, fake_tensors, of_arms
+from validation.bench.denoise_results import Result, TimedArm, to_dict
+from validation.bench.forward_bytes import byte_table, of_arms
 from validation.bench.picture import step_times
 from validation.bench.results import aligned, write_anew
-from validation.bench.subjects import FULL
 from validation.ops import OpSet
+from validation.samples.denoiser import Denoiser
 
 
 def table(result: Result) -> str:
@@ -90,7 +89,6 @@ def write(result: Result, device: str, folder: Path, stamp: str, *, profile: boo
         UsageError: the folder cannot be written.
     """
     measures = "events on the device's stream" if result.gpu else "wall clock: a test of the harness, no measurement"
-    goal = GOALS[result.model]
     bars = [
         (
             timed.arm.name,
@@ -103,35 +101,33 @@ def write(result: Result, device: str, folder: Path, stamp: str, *, profile: boo
     ]
     texts = {
         ".json": json.dumps(to_dict(result, device, measures), indent=1) + "\n",
-        ".svg": str(step_times(bars, 1 - goal.least, f"{result.model}, {device}, {stamp}, {measures}")),
+        ".svg": str(step_times(bars, 1 - result.goal.least, f"{result.model}, {device}, {stamp}, {measures}")),
     }
     if profile:
         texts[".txt"] = "\n\n".join(f"{t.arm.name}\n{kernel_table(t)}" for t in result.timed if t.profile) + "\n"
     return write_anew(folder, {f"denoise-{result.model}-{stamp}{suffix}": text for suffix, text in texts.items()})
 
 
-def without_gpu(model: str, ops: OpSet, checkpoint: Path | None = None) -> str:
-    """What can be known without a GPU: the byte model at full size."""
-    with fake_tensors():
-        subject = subjects.make(model, FULL, "cpu", checkpoint=checkpoint, weights=False)
-    arms = arms_of(subject, ops)
+def untimed(denoiser: Denoiser, ops: OpSet) -> str:
+    """What can be known without a GPU: the byte model.
+
+    Args:
+        denoiser: made inside `fake_tensors`, without weights.
+        ops: the op set to mount.
+    """
+    arms, goal = arms_of(denoiser, ops), denoiser.goal
+    memory = ", in less memory" if goal.less_memory else ""
     return "\n".join(
         [
-            f"{model}: {subject.size}",
+            f"{denoiser.name}: {denoiser.size}",
             "Bytes that a step must move: each kernel's inputs once and outputs once; a fused op at a site is one.",
             "",
-            byte_table(of_arms(subject, arms)),
+            byte_table(of_arms(denoiser, arms)),
             "",
             *(f"{arm.name}: {arm.about}" for arm in arms),
             "",
             "Goals, not judged:",
-            *(f"  {text}" for text in _goal_texts(model)),
-            f"Nothing was timed: timings need a GPU (validate bench denoise --model {model} --gpu).",
+            f"  {goal.arm}: a step at least {goal.least:.0%} below the path before, aiming at {goal.aim:.0%}{memory}",
+            f"Nothing was timed: timings need a GPU (validate bench denoise --model {denoiser.name} --gpu).",
         ]
     )
-
-
-def _goal_texts(model: str) -> list[str]:
-    goal = GOALS[model]
-    memory = ", in less memory" if goal.less_memory else ""
-    return [f"{goal.arm}: a step at least {goal.least:.0%} below the path before, aiming at {goal.aim:.0%}{memory}"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from validation.bench.arm_drift import ArmVerdict
-from validation.bench.arms import ALL, COMPACT, Arm
 from validation.bench.forward_bytes import StepBytes
 from validation.record import Environment
+from validation.samples.denoiser import Arm, Goal
 
 SCHEMA = 1
 LEVEL = 0.95
@@ -126,19 +126,6 @@ class TimedArm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Goal:
-    """What is aimed at: an arm's step so much below the first arm's (shares of 1), and whether in less memory."""
-
-    arm: str
-    least: float
-    aim: float
-    less_memory: bool
-
-
-GOALS = {"helios": Goal(COMPACT, 0.15, 0.19, True), "hunyuan3d": Goal(ALL, 0.25, 0.30, False)}
-
-
-@dataclasses.dataclass(frozen=True)
 class Judged:
     """A goal and what came of it; ``met`` is None where it cannot be judged, and ``found`` says why."""
 
@@ -156,7 +143,7 @@ class Result:
     """A benchmark.
 
     Attributes:
-        model, weights, size: what ran. full: at full size. gpu: on a GPU.
+        model, weights, size, goal: of the denoiser that ran. full: at full size. gpu: on a GPU.
         steps, rounds: timed steps of a visit; rounds.
         arms: all, the path before first, those left out included.
         decode: seconds of each decode.
@@ -167,6 +154,7 @@ class Result:
     model: str
     weights: str
     size: str
+    goal: Goal
     full: bool
     gpu: bool
     steps: int
@@ -222,8 +210,8 @@ class Result:
         return any(t.failed or (t.arm.ops is not None and t.drift is not None and t.drift.failed) for t in self.arms)
 
     def judge_goals(self) -> list[Judged]:
-        """The goals of `GOALS`, each met, not met, or not judged."""
-        goal = GOALS[self.model]
+        """The goals, each met, not met, or not judged."""
+        goal = self.goal
         timed = next((timed for timed in self.arms if timed.arm.name == goal.arm), None)
         asked = [
             f"{goal.arm}: a step at least {goal.least:.0%} below the path before",

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from validation.cases.case import Case, TensorSpec
-from validation.cases.strategies import Signature
+from validation.cases.signature import Signature
 from validation.cases.workloads import Workload
 from validation.ops import reference_op
 

@@ -22,13 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from validation.bench.arms import Arm
 from validation.bench.results import aligned
-from validation.bench.subjects import Subject
 from validation.bench.traffic import outputs, traffic
 from validation.cases.case import Case, TensorSpec
 from validation.models.mount import running_call
 from validation.ops import Op, OpSet, reference_op
+from validation.samples.denoiser import Arm, Denoiser
 
 PRODUCTS, ATTENTION, REST = "matrix products", "attention", "other kernels"
 
@@ -72,28 +71,26 @@ class StepBytes:
             self.by_operator[operator] += moved
 
 
-def of_arms(subject: Subject, arms: Sequence[Arm]) -> dict[str, StepBytes]:
-    """The bytes of a step of each arm but those that a compiler decides, by name; those of an arm left out as well.
+def of_arms(denoiser: Denoiser, arms: Sequence[Arm]) -> dict[str, StepBytes]:
+    """The bytes of a step by arm, without those that a compiler decides or the model leaves out.
 
     Args:
-        subject: made inside `fake_tensors`, without weights.
+        denoiser: made inside `fake_tensors`, without weights.
         arms: from `arms_of`.
     """
     found: dict[str, StepBytes] = {}
     for arm in arms:
-        same = next((a for a in arms if a.name in found and _moves_as(a, arm)), None)
-        if same is not None and not arm.compiled:
-            found[arm.name] = found[same.name]
-        elif not arm.compiled and (arm.graph or not arm.left_out):
-            # Mounted first: mounting proves itself on a small real model.
-            replaced = dataclasses.replace(arm, ops=arm.ops and fused(arm.ops))
-            with replaced.mounted(subject), fake_tensors():
-                found[arm.name] = count(lambda: next(subject.sample(subject.model, 0, 1)))
+        if arm.compiled or (arm.left_out and not arm.graph):
+            continue
+        same = (a.name for a in arms if (a.ops, a.sites, a.variant) == (arm.ops, arm.sites, arm.variant))
+        known = next((name for name in same if name in found), None)
+        if known is not None:
+            found[arm.name] = found[known]
+            continue
+        # Mounted first: mounting proves itself on a small real model.
+        with denoiser.entered(dataclasses.replace(arm, ops=arm.ops and fused(arm.ops))), fake_tensors():
+            found[arm.name] = count(lambda: next(denoiser.sample(denoiser.model, 0, 1)))
     return found
-
-
-def _moves_as(a: Arm, b: Arm) -> bool:
-    return (a.ops, a.sites, a.compact, a.packed) == (b.ops, b.sites, b.compact, b.packed)
 
 
 def byte_table(found: dict[str, StepBytes]) -> str:

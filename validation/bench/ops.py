@@ -10,13 +10,14 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from validation.bench.ops_results import ARMS, COPY, NORM_ALONE, OURS, Row, Times
+from validation.bench.ops_results import ADAPTERS, ARMS, COPY, NORM_ALONE, OURS, Row, Times
 from validation.bench.results import one_line
 from validation.bench.timing import Timer, random_pair
 from validation.bench.traffic import argument_sets, outputs, traffic
@@ -37,11 +38,9 @@ def chosen_arms(names: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys((OURS, *names))) if names else ARMS
 
 
-def norm_alone(
-    x: Tensor | None = None, q: Tensor | None = None, k: Tensor | None = None, *, rms: bool, eps: float
-) -> list[Tensor]:
+def norm_alone(*, rms: bool, eps: float, **arguments: Any) -> list[Tensor]:
     """PyTorch's fused norm of x, or of q and of k, without weight and modulation: less than the op does."""
-    activations = [t for t in (x, q, k) if t is not None]
+    activations = (arguments[name] for name in ("x", "q", "k") if name in arguments)
     if rms:
         return [functional.rms_norm(t, t.shape[-1:], eps=eps) for t in activations]
     return [functional.layer_norm(t, t.shape[-1:], eps=eps) for t in activations]
@@ -53,28 +52,15 @@ def arm(name: str, op: str) -> Callable[..., Any]:
     Raises:
         CannotExpress, UsageError: the library has no such op, or is not installed.
     """
-    reference = reference_op(op)
-    if name == OURS:
-        import fused_ops
-
-        ours: Callable[..., Any] = getattr(fused_ops, op)
-        return ours
-    if name == "reference_ops":
-        return reference
     if name == "torch.compile":
         torch._dynamo.reset()
-        compiled: Callable[..., Any] = torch.compile(reference, fullgraph=True, dynamic=False)
+        compiled: Callable[..., Any] = torch.compile(reference_op(op), fullgraph=True, dynamic=False)
         return compiled
     if name == NORM_ALONE:
         if "norm" not in op:
             raise CannotExpress("there is no norm in it")
-        rms = "layer" not in op
-
-        def call(*, eps: float, x: Any = None, q: Any = None, k: Any = None, **_: Any) -> list[Tensor]:
-            return norm_alone(x, q, k, rms=rms, eps=eps)
-
-        return call
-    found = load_op_set(f"validation.adapters.{name}")
+        return partial(norm_alone, rms="layer" not in op)
+    found = load_op_set(f"validation.adapters.{name}" if name in ADAPTERS else name)
     if op not in found:
         raise CannotExpress("the library has no such op")
     return found[op]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from validation.cases.case import Case, TensorSpec
-from validation.cases.strategies import Signature
+from validation.cases.roles import ACTIVATIONS, ANGLES, MODULATIONS, ROWS
+from validation.cases.signature import Signature
 
 B, L, H, D = 2, 6, 2, 16
 
@@ -41,14 +42,13 @@ def good_case(signature: Signature) -> Case:
     """The call that all bad calls are made from, with every tensor argument given; float32, normal."""
     heads = signature.family in ("qk", "rotary")
     shapes: dict[str, tuple[int, ...]] = {
-        **dict.fromkeys(("x", "residual"), (B, L, H, D) if heads else (B, L, D)),
-        **dict.fromkeys(("q", "k"), (B, L, H, D)),
-        **dict.fromkeys(("shift", "scale", "gate"), (B, L, D)),
-        **dict.fromkeys(("weight", "bias", "q_weight", "k_weight"), (D,)),
-        **dict.fromkeys(("cos", "sin"), (L, D // 2)),
+        **dict.fromkeys(ACTIVATIONS, (B, L, H, D) if heads else (B, L, D)),
+        **dict.fromkeys(MODULATIONS, (B, L, D)),
+        **dict.fromkeys(ROWS, (D,)),
+        **dict.fromkeys(ANGLES, (L, D // 2)),
     }
     if signature.family == "split_rotary":
-        shapes |= {"x": (B, L, H * D), **dict.fromkeys(("cos", "sin"), (B, H, L, D // 2))}
+        shapes |= {"x": (B, L, H * D), **dict.fromkeys(ANGLES, (B, H, L, D // 2))}
     tensors = {name: _contiguous(name, shapes[name]) for name in signature.names if name in shapes}
     return Case(signature.op, tensors, {}, "normal", 0)
 
@@ -88,22 +88,22 @@ def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
     free = signature.family == "norm" or (signature.family == "qk" and "cos" not in signature)
     for name, spec in good.tensors.items():
         shape = spec.shape
-        if name in ("x", "q", "k", "residual"):
+        if name in ACTIVATIONS:
             rank: tuple[int, ...] = () if free else (*shape, 1)
         else:
             rank = (1, 1, *shape, 1)
         yield BadCall(f"{name} of rank {len(rank)}", _blamed(name, main, good), _reshaped(good, **{name: rank}))
-        if name in ("weight", "bias", "q_weight", "k_weight"):
+        if name in ROWS:
             yield BadCall(f"{name} of one element", (name,), _reshaped(good, **{name: (1,)}))
         if name != main:
             wider = (*shape[:-1], shape[-1] + 1)
             yield BadCall(f"{name} one channel too wide", _blamed(name, main, good), _reshaped(good, **{name: wider}))
     if not free:
         # All else fits a batch of one.
-        one = {n: s.shape[1:] for n, s in good.tensors.items() if n in ("x", "q", "k", "residual")}
+        one = {n: s.shape[1:] for n, s in good.tensors.items() if n in ACTIVATIONS}
         one |= dict.fromkeys(signature.modulations, (D,))
-        one |= {n: (1, *s.shape[1:]) for n, s in good.tensors.items() if len(s.shape) == 4 and n in ("cos", "sin")}
-        names = " and ".join(n for n in one if n in ("x", "q", "k", "residual"))
+        one |= {n: (1, *s.shape[1:]) for n, s in good.tensors.items() if len(s.shape) == 4 and n in ANGLES}
+        names = " and ".join(n for n in one if n in ACTIVATIONS)
         yield BadCall(f"{names} without a batch", (*one,), _reshaped(good, **one))
     for name in signature.modulations:
         for label, shape in (
@@ -118,9 +118,9 @@ def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
     if "residual" in signature:
         yield BadCall("residual of another length", ("residual", "x"), _reshaped(good, residual=(B, L + 1, D)))
     if "cos" in signature:
-        longer = {n: (*s.shape[:-2], L + 1, s.shape[-1]) for n, s in good.tensors.items() if n in ("cos", "sin")}
+        longer = {n: (*s.shape[:-2], L + 1, s.shape[-1]) for n, s in good.tensors.items() if n in ANGLES}
         yield BadCall("cos and sin of another length", ("cos", "sin"), _reshaped(good, **longer))
-        beyond = {n: (*s.shape[:-1], s.shape[-1] + 1) for n, s in good.tensors.items() if n in ("cos", "sin")}
+        beyond = {n: (*s.shape[:-1], s.shape[-1] + 1) for n, s in good.tensors.items() if n in ANGLES}
         yield BadCall("cos and sin of more than head_dim", ("cos", "sin", "x"), _reshaped(good, **beyond))
     empty = {n: (*s.shape[:-1], 0) for n, s in good.tensors.items()}
     yield BadCall("D = 0", tuple(good.tensors), _reshaped(good, **empty))

@@ -1,7 +1,7 @@
 """The pool of compile keys of a sweep, and the cases drawn from it.
 
 A GPU compiles a kernel anew for each combination of dtypes, forms, layouts, flags and classes of widths and sizes
-(`strategies.Chooser.member`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
+(`chooser.Chooser.member`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
 sweep draws a pool of such combinations from its seed, and its cases from the pool: widths and sizes within their
 classes, values and seeds are free, and up to `CASES` cases take as many kernels as the pool has keys.
 
@@ -21,16 +21,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis.strategies import SearchStrategy
 
+from validation.cases.chooser import VALUES
 from validation.cases.corners import Corner
-from validation.cases.strategies import (
-    RARE_LAYOUTS,
-    RARE_SIZES,
-    RARE_WIDTHS,
-    SHARED,
-    VALUES,
-    Signature,
-    compile_keys,
-)
+from validation.cases.layouts import RARE_LAYOUTS
+from validation.cases.signature import Signature
+from validation.cases.sizes import RARE_SIZES, RARE_WIDTHS
+from validation.cases.strategies import SHARED, compile_keys
 
 T = TypeVar("T")
 Key = Mapping[str, Any]

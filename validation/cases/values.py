@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from validation.cases.roles import ACTIVATIONS, ANGLES, MODULATIONS, WEIGHTS
+
 REGIMES = {
     "normal": "standard normal",
     "mean_offset": "standard normal around a mean of 30 sigma, of 100 in float32, either sign, one a row; small gates",
@@ -25,10 +27,6 @@ REGIMES = {
     "dit": "as in a diffusion transformer: heavy tails, outlier channels, a mean, modulation up to 10",
 }
 
-# Arguments that are activations; all others are parameters or modulation.
-ACTIVATIONS = frozenset({"x", "residual", "q", "k"})
-MODULATIONS = ("shift", "scale", "gate")
-WEIGHTS = frozenset({"weight", "q_weight", "k_weight"})
 LARGEST = 65504.0  # of float16
 # Always large in the regime large_modulation.
 LARGE = frozenset({"scale", "q_weight", "k_weight"})
@@ -46,7 +44,7 @@ def draw(
     if argument in ACTIVATIONS:
         return _activation(regime, shape, dtype, eps, generator).to(dtype)
     normal = torch.randn(shape, generator=generator)
-    if argument in ("cos", "sin"):
+    if argument in ANGLES:
         # Independent, not of one angle: a rotation by (cos, sin) of any length is linear all the same,
         # and a swap of the two shows.
         return torch.cos(math.pi * normal).to(dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from validation.cases.roles import ACTIVATIONS
 from validation.controls.contract import checked
 from validation.controls.variants import ARITHMETIC
 from validation.errors import UsageError
@@ -51,7 +52,7 @@ def _rows_together(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**arguments: Any) -> Any:
         strided = {
             name: value
-            for name in ("x", "residual", "q", "k")
+            for name in ACTIVATIONS
             if isinstance(value := arguments.get(name), Tensor) and value.dim() and value.stride(-1) != 1
         }
         results = function(**arguments | {name: value.contiguous() for name, value in strided.items()})

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from validation.cases.case import Arguments, Case, keyword_arguments
+from validation.cases.case import Case
+from validation.cases.tensors import Arguments, keyword_arguments
 from validation.judge.verdict import absent
 
 # What triton calls each target: backend, architecture, threads of a warp.

@@ -26,11 +26,6 @@ class Device:
         """True where kernels run under Triton's interpreter."""
         return self.torch == "cpu"
 
-    @property
-    def words(self) -> list[str]:
-        """What a command line says to run there."""
-        return [] if self.interpreted else ["--gpu"]
-
 
 _selected: Device | None = None
 

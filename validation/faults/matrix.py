@@ -8,7 +8,6 @@ bug, for then the question is whether there is one.
 import math
 import multiprocessing
 import os
-import shlex
 import time
 import warnings
 from collections import Counter
@@ -20,15 +19,14 @@ import torch
 from validation.cases.values import REGIMES
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.executor import InProcess
 from validation.faults import FAULTS, load
 from validation.ops import check_op_name
-from validation.parity.profiles import Profile
-from validation.parity.sweep import Sweep
+from validation.options import repeat_line
+from validation.parity import sweep as parity
 from validation.record import Level, Record
-from validation.verdict import Status, Tier
+from validation.verdict import Status
 
-REQUIRED_TIER = Tier.LOSSLESS
+REQUIRED_TIER = "lossless"
 OP_SET = "planted faults"
 
 # The columns of the matrix: the value regime of a case, and what is said of an op as a whole.
@@ -72,7 +70,7 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
     return here, tuple(name for name in chosen if name not in here)
 
 
-def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill: bool) -> Record:
+def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, first_kill: bool) -> Record:
     """Sweep one fault; PASSED if a verdict that names the bug caught it.
 
     Args:
@@ -85,8 +83,10 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
     fault, start = FAULTS[name], time.perf_counter()
     cases: Counter[str] = Counter()
     kills: dict[Status, Counter[str]] = {}
-    sweep = Sweep(InProcess(fault.op_set(), device), profile, seed, REQUIRED_TIER, shrink=False)
-    for record in sweep.of_op(fault.op):
+    sweep = parity.sweep(
+        fault.op, fault.op_set(), device, profile=profile, seed=seed, require=REQUIRED_TIER, shrink=False
+    )
+    for record in sweep:
         column = str(record.case["values"]) if record.level is Level.OP else COLUMNS[-1]
         cases[column] += 1
         if record.status.failed:
@@ -106,8 +106,14 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
         )
     else:
         status, reason = Status.FAULT_SURVIVED, f"none of {total} records failed, expected {expected}"
-    words = ["validate", "faults", "--fault", name, "--seed", str(seed), "--profile", profile.name]
-    repro = shlex.join([*words, *device.words])
+    repro = repeat_line(
+        "faults",
+        always=("seed", "profile"),
+        fault=[name],
+        seed=seed,
+        profile=profile.name,
+        gpu=not device.interpreted,
+    )
     lines = [f"{fault.op}  {name}  {status}", f"the bug: {fault.bug}", reason, f"repeat: {repro}"]
     return Record(
         level=Level.FAULT,
@@ -139,7 +145,7 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
 def kill_matrix(
     names: Sequence[str],
     device: Device,
-    profile: Profile,
+    profile: parity.Profile,
     seeds: Sequence[int],
     *,
     left_out: Sequence[str] = (),
@@ -163,7 +169,7 @@ def kill_matrix(
         yield record
 
 
-Task = tuple[str, Profile, int, bool]
+Task = tuple[str, parity.Profile, int, bool]
 
 
 def _judged(tasks: Sequence[Task], device: Device) -> Iterator[Record]:

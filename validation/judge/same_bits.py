@@ -43,7 +43,9 @@ import torch
 from torch import Tensor
 
 from reference_ops import IndexedRows
-from validation.cases.case import Arguments, Case
+from validation.cases.case import Case
+from validation.cases.roles import ACTIVATIONS, MODULATIONS
+from validation.cases.tensors import Arguments
 from validation.errors import CannotExpress
 from validation.judge import bounds, structure, where
 from validation.judge.stats import Budget
@@ -54,8 +56,6 @@ Outputs = tuple[Tensor, ...]
 # Elements of the largest tensor up to which a case is small.
 SMALL = 4096
 
-MODULATION = ("shift", "scale", "gate")
-ACTIVATIONS = ("x", "residual", "q", "k")
 CHAINED = "scale_residual_"
 
 # Checks that call with other strides, dtypes or forms (a batch of one has stride 0 in the modulation): on a GPU each
@@ -217,7 +217,7 @@ def axes(case: Case) -> dict[str, tuple[str, ...]]:
     """
     shapes = {name: spec.shape for name, spec in case.tensors.items()}
     rotary = "cos" in shapes
-    modulated = any(name.partition(".")[0] in (*MODULATION, "residual") for name in shapes)
+    modulated = any(name.partition(".")[0] in (*MODULATIONS, "residual") for name in shapes)
     labels: dict[str, tuple[str, ...]] = {}
     for name, shape in shapes.items():
         rank = len(shape)

@@ -14,7 +14,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from validation.cases.case import Arguments, as_bits, guard_elements, poison
+from validation.cases.tensors import Arguments, as_bits, guard_elements, poison
 from validation.judge import perturbed
 
 aten = torch.ops.aten

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from validation.cases.case import Arguments, Case, as_bits, materialise
+from validation.cases.case import Case
+from validation.cases.roles import ACTIVATIONS
+from validation.cases.tensors import Arguments, as_bits, materialise
 from validation.device import launches
 from validation.device.threads import one_thread
 from validation.errors import CannotExpress
@@ -168,7 +170,7 @@ def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
     others = (
         getattr(value, "table", value)
         for name, value in kwargs.items()
-        if name not in ("x", "q", "k", "residual") and value is not None
+        if name not in ACTIVATIONS and value is not None
     )
     return (kwargs[activation], *(t for t in others if isinstance(t, Tensor)))
 

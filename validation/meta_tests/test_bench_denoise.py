@@ -21,22 +21,24 @@ from torch.nn import functional
 import reference_ops
 from validation import cli
 from validation.adapters import torch_native
-from validation.bench import denoise, denoise_report, forward_bytes, subjects
+from validation.bench import denoise, denoise_report, forward_bytes
 from validation.bench.arm_drift import ArmVerdict, DriftOfArms
-from validation.bench.arms import Arm, Running, arms_of
+from validation.bench.arms import Running, arms_of
 from validation.bench.denoise_results import Activity, Interval, Result, TimedArm, sign_interval
 from validation.bench.selection import compact
-from validation.bench.subjects import TINY, Subject
 from validation.bench.traffic import traffic
 from validation.cases.workloads import Workload, workloads
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
-from validation.models import helios
+from validation.models import helios, helios_denoiser
+from validation.models.hunyuan3d_denoiser import Hunyuan3DDenoiser
 from validation.ops import OpSet, op_set_from
+from validation.samples.denoiser import TINY, Arm, Denoiser, Forward
 from validation.verdict import Status, Verdict
 
 RIGHT = op_set_from(torch_native, "torch_native", "torch_native")
 FIXTURES = Path(cli.__file__).parents[1] / "fixtures"
+MODELS = ("helios", "hunyuan3d")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,8 +50,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def tiny(model: str) -> Subject:
-    return subjects.make(model, TINY, "cpu")
+def tiny(model: str) -> Denoiser:
+    return denoise.denoiser_of(model)(TINY, "cpu")
 
 
 def arm_of(model: str, name: str, ops: OpSet = RIGHT) -> Arm:
@@ -58,7 +60,7 @@ def arm_of(model: str, name: str, ops: OpSet = RIGHT) -> Arm:
 
 def latents(running: Running, steps: int = 2) -> list[Tensor]:
     with torch.no_grad(), running.entered():
-        return list(running.subject.sample(running.forward, 0, steps))
+        return list(running.denoiser.sample(running.forward, 0, steps))
 
 
 # Order and statistics
@@ -101,7 +103,7 @@ def result_of(times: dict[str, list[float]], model: str = "hunyuan3d", **setting
     for timed, visits in zip(arms, times.values(), strict=True):
         timed.visits = [[seconds] * 3 for seconds in visits]
     about: dict[str, Any] = {"full": True, "gpu": True, "steps": 3, "rounds": 6, "decode": [6.0, 6.0]}
-    return Result(model, "random", "size", arms=arms, **(about | settings))
+    return Result(model, "random", "size", tiny(model).goal, arms=arms, **(about | settings))
 
 
 def test_a_clock_that_drifts_evenly_leaves_the_ratio_alone() -> None:
@@ -176,14 +178,14 @@ def test_only_full_size_on_a_gpu_counts() -> None:
     assert set(met(result_of({"before": [1.0] * 12}))) == {None}
 
 
-# Subjects
+# Denoisers
 
 
 def test_random_helios_is_what_from_pretrained_would_leave() -> None:
-    config = subjects.HELIOS_CONFIGS[TINY]
+    config = helios_denoiser.CONFIGS[TINY]
     plain = HeliosTransformer3DModel(**config)
     helios.cast_parameters(plain, torch.bfloat16)
-    made, again = (subjects.make("helios", TINY, "cpu", seed=3).model for _ in range(2))
+    made, again = (denoise.denoiser_of("helios")(TINY, "cpu", seed=3).model for _ in range(2))
     assert {n: (p.shape, p.dtype) for n, p in made.named_parameters()} == {
         n: (p.shape, p.dtype) for n, p in plain.named_parameters()
     }
@@ -192,11 +194,11 @@ def test_random_helios_is_what_from_pretrained_would_leave() -> None:
     assert all(p.isfinite().all() and p.float().std() > 0 for p in made.parameters())
 
 
-@pytest.mark.parametrize("model", subjects.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_tiny_models_stay_finite_and_change_with_the_seed(model: str) -> None:
-    subject = tiny(model)
-    with torch.no_grad(), subject.path_before():
-        first, other = ([*subject.sample(subject.model, seed, 3)] for seed in (0, 1))
+    denoiser = tiny(model)
+    with torch.no_grad(), denoiser.path_before():
+        first, other = ([*denoiser.sample(denoiser.model, seed, 3)] for seed in (0, 1))
     assert len(first) == 3
     assert all(x.isfinite().all() and 0.1 < x.float().std() < 30 for x in first)
     assert not torch.equal(first[-1], other[-1])
@@ -204,19 +206,19 @@ def test_tiny_models_stay_finite_and_change_with_the_seed(model: str) -> None:
 
 def test_the_full_sizes_are_those_of_the_workloads() -> None:
     with forward_bytes.fake_tensors():
-        video, shape = (subjects.make(model, "full", "cpu", weights=False) for model in subjects.MODELS)
+        video, shape = (denoise.denoiser_of(model)("full", "cpu", weights=False) for model in MODELS)
     assert video.size == "40 layers of width 5120, 11040 tokens, 2400 of them history; bfloat16"
     assert "16 double and 32 single blocks of width 1024, batch 2 of 3072 latents and 1370 context" in shape.size
     assert 28e9 < sum(p.numel() * p.element_size() for p in video.model.parameters()) < 29e9
 
 
 def test_the_path_before_of_hunyuan3d_has_the_bits_of_the_reference_and_leaves_no_trace() -> None:
-    subject = tiny("hunyuan3d")
-    known = subject.model.sites.ops["qk_norm"], subject.model.sites.packed_qk_norm
+    denoiser = tiny("hunyuan3d")
+    known = denoiser.model.sites.ops["qk_norm"], denoiser.model.sites.packed_qk_norm
     with torch.no_grad():
-        plain = [*subject.sample(subject.model, 0, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(plain, latents(Running(subject, Arm("before", ""))), strict=True))
-    assert (subject.model.sites.ops["qk_norm"], subject.model.sites.packed_qk_norm) == known
+        plain = [*denoiser.sample(denoiser.model, 0, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(plain, latents(Running(denoiser, Arm("before", ""))), strict=True))
+    assert (denoiser.model.sites.ops["qk_norm"], denoiser.model.sites.packed_qk_norm) == known
 
 
 # Arms
@@ -290,10 +292,10 @@ def counting(calls: Counter[str]) -> OpSet:
 def test_each_arm_calls_the_ops_of_its_sites(model: str, name: str, expected: dict[str, int]) -> None:
     """Two steps of the tiny models: one Helios block; one double and one single block of Hunyuan3D-2."""
     calls: Counter[str] = Counter()
-    subject = tiny(model)
-    found = latents(Running(subject, arm_of(model, name, counting(calls))))
+    denoiser = tiny(model)
+    found = latents(Running(denoiser, arm_of(model, name, counting(calls))))
     assert calls == {op: 2 * count for op, count in expected.items()}
-    before = latents(Running(subject, Arm("before", "")))
+    before = latents(Running(denoiser, Arm("before", "")))
     if name != "#24287":  # whose addcmul rounds once less
         assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
     assert all((a - b).abs().max() < 0.1 for a, b in zip(found, before, strict=True))
@@ -359,7 +361,7 @@ def test_an_arm_that_runs_out_of_memory_later_is_left_out_and_the_others_go_on(v
     assert "3 GB" in denoise_report.table(result)
 
 
-@pytest.mark.parametrize("model", subjects.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_the_whole_benchmark_at_a_tiny_size(model: str, cache: Path, tmp_path: Path) -> None:
     names = [arm.name for arm in arms_of(tiny(model), RIGHT) if not arm.compiled]
     result = denoise.benchmark(model, RIGHT, "cpu", tiny=True, names=names, steps=2, rounds=2, replays=4, cache=cache)
@@ -462,10 +464,10 @@ def test_a_failure_outweighs_what_is_not_concluded() -> None:
     assert word(Status.INCONCLUSIVE, Status.OUTSIDE_BAND) == "OUTSIDE_BAND"
 
 
-class Restless(subjects.Hunyuan3D):
+class Restless(Hunyuan3DDenoiser):
     """A model that does not repeat itself."""
 
-    def sample(self, forward: subjects.Forward, seed: int, steps: int) -> Iterator[Tensor]:
+    def sample(self, forward: Forward, seed: int, steps: int) -> Iterator[Tensor]:
         for x in super().sample(forward, seed, steps):
             yield x + 1e-2 * torch.rand(())
 
@@ -528,9 +530,9 @@ def test_helios_sites_move_what_their_workloads_say(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text(json.dumps({"num_layers": 1}))
     with forward_bytes.fake_tensors():
-        subject = subjects.make("helios", "full", "cpu", checkpoint=tmp_path, weights=False)
-    found = forward_bytes.of_arms(subject, arms_of(subject, RIGHT))
-    assert subject.size.startswith("1 layers of width 5120, 11040 tokens")
+        denoiser = denoise.denoiser_of("helios")("full", "cpu", checkpoint=tmp_path, weights=False)
+    found = forward_bytes.of_arms(denoiser, arms_of(denoiser, RIGHT))
+    assert denoiser.size.startswith("1 layers of width 5120, 11040 tokens")
     norm, gate = "layer_norm_scale_shift", "residual_gate_add"
     for name, two_rows in (("all sites", False), ("compact", True)):
         of = found[name].by_place
@@ -613,7 +615,7 @@ def test_a_model_that_does_not_fit_is_one_line(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nsecond line")
 
-    monkeypatch.setattr(subjects, "make", full)
+    monkeypatch.setattr(denoise, "denoiser_of", lambda _model: full)
     says = "--model helios: the path before the fusions does not fit: CUDA out of memory."
     refused(["bench", "denoise", "--model", "helios", "--tiny"], says)
 

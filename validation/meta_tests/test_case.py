@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 
 import reference_ops
-from validation.cases import strategies
-from validation.cases.case import Case, TensorSpec, as_bits, materialise, poison
+from validation.cases.case import Case, TensorSpec
 from validation.cases.corners import corners_of, declared_corners
-from validation.cases.pool import draw_cases
-from validation.cases.strategies import WITHOUT_EPS, Signature, cases, width_class
+from validation.cases.layouts import gap_after
+from validation.cases.signature import Signature
+from validation.cases.sizes import HEAD_DIMS, ODD_HEAD_DIMS, WIDTHS, width_class
+from validation.cases.strategies import WITHOUT_EPS, cases
+from validation.cases.tensors import as_bits, materialise, poison
 from validation.cases.values import REGIMES, draw
 from validation.errors import UsageError
-from validation.judge.signature import signature_of
-from validation.parity.plan import shares
-from validation.parity.profiles import PROFILES
+from validation.parity.sweep import PROFILES, draw_cases, shares, signature_of
 
 OPS = reference_ops.OP_NAMES
 
@@ -225,11 +225,11 @@ def test_an_op_with_an_unknown_argument_is_refused() -> None:
         Signature.of("strange", strange)
 
 
-@pytest.mark.parametrize("widths", [strategies.WIDTHS, strategies.HEAD_DIMS | strategies.ODD_HEAD_DIMS])
+@pytest.mark.parametrize("widths", [WIDTHS, HEAD_DIMS | ODD_HEAD_DIMS])
 def test_a_gap_leads_from_a_class_of_widths_to_one_class_of_strides(widths: dict[str, tuple[int, ...]]) -> None:
     """Else the sizes of a key are of no class for some of its widths: 4 after 12 would give 16, after 20 24."""
     for row, gap in itertools.product(itertools.chain(*widths.values()), (8, 1, 3, 16, 4)):
         of_class = [w for kind in widths.values() if row in kind for w in kind if width_class(w) == width_class(row)]
         for part in (1, 2, 4):
-            strides = {w // part + strategies.gap_after(w // part, gap) for w in of_class}
+            strides = {w // part + gap_after(w // part, gap) for w in of_class}
             assert len({math.gcd(stride, 16) for stride in strides}) == 1, (row, gap, part)

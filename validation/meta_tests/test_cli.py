@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from validation import cli
+from validation import cli, options
 from validation.device import Device
 from validation.record import read_run
 from validation.verdict import Status
@@ -151,20 +151,20 @@ def test_no_case_with_a_bfloat16_tensor_is_judged_where_the_interpreter_gets_bfl
         ("parity --ops not_a_function.py", "expected a function"),
         ("parity --op no_such_op", "unknown op 'no_such_op'"),
         ("parity --op layer_norm --ops mine.py", "does not provide layer_norm"),
-        ("parity --profile odd", "invalid choice: 'odd'"),
-        ("parity --require best", "unknown tier 'best'"),
-        ("parity --seed -1", "expected an integer >= 0"),
+        ("parity --profile odd", "--profile: invalid choice: 'odd'"),
+        ("parity --require best", "--require: invalid choice: 'best'"),
+        ("parity --seed -1", "--seed: -1, expected an integer >= 0"),
         ("parity --gpu", "sees no usable GPU"),
         ("parity --case-seconds 0", "--case-seconds: 0, expected a number above 0"),
         ("parity --out occupied", "expected a writable folder"),
         ("parity --out old", "holds a run already"),
-        ("parity --json no/such/folder.json", "cannot write"),
+        ("parity --json no/such/folder.json", "--json: cannot write no/such/folder.json"),
         ("quality --model odd", "unknown model 'odd'"),
         ("quality --checkpoint empty", "empty"),
         ("quality --checkpoint nowhere", "nowhere"),
         ("quality --prompts nowhere.json", "cannot read nowhere.json"),
         ("quality --replays 3", "--replays: 3, expected at least 4"),
-        ("quality --require perfect", "unknown tier 'perfect'"),
+        ("quality --require perfect", "invalid choice: 'perfect'"),
         ("quality --ops mine.py --sites nowhere", "unknown site 'nowhere'"),
         ("repro {", "not JSON"),
         ("repro {}", "no 'op'"),
@@ -188,12 +188,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (here / "damaged" / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (here / "damaged" / "records.jsonl").write_text("{}\n")
     before = sorted(str(path) for path in here.rglob("*") if "__pycache__" not in str(path))
-    try:
-        status = cli.main(shlex.split(arguments))
-    except SystemExit as stop:
-        status = int(stop.code or 0)
+    assert cli.main(shlex.split(arguments)) == cli.USAGE
     _, err = capsys.readouterr()
-    assert status == cli.USAGE
+    assert len(err.splitlines()) == 1
     assert says in err
     assert "Traceback" not in err
     assert sorted(str(path) for path in here.rglob("*") if "__pycache__" not in str(path)) == before
@@ -219,21 +216,25 @@ def test_pytest_takes_the_same_options_and_refuses_the_same(here: Path) -> None:
         return subprocess.run([*command, *arguments, *paths], capture_output=True, text=True, cwd=here)
 
     (here / "mine.py").write_text(SWAPPED)
-    wrong = run("-m", "parity", "--ops", "mine.py", "--profile", "quick", "-p", "no:cacheprovider")
+    wrong = run("-m", "parity", "--validate-ops", "mine.py", "--validate-profile", "quick", "-p", "no:cacheprovider")
     assert wrong.returncode == 1, wrong.stdout + wrong.stderr
     assert "INCORRECT_NUMERICAL" in wrong.stdout
     assert "validate repro" in wrong.stdout
     no_gpu = run("-m", "parity", "--gpu")
     assert no_gpu.returncode == 4
     assert "sees no usable GPU" in no_gpu.stderr
-    unknown = run("-m", "parity", "--op", "odd")
+    unknown = run("-m", "parity", "--validate-op", "odd")
     assert unknown.returncode == 4
     assert "unknown op 'odd'" in unknown.stderr
+    missing = run("-m", "parity", "--validate-ops", "nowhere.py")
+    assert missing.returncode == 4
+    assert "--validate-ops: no file nowhere.py" in missing.stderr
 
 
-def test_pytest_has_every_option_of_the_quality_command(pytestconfig: pytest.Config) -> None:
-    options = set(vars(cli._parser().parse_args(["quality"])))
-    assert {"model", "image", "octree_resolution", "until"} < options
-    # pytest writes JUnit XML itself.
-    for name in options - {"command", "junit"}:
-        pytestconfig.getoption(name)  # raises where there is none
+def test_pytest_has_every_option_of_a_session_but_junit_with_a_prefix(pytestconfig: pytest.Config) -> None:
+    names = {option.name for command in ("run", "parity", "quality") for option in options.options_of(command)}
+    assert {option.name for option in options.options_of("pytest")} == names - {"junit"}
+    assert {"model", "image", "octree-resolution", "until"} < names
+    assert pytestconfig.getoption("--gpu") is False
+    for option in options.options_of("pytest"):
+        pytestconfig.getoption(options.plugin_name(option))  # raises where there is none

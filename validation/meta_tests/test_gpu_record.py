@@ -41,11 +41,11 @@ def test_every_op_and_both_models_have_their_parts(record: Any, tmp_path: Path) 
         arguments = cli._parser().parse_args(words)
         assert part.name == "ops table" or arguments.gpu
         if arguments.command == "bench" and arguments.bench == "denoise":
-            from validation.bench import denoise, subjects
+            from validation.bench import denoise
             from validation.ops import load_op_set
 
-            subject = subjects.make(arguments.model, "tiny", "cpu", weights=False)
-            assert denoise.chosen_arms(subject, load_op_set("reference_ops"), arguments.arm)
+            denoiser = denoise.denoiser_of(arguments.model)("tiny", "cpu", weights=False)
+            assert denoise.chosen_arms(denoiser, load_op_set("reference_ops"), arguments.arm)
 
 
 @pytest.mark.parametrize("step", ["no-fusion", "faults", "ops", "memcheck"])

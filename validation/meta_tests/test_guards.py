@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 import reference_ops
-from validation.cases.case import Case, TensorSpec, guard_elements
+from validation.cases.case import Case, TensorSpec
+from validation.cases.tensors import guard_elements
 from validation.device import launches
 from validation.judge import structure
 from validation.judge.verdict import judge_call

@@ -21,6 +21,7 @@ from validation.models import helios
 from validation.models.prompts import Prompt
 from validation.models.trajectory import Trajectory
 from validation.ops import OpSet, load_op_set
+from validation.options import given
 from validation.quality import (
     DEFAULT,
     FLOOR_NAMES,
@@ -36,7 +37,7 @@ from validation.quality import (
 )
 from validation.record import Level, Record
 from validation.sample_runs import Request
-from validation.session import Options, Session
+from validation.session import Session
 from validation.verdict import Status
 
 FLOORS = read_floors(FIXTURES / "tolerances" / "helios-tiny.json")
@@ -456,7 +457,7 @@ def test_every_floor_fixture_is_read_by_some_checkpoint() -> None:
 
 
 def session(tmp_path: Path, ops: str = "reference_ops", **options: Any) -> Session:
-    return Session(Options(ops=ops, out=tmp_path / "run", **options))
+    return Session(given(ops=ops, out=tmp_path / "run", **options))
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,16 @@ def layer_norm(x, weight=None, bias=None, eps=1e-6):
 def test_the_workers_records_make_one_run(tmp_path: Path) -> None:
     module, out = tmp_path / "my_ops.py", tmp_path / "run"
     module.write_text(OPS)
-    command = [sys.executable, "-m", "pytest", "validation/test_parity.py", "-n", "2", "--ops", str(module)]
-    command += ["--no-isolate", "--profile", "quick", "--out", str(out), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "validation/test_parity.py", "-n", "2", "--validate-ops", str(module)]
+    command += [
+        "--no-validate-isolate",
+        "--validate-profile",
+        "quick",
+        "--validate-out",
+        str(out),
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 failed, 1 passed" in done.stdout

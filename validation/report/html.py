@@ -7,7 +7,7 @@ from pathlib import Path
 
 from validation import files
 from validation.record import Level, Record, read_run
-from validation.report import drift_section, fault_section, op_section, page, sample_section, shape_section, summary
+from validation.report import drift_section, fault_section, op_section, page, sample_section, summary
 from validation.report.pull_request import pull_request_text
 from validation.verdict import Status
 
@@ -16,7 +16,6 @@ SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = 
     op_section.section,
     drift_section.section,
     sample_section.section,
-    shape_section.section,
     fault_section.section,
 )
 # What a row of the overview is about, where one model has several.

@@ -6,8 +6,6 @@ from validation.record import Environment, Level, Record
 from validation.report import summary
 from validation.verdict import Tier
 
-_WORST = ("psnr_worst_frame", "shaded_psnr_worst_view")  # of samples: lower is worse
-
 
 def pull_request_text(environment: Environment, records: Sequence[Record]) -> str:
     """The verdict, a line for each kind of result, and what repeats it."""
@@ -50,6 +48,8 @@ def _told(record: Record) -> str:
 
 
 def _badness(record: Record) -> tuple[bool, float]:
-    """Failures first, then the lowest of the numbers that samples are known by."""
-    values = summary.numbers_of([record], _WORST[0]) + summary.numbers_of([record], _WORST[1])
+    """Failures first, then the lowest of the measures of the last rung, those in its first one's unit."""
+    last = [measure for measure in record.measures if measure["rung"] == record.measures[-1]["rung"]]
+    alike = [measure["name"] for measure in last if (measure["unit"], measure["better"]) == (last[0]["unit"], "high")]
+    values = [value for name in alike for value in summary.numbers_of([record], name)]
     return not record.status.failed, min(values, default=0.0)

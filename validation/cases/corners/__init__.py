@@ -1,0 +1,46 @@
+"""The declared corners: what a sweep must have reached before it may call an op checked.
+
+A corner has a name, the choices that force it, and a test on the finished case. The test looks at shapes
+and strides, not at the choices: a corner that a strategy stopped reaching turns the run red.
+"""
+
+from validation.cases.case import Case
+from validation.cases.corners.corner import Corner
+from validation.cases.corners.heads import qk_corners, rotary_corners
+from validation.cases.corners.layouts import layout_corners, shared_corners
+from validation.cases.corners.modulation import affine_corners, modulation_corners, same_form_corners
+from validation.cases.corners.paths import head_path_corners, path_corners
+from validation.cases.corners.regimes import type_corners
+from validation.cases.corners.sizes import far_corner, size_corners, width_corners
+from validation.cases.signature import Signature
+
+__all__ = ["Corner", "corners_of", "declared_corners"]
+
+
+def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool = False) -> tuple[Corner, ...]:
+    """All corners of an op; with gpu, also those that take more memory than the interpreter's machine has to spare."""
+    corners = [*type_corners(signature, bfloat16), *size_corners(signature), *width_corners(signature)]
+    for name in signature.modulations:
+        corners += modulation_corners(name, bfloat16)
+    if signature.modulations:
+        corners += same_form_corners(signature)
+    if signature.family in ("norm", "modulated"):
+        corners += path_corners(signature)
+    if "weight" in signature:
+        corners += affine_corners(signature)
+    corners += layout_corners(signature)
+    if signature.family == "qk":
+        corners += qk_corners(signature)
+    if "cos" in signature:
+        corners += rotary_corners(signature)
+    if signature.family in ("qk", "rotary", "split_rotary"):
+        corners += head_path_corners(signature)
+    corners += shared_corners(signature)
+    if gpu:
+        corners.append(far_corner(signature))
+    return tuple(corners)
+
+
+def corners_of(case: Case, corners: tuple[Corner, ...]) -> list[str]:
+    """Names of the corners that a case is in."""
+    return [corner.name for corner in corners if corner.reached(case)]

@@ -1,0 +1,167 @@
+"""Corners where another kernel or another path of it may run, with the values that tell a slip of the arithmetic."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.corners.corner import Arrangement, Corner, heads, main, rows
+from validation.cases.corners.modulation import affine_choices
+from validation.cases.roles import ACTIVATIONS, ANGLES, MODULATIONS, ROWS
+from validation.cases.signature import Signature
+from validation.cases.sizes import RARE_HEADS, width_class
+
+
+def path_corners(signature: Signature) -> list[Corner]:
+    """Where another kernel or another path of it may run, with the values that tell a slip of the arithmetic.
+
+    Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
+    In the same cases the path meets tensors whose strides are not their shape's: bugs that need both (`faults.wide`)
+    were left to chance as well.
+    """
+    rank = {"rank": 3} if signature.family == "norm" else {}
+
+    def of_rows(test: Callable[[tuple[int, ...]], bool]) -> Callable[[Case], bool]:
+        return lambda case: len(main(case).shape) == 3 and test(main(case).shape)
+
+    # Each arrangement at a width above any block's, and two of them at each width of a model.
+    paths: dict[str, tuple[dict[str, Any], Callable[[tuple[int, ...]], bool], tuple[Arrangement, Arrangement]]] = {
+        "D>8192": (
+            {"width": "beyond", "width.class": width_class(9000), "size": "frames"},
+            lambda shape: shape[-1] > 8192 + 512,
+            (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART),
+        ),
+        "D=8193": (
+            {"width": "beyond", "width.class": width_class(8193), "size": "frames"},
+            lambda shape: shape[-1] == 8193,
+            (Arrangement.INDEXED, Arrangement.COLUMNS_APART),
+        ),
+        "D=3072": (
+            {"width": "model", "width.class": width_class(3072), "size": "frames"},
+            lambda shape: shape[-1] == 3072,
+            (Arrangement.ROWS_APART, Arrangement.INDEXED),
+        ),
+        "D=5120": (
+            {"width": "model", "width.class": width_class(5120), "size": "frames"},
+            lambda shape: shape[-1] == 5120,
+            (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART),
+        ),
+        # Of few rows the sums that cancel may round well: of one to eight, one sweep in five showed nothing.
+        "L=1": (
+            {"width": "model", "width.class": width_class(1024), "size": "single_tokens"},
+            lambda shape: shape[1] == 1 and shape[0] > 8,
+            (Arrangement.ANY, Arrangement.ANY),
+        ),
+        "rows>65535": (
+            {"width": "pow2", "size": "many_rows"},
+            lambda shape: math.prod(shape[:-1]) > 65535,
+            (Arrangement.ROWS_APART, Arrangement.ANY),
+        ),
+    }
+    regimes = {"mean_offset": "float32", "variance_eps": "float32"} if "eps" in signature else {}
+    corners = []
+    for path, (forced, test, arrangements) in paths.items():
+        corners += _in_regimes(signature, path, {**forced, **rank}, of_rows(test), regimes, arrangements)
+    return corners
+
+
+def head_path_corners(signature: Signature) -> list[Corner]:
+    """`_path_corners` of the ops that work on heads. Left to chance, a sweep of 400 cases met few of these pairs."""
+    (most,) = RARE_HEADS
+    paths: dict[str, tuple[dict[str, Any], Callable[[Case], bool]]] = {
+        "L=1": (
+            {"width": "model", "width.class": width_class(64), "size": "single_tokens", "heads": 2},
+            lambda case: main(case).shape[1] == 1 and main(case).shape[0] > 8,
+        ),
+        "rows>65535": ({"width": "pow2", "size": "many_rows", "heads": 2}, lambda case: rows(case) > 65535),
+        f"H={most}": ({"width": "model", "size": "frames", "heads": most}, lambda case: heads(case) == most),
+    }
+    if signature.family != "split_rotary":
+        paths["D odd"] = (
+            {"width": "prime", "width.class": width_class(31), "size": "frames", "heads": 2},
+            lambda case: main(case).shape[-1] % 2 == 1 < main(case).shape[-1],
+        )
+    rank: dict[str, Any] = {"k.shape": "same"}
+    if signature.family == "qk":
+        rank |= {"qk.rank": 4, "qk.weights": "both"}
+    # A mean is nothing to an RMS norm.
+    regimes = {"variance_eps": "float32"} if "eps" in signature else {}
+    arrangements = (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART)
+    corners = []
+    for path, (forced, test) in paths.items():
+        corners += _in_regimes(signature, path, {**forced, **rank}, test, regimes, arrangements)
+    return corners
+
+
+def _in_regimes(
+    signature: Signature,
+    path: str,
+    forced: Mapping[str, Any],
+    test: Callable[[Case], bool],
+    regimes: Mapping[str, str],
+    arrangements: tuple[Arrangement, Arrangement],
+) -> list[Corner]:
+    """A path in each of the regimes, by regime the dtype in which a slip shows, and in two more.
+
+    Args:
+        signature: the op's.
+        path: what reports call it.
+        forced: the choices that lead to it.
+        test: whether a case is on it.
+        regimes: by name, the dtype.
+        arrangements: how the tensors lie, of float16 and of the others.
+    """
+    corners = []
+    # In float16 a bug overflows, in float32 it shows in the last bits.
+    for regime, dtype in {"near_max": "float16", "nonfinite": "", **regimes}.items():
+        arrangement = arrangements[dtype != "float16"]
+
+        def reached(
+            case: Case, regime: str = regime, dtype: str = dtype, arrangement: Arrangement = arrangement
+        ) -> bool:
+            on_path = len(main(case).shape) > 2 and test(case) and _is_arranged(case, arrangement)
+            return on_path and case.values == regime and dtype in ("", case.dtype)
+
+        of_dtype = {"dtype": dtype} if dtype else {}
+        if dtype == "float32" and "casting_mode" in signature:
+            of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
+        label = ", ".join(filter(None, (path, arrangement.value, f"values={regime}{' ' if dtype else ''}{dtype}")))
+        choices = {**forced, **_arranged(signature, arrangement), **of_dtype, "values": regime}
+        corners.append(Corner(label, choices, reached, sparse=True))
+    return corners
+
+
+def _arranged(signature: Signature, arrangement: Arrangement) -> dict[str, Any]:
+    """The choices that lead to an arrangement, of what an op has."""
+    rows = [name for name in signature.names if name in (*ACTIVATIONS, *ANGLES)]
+    affine = list(affine_choices(signature))
+    form = "indexed" if arrangement is Arrangement.INDEXED else "[B,L,D]"
+    forced: dict[str, Any] = {}
+    for name in signature.modulations if arrangement is not Arrangement.ANY else ():
+        forced |= {f"{name}.form": form, **arrangement.of_modulation(name, form)}
+    match arrangement:
+        case Arrangement.COLUMNS_APART:
+            weights = [name for name in signature.names if name in ROWS]
+            forced |= {f"{name}.layout": "strided_last" for name in (*rows, *weights)}
+            forced |= {"affine": affine[-1]} if affine else {}
+            forced |= {"qk.layout": "own"} if "k" in signature else {}
+        case Arrangement.ROWS_APART:
+            forced |= {f"{name}.layout": "gapped" for name in rows}
+            if "k" in signature:
+                forced |= {"qk.layout": "own", "q.gap": 8, "k.gap": 16}  # not those of one another
+            if signature.family != "split_rotary":
+                forced |= {f"{name}.form": "[B,S,Dr/2]" for name in rows if name in ANGLES}
+        case Arrangement.INDEXED:
+            forced |= {f"{name}.table.rows": 3 for name in signature.modulations}
+            forced |= {"affine": "bias" if "bias" in affine else "none"} if affine else {}
+    return forced
+
+
+def _is_arranged(case: Case, arrangement: Arrangement) -> bool:
+    match arrangement:
+        case Arrangement.INDEXED:
+            return not {*MODULATIONS, "weight"} & set(case.tensors)
+        case Arrangement.COLUMNS_APART:
+            return arrangement.holds(case.tensors.values())
+    rows = (*ACTIVATIONS, *ANGLES, *MODULATIONS)
+    return arrangement.holds(spec for name, spec in case.tensors.items() if name in rows)

@@ -1,0 +1,124 @@
+"""Corners of dtypes, value regimes and flags."""
+
+from collections.abc import Callable
+from typing import Any
+
+from validation.cases.case import FLOAT_DTYPES, Case
+from validation.cases.corners.corner import Corner, main
+from validation.cases.roles import MODULATIONS
+from validation.cases.signature import Signature
+from validation.cases.sizes import width_class
+from validation.cases.strategies import EPS
+
+# Modulation with as many distinct float16 values as there are.
+HALF = {"dtype": "float16", "form": "[B,L,D]"}
+
+
+def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
+    """Each dtype, value regime and flag, and regimes in the one dtype where they tell most."""
+    dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
+    corners = [Corner(f"dtype={d}", {"dtype": d}, lambda case, d=d: case.dtype == d) for d in dtypes]  # type: ignore[misc]
+    # What is not finite tells most in many rows of many channels, where an inf meets each kind of parameter.
+    rows: dict[str, Any] = {"size": "ragged", "width": "model", "width.class": width_class(64), "rank": 3, "heads": 2}
+    rows |= {f"{name}.form": "[B,L,D]" for name in signature.modulations}
+    corners += [
+        Corner(
+            f"values={r}",
+            {"values": r, **(rows if r == "nonfinite" else {})},
+            lambda case, r=r: case.values == r,  # type: ignore[misc]
+        )
+        for r in signature.regimes
+    ]
+    # An overflow that float16 makes or hides shows in float16 alone, where the casting mode differs, with all
+    # arguments in float16 and elements enough: of a gated sum, one in 70 overflows on the way and comes back.
+    half = {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
+    for mode in ("float32", "input") if "casting_mode" in signature else ("float32",):
+        corners.append(
+            Corner(
+                f"values=near_max float16, {mode}",
+                {
+                    "values": "near_max",
+                    "dtype": "float16",
+                    "casting_mode": mode,
+                    "size": "frames",
+                    "width": "model",
+                    **half,
+                },
+                lambda case, mode=mode: (  # type: ignore[misc]
+                    case.values == "near_max" and _dtypes(case) == {"float16"} and case.casting_mode == mode
+                ),
+            )
+        )
+    if "scale" in signature:
+        # 1 + scale is taken in float32, where float16 has no such number.
+        large: dict[str, Any] = {
+            "scale_constant": 1.0,
+            "values": "large_modulation",
+            "dtype": "float16",
+            "casting_mode": "float32",
+            "size": "frames",
+        }
+        large |= {"scale.dtype": "float16", "scale.form": "[B,L,D]"}
+        large |= {"width": "pow2", "width.class": width_class(256)}
+        corners.append(
+            Corner(
+                "values=large_modulation float16, float32",
+                large,
+                lambda case: (
+                    case.values == "large_modulation"
+                    and case.casting_mode == "float32"
+                    and case.dtype == "float16" == case.tensors["scale" if "scale" in case.tensors else "x"].dtype
+                ),
+                sparse=True,
+            )
+        )
+    if "ties" in signature.regimes:
+        # To tell a half rounded up from a half rounded to even takes some hundred sums that lie half-way.
+        narrow = "bfloat16" if bfloat16 else "float16"
+        ties: dict[str, Any] = {"values": "ties", "dtype": narrow, "casting_mode": "float32"}
+        ties |= {"size": "sixteens", "width": "pow2"}
+        ties |= {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
+        ties |= {f"{name}.dtype": narrow for name in signature.modulations} | {"width.class": width_class(256)}
+        corners.append(
+            Corner(
+                f"values=ties {narrow}, many",
+                ties,
+                lambda case: case.values == "ties" and case.dtype == narrow and main(case).numel > 4000,
+                sparse=True,
+            )
+        )
+    if "eps" in signature:
+        # Where nothing but eps keeps the root from 0, and where it is all there is.
+        corners += [
+            Corner(
+                f"eps=0, values={regime}",
+                {"eps": 0.0, "values": regime, "size": "frames", "width": "pow2", "rank": 3, "heads": 2},
+                lambda case, regime=regime: case.flags["eps"] == 0.0 and case.values == regime,  # type: ignore[misc]
+                sparse=True,
+            )
+            for regime in ("variance_eps", "zeros")
+        ]
+    small = {"size": "one_token", "width": "pow2", "width.class": width_class(4), "heads": 2}
+    corners.append(
+        Corner("values written out", {"literals": True, "values": "normal", **small}, lambda case: bool(case.literals))
+    )
+    for flag, options in {
+        "casting_mode": ("float32", "input"),
+        "eps": EPS,
+        "interleaved": (True, False),
+        "inplace": (True, False),
+        "scale_constant": (1.0, 0.0, 0.5),
+    }.items():
+        if flag in signature:
+            corners += [Corner(f"{flag}={o}", {flag: o}, _equals(flag, o)) for o in options]
+    return corners
+
+
+def _dtypes(case: Case) -> set[str]:
+    """Of x (or q) and what modulates it."""
+    modulation = {spec.dtype for name, spec in case.tensors.items() if name.partition(".")[0] in MODULATIONS}
+    return {case.dtype, *(modulation & set(FLOAT_DTYPES))}
+
+
+def _equals(flag: str, value: Any) -> Callable[[Case], bool]:
+    return lambda case: bool(case.flags[flag] == value)

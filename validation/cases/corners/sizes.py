@@ -1,0 +1,158 @@
+"""Corners of batches, tokens, heads, ranks and widths."""
+
+from collections.abc import Callable
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.corners.corner import Corner, main, rows
+from validation.cases.layouts import FAR
+from validation.cases.signature import Signature
+from validation.cases.sizes import RARE_HEADS, RARE_SIZES, WIDTHS, width_class
+
+# Helios full width and head, Hunyuan3D-2 full width and head (5120, 40 x 128; 1024, 16 x 64), FLUX full width.
+MODEL_WIDTHS = frozenset({5120, 1024, 128, 64, 3072})
+
+
+def size_corners(signature: Signature) -> list[Corner]:
+    """Batches, tokens, frames, rows, heads and ranks."""
+    rank = {"norm": {"rank": 3}, "qk": {"qk.rank": 4}}.get(signature.family, {})
+    heads = {"heads": 2} if signature.family in ("qk", "rotary", "split_rotary") else {}
+
+    # A q that is longer than k has not the tokens of its size: one sweep of 20 had no B == L.
+    same = {"k.shape": "same"} if signature.family == "qk" else {}
+
+    def corner(name: str, size: str, reached: Callable[[Case], bool], **more: Any) -> Corner:
+        return Corner(name, {"size": size, **same, **rank, **heads, **more}, reached)
+
+    def shape(case: Case) -> tuple[int, ...]:
+        return main(case).shape
+
+    corners = [
+        corner("B=0", "no_batch", lambda case: len(shape(case)) > 2 and shape(case)[0] == 0),
+        corner("L=0", "no_tokens", lambda case: len(shape(case)) > 2 and shape(case)[1] == 0 < shape(case)[0]),
+        corner("B=1", "one_batch", lambda case: len(shape(case)) > 2 and shape(case)[0] == 1),
+        corner("B>1", "frames", lambda case: len(shape(case)) > 2 and shape(case)[0] > 1),
+        corner("L=1", "one_token", lambda case: len(shape(case)) > 2 and shape(case)[1] == 1),
+        corner("L%16==0", "sixteens", lambda case: len(shape(case)) > 2 and shape(case)[1] % 16 == 0 < shape(case)[1]),
+        corner("B==L>1", "square", lambda case: len(shape(case)) > 2 and shape(case)[0] == shape(case)[1] > 1),
+        corner("rows>32, ragged", "ragged", lambda case: rows(case) > 32 and rows(case) % 32 != 0, width="pow2"),
+        corner("rows>65535", "many_rows", lambda case: rows(case) > 65535, width="pow2"),
+    ]
+    # With another row for each item, and for each token, where one is due.
+    each = {f"{name}.form": "[B,L,D]" for name in signature.modulations} | {"cos.form": "[B,S,Dr/2]"}
+    each |= {"sin.form": "[B,S,Dr/2]", "width": "pow2", "k.shape": "same"}
+    many = {"B>8": ("items", 0, 8), "L>99": ("long_frames", 1, 99), "L>65536": ("many_tokens", 1, 65536)}
+    if signature.family not in ("norm", "qk") or "cos" in signature:
+        # Where items are more than rows: a video's pixels are the items of attention over time.
+        many["B>65535"] = ("many_items", 0, 65535)
+    for name, (size, axis, least) in many.items():
+        wide = {"width": "model", "width.class": width_class(64)} if size == "long_frames" else {}
+
+        def beyond(case: Case, axis: int = axis, least: int = least) -> bool:
+            return len(shape(case)) > 2 and shape(case)[axis] > least
+
+        more = Corner(name, {"size": size, **rank, **heads, **each, **wide}, beyond, sparse=size in RARE_SIZES)
+        corners.append(more)
+    if signature.modulations:
+        frames = {f"{name}.form": "[B,F,1,D]" for name in signature.modulations}
+
+        def many_frames(case: Case) -> bool:
+            shapes = [case.tensors[name].shape for name in signature.modulations if name in case.tensors]
+            return len(shapes) == len(frames) and all(len(s) == 4 and s[0] > 1 and s[1] > 8 for s in shapes)
+
+        wide = {"width": "model", "width.class": width_class(64)}
+        corners.append(Corner("F>8", {"size": "many_frames", **wide, **frames}, many_frames))
+    if heads:
+        corners.append(Corner("H=1", {"heads": 1, **rank}, lambda case: shape(case)[2:3] == (1,)))
+        if signature.family != "split_rotary":
+            corners.append(
+                Corner("H=0", {"heads": 0, "k.shape": "same", **rank}, lambda case: shape(case)[2:3] == (0,))
+            )
+        else:
+            corners[-1] = Corner("H=1", {"heads": 1}, lambda case: case.tensors["cos"].shape[1] == 1)
+        # Grouped queries besides, where there is a k.
+        (most,) = RARE_HEADS
+        corners.append(
+            Corner(
+                f"H={most}",
+                {"heads": most, "size": "frames", "width": "model", "k.shape": "fewer heads", **rank},
+                lambda case: (
+                    (case.tensors["cos"].shape[1] if signature.family == "split_rotary" else shape(case)[-2]) == most
+                    and len(shape(case)) > 2
+                ),
+            )
+        )
+    if signature.family == "norm":
+        corners += [
+            Corner(f"rank={n}", {"rank": n, "size": "frames"}, lambda case, n=n: len(shape(case)) == n)  # type: ignore[misc]
+            for n in (1, 2, 3, 4)
+        ]
+    return corners
+
+
+def width_corners(signature: Signature) -> list[Corner]:
+    """The last dimension by its divisors, and beyond a block of columns."""
+
+    def width(case: Case) -> int:
+        if signature.family == "split_rotary":
+            return 2 * case.tensors["cos"].shape[-1]
+        return main(case).shape[-1]
+
+    def power_of_two(n: int) -> bool:
+        return n & (n - 1) == 0
+
+    kinds: dict[str, Callable[[int], bool]] = {
+        "D=2^k": lambda n: n > 2 and power_of_two(n),
+        "D even, not 16k": lambda n: n % 2 == 0 and n % 16 != 0 and not power_of_two(n),
+        "D of a model": lambda n: n in MODEL_WIDTHS,
+    }
+    forced = {"D=2^k": "pow2", "D even, not 16k": "even", "D of a model": "model"}
+    if signature.family in ("norm", "modulated"):
+        kinds |= {
+            "D=1": lambda n: n == 1,
+            "D prime": lambda n: n in WIDTHS["prime"],
+            "D=2^k-1": lambda n: n > 3 and power_of_two(n + 1),
+            "D=2^k+1": lambda n: n > 5 and power_of_two(n - 1),
+            "D=16k": lambda n: n % 16 == 0 and not power_of_two(n),
+            "D>8192": lambda n: n > 8192 + 512,
+            "D=8192": lambda n: n == 8192,
+            # One column beyond a block: a lost tail. Far beyond: a lost block, which one column may hide.
+            "D=8193": lambda n: n == 8193,
+        }
+        forced |= {
+            "D=1": "one",
+            "D prime": "prime",
+            "D=2^k-1": "pow2-1",
+            "D=2^k+1": "pow2+1",
+            "D=16k": "16k",
+            "D=8192": "beyond",
+            "D>8192": "beyond",
+            "D=8193": "beyond",
+        }
+    if signature.family in ("qk", "rotary"):
+        kinds["D odd"] = lambda n: n % 2 == 1 < n
+        forced["D odd"] = "prime"
+    values: dict[str, dict[str, Any]] = {"D odd": {"heads": 2}}
+    if signature.family not in ("norm", "modulated"):
+        kinds["128<D<256"] = lambda n: 128 < n < 256
+        forced["128<D<256"] = "even"
+        values["128<D<256"] = {"heads": 2, "width.class": width_class(192)}
+    values |= {"D=8192": {"width.class": width_class(8192)}}
+    values |= {"D>8192": {"width.class": width_class(9000)}, "D=8193": {"width.class": width_class(8193)}}
+    return [
+        Corner(
+            name,
+            {"width": forced[name], "size": "frames", **values.get(name, {})},
+            lambda case, test=test: test(width(case)),  # type: ignore[misc]
+        )
+        for name, test in kinds.items()
+    ]
+
+
+def far_corner(signature: Signature) -> Corner:
+    """Rows beyond 2^31 elements from the first: 9 GB of float16, of which 9 rows are used."""
+    name = "q" if "q" in signature else "x"
+    forced = {"dtype": "float16", f"{name}.layout": "far", "size": "far", "width": "pow2", "rank": 3, "heads": 2}
+    if signature.family == "qk":
+        forced |= {"qk.layout": "own", "k.shape": "same"}
+    return Corner(f"{name}: offsets past 2^31", forced, lambda case: case.tensors[name].extent > 2 * FAR)

@@ -1,0 +1,151 @@
+"""Widths, batches, frames and tokens, by the classes for which Triton compiles a kernel."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+
+from validation.cases.chooser import Chooser
+
+# About 40 k elements an activation: a launch of a few programs, 2 to 4 ms each under the interpreter.
+MAX_ELEMENTS = 40_000
+
+
+def _power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _primes(low: int, high: int) -> tuple[int, ...]:
+    return tuple(n for n in range(low, high + 1) if all(n % factor for factor in range(2, math.isqrt(n) + 1)))
+
+
+WIDTHS = {
+    "pow2": (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+    "one": (1,),
+    "prime": _primes(2, 1021),
+    "pow2-1": (15, 63, 255, 511, 1023, 2047, 4095),
+    "pow2+1": (9, 17, 33, 65, 129, 257, 513, 1025, 4097),
+    "16k": tuple(n for n in range(48, 3073, 16) if not _power_of_two(n)),
+    "even": tuple(n for n in range(6, 3075, 2) if n % 16),
+    "model": (64, 128, 1024, 3072, 5120),
+    # One whole block of columns, and beyond it: the kernels loop.
+    "beyond": (8192, 8193, 9000, 16384),
+}
+# Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the rest to hurt.
+HEAD_DIMS = {
+    "pow2": (4, 8, 16, 32, 256),
+    "two": (2,),
+    "even": (*(n for n in range(6, 131, 2) if not _power_of_two(n)), 160, 192),
+    "model": (64, 128),
+}
+ROTATED_ODD_HEAD_DIMS = {"prime": _primes(3, 127)}
+ODD_HEAD_DIMS = {"one": (1,), **ROTATED_ODD_HEAD_DIMS}
+
+HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # none in one of ten
+RARE_HEADS = (40,)  # Helios: more than a tile of 32 or 16 of them, and no multiple of either
+
+# name -> (batch, frames, tokens a frame), each an inclusive range
+SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
+    "general": ((1, 3), (1, 4), (1, 16)),
+    "frames": ((2, 4), (2, 4), (2, 12)),
+    "one_batch": ((1, 1), (1, 3), (1, 24)),
+    "one_token": ((1, 8), (1, 1), (1, 1)),
+    "one_token_each": ((2, 8), (1, 1), (1, 1)),
+    "sixteens": ((1, 3), (1, 3), (16, 16)),
+    "ragged": ((1, 2), (1, 1), (33, 75)),
+    "square": ((2, 7), (1, 1), (2, 7)),  # B == L
+    "items": ((9, 20), (1, 2), (1, 4)),
+    "many_frames": ((2, 2), (9, 33), (1, 3)),
+    "long": ((1, 2), (1, 3), (100, 300)),  # several tiles of tokens in one item, and in one frame
+    "long_frames": ((2, 2), (2, 3), (100, 160)),  # the same of frames that are more than one
+    "no_batch": ((0, 0), (1, 2), (1, 4)),
+    "no_tokens": ((1, 2), (1, 2), (0, 0)),
+    "single_tokens": ((12, 24), (1, 1), (1, 1)),
+    "many_rows": ((2, 2), (1, 1), (32_800, 33_500)),  # more than 65535 rows
+    "many_tokens": ((1, 1), (1, 1), (65_600, 66_500)),  # more than 65536 tokens in one item
+    "many_items": ((65_600, 66_500), (1, 1), (1, 1)),  # more than a grid's second axis takes
+    "far": ((1, 1), (1, 1), (9, 9)),
+}
+# Most cases compute something: of the sizes drawn freely, two in sixteen are empty.
+COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
+COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
+RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "far")
+RARE_WIDTHS = ("beyond",)
+
+Sizes = tuple[int, int, int]
+
+ONE_ROW = (1,) * 6
+"""The class of one batch item with one frame of one token."""
+
+
+def size_class(number: int) -> int:
+    """0, or what Triton can tell of a number and of its products: 1, or the power of two in it, up to 16, negative.
+
+    Triton compiles another kernel for an integer that is 1 and for one that 16 divides.
+    """
+    return number if number in (0, 1) else -math.gcd(number, 16)
+
+
+def width_class(width: int) -> tuple[int, ...]:
+    """What kernels are compiled for of a width: the block that holds it, and the strides it leads to.
+
+    A rotary op has rows of a half and of a quarter of it besides.
+    """
+    parts = [width // n for n in (1, 2, 4)]
+    return (*map(size_class, parts), *((part - 1).bit_length() for part in parts))
+
+
+@functools.cache
+def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[int, ...], tuple[Sizes, ...]]:
+    """The batch, frames and tokens of a size, by what kernels are compiled for of them.
+
+    Args:
+        size: of `SIZES`.
+        width: at most that wide are the rows.
+        units: powers of two up to 16: the strides are multiples of one of the three, or of a product of them, and of
+            one of these.
+    """
+    all_sizes = [
+        (batch, frames, tokens)
+        for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
+        if size != "square" or batch == tokens
+    ]
+    if size not in ("sixteens", "square", "many_rows", "many_tokens", "many_items", "far"):
+        fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
+        all_sizes = fits or [min(all_sizes, key=math.prod)]
+    members: dict[tuple[int, ...], list[Sizes]] = {}
+    for sizes in all_sizes:
+        batch, frames, tokens = sizes
+        # The tokens of a frame and of all frames are also handed to kernels as they are.
+        also = units | {1}
+        numbers = (batch, frames, tokens, frames * tokens, batch * tokens, batch * frames * tokens)
+        within = (units, units, also, also, units, units)
+        key = tuple(_divisible(number, of) for number, of in zip(numbers, within, strict=True))
+        members.setdefault(key, []).append(sizes)
+    return {key: tuple(members[key]) for key in sorted(members, key=lambda key: [(c < 0, abs(c)) for c in key])}
+
+
+def _divisible(number: int, units: frozenset[int]) -> int:
+    """0, 1, or a negative number that counts the units whose product with the number is a multiple of 16."""
+    return number if number in (0, 1) else -1 - sum(number * unit % 16 == 0 for unit in units)
+
+
+def sizes_of(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
+    """B, F and the tokens of a frame, fewer where rows are wide; ``units`` are the `units_of` of the tensors."""
+    powers = frozenset(math.gcd(unit, 16) for unit in units)
+    narrow = math.prod(low for low, _ in SIZES["long"]) * width <= MAX_ELEMENTS
+    common = [size for size in COMMON_SIZES if size != "long" or narrow]
+    classes = _size_classes(
+        choose.pick("size", common, ("long", "long_frames", "many_frames", *RARE_SIZES)), width, powers
+    )
+    return choose.member("sizes", classes, by_size=True)
+
+
+def width_of(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """A width, and the widest of its class."""
+    kind = choose.pick("width", [w for w in table if w not in RARE_WIDTHS], [w for w in table if w in RARE_WIDTHS])
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for width in table[kind]:
+        classes.setdefault(width_class(width), []).append(width)
+    width = choose.member("width.class", classes)
+    return width, max(classes[width_class(width)])

@@ -1,0 +1,116 @@
+"""``validate bench ops`` and ``validate bench denoise``: timings."""
+
+import argparse
+import time
+from pathlib import Path
+
+from validation.commands import FAILED, PASSED, Command, progress
+from validation.errors import UsageError
+
+
+def _stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+def _ops(options: argparse.Namespace) -> int:
+    from validation.device import select
+    from validation.files import require_writable
+
+    device = select(options.gpu)
+    from validation.bench import ops, ops_results, selection
+    from validation.bench.timing import GpuTimer
+
+    found, names = selection.chosen(options.op, options.model), ops.chosen_arms(options.arm)
+    stamp = _stamp()
+    if options.merge:
+        rows, where = ops_results.read(options.merge)
+        paths = ops_results.write(rows, where, options.out, stamp)
+    elif not options.gpu:
+        print(ops_results.without_gpu(found))
+        return PASSED
+    else:
+        require_writable(options.out)
+        timer = GpuTimer()
+        rows, where = [], ops_results.about(timer, device.name)
+        for row in ops.run(found, timer, whole=True, names=names, rounds=options.rounds, progress=progress):
+            rows.append(row)
+            # After each: what was measured outlives a run that is cut short.
+            paths = ops_results.write(rows, where, options.out, stamp)
+    print(ops_results.table(rows))
+    print("results:", *paths)
+    return FAILED if any(row.failed for row in rows) else PASSED
+
+
+def _denoise(options: argparse.Namespace) -> int:
+    if options.drift != "none" and options.replays < 4:
+        raise UsageError(f"--replays: {options.replays}, expected at least 4 (--drift none leaves the drift out)")
+    if options.profile and not options.gpu:
+        raise UsageError("--profile: kernels are seen on a GPU only, expected --gpu as well")
+    import torch
+
+    from validation.device import select
+    from validation.files import require_writable
+    from validation.ops import load_op_set
+
+    device = select(options.gpu)
+    from validation.bench import denoise, denoise_report
+    from validation.bench.denoise_results import Result
+
+    ops = load_op_set(options.ops)
+    if not (options.gpu or options.tiny):
+        print(denoise.without_gpu(options.model, ops, options.checkpoint))
+        return PASSED
+    require_writable(options.out)
+    stamp = _stamp()
+
+    def keep(result: Result) -> list[Path]:
+        return denoise_report.write(result, device.name, options.out, stamp, profile=options.profile)
+
+    try:
+        result = denoise.benchmark(
+            options.model,
+            ops,
+            device.torch,
+            tiny=options.tiny,
+            checkpoint=options.checkpoint,
+            names=options.arm,
+            steps=options.steps,
+            rounds=options.rounds,
+            decodes=options.decodes,
+            drift=options.drift,
+            replays=options.replays,
+            cache=options.cache,
+            keep=keep,
+            progress=progress,
+        )
+    except torch.OutOfMemoryError as error:
+        said = next(iter(str(error).splitlines()), "")
+        raise UsageError(f"--model {options.model}: the path before the fusions does not fit: {said}") from error
+    print(denoise_report.table(result))
+    print("results:", *keep(result))
+    return FAILED if result.failed else PASSED
+
+
+COMMANDS = (
+    Command(
+        "bench ops",
+        "every op at every workload of the real models",
+        "Times each op at each site of Helios and Hunyuan3D-2, and at shapes that neither has, beside the\n"
+        "eager reference, torch.compile of it, PyTorch's norms and other libraries' kernels, and a copy of as many\n"
+        "bytes. Results are written after each workload, and --merge makes one of those of several calls. Without\n"
+        "--gpu: the bytes that must move and what the compiler made of the kernels; nothing is timed. Exit status 1\n"
+        "if an op of ours fails; to fall short of a goal is no failure.",
+        _ops,
+        epilog="",
+    ),
+    Command(
+        "bench denoise",
+        "a whole denoiser's step, before the fusions and after",
+        "Times a step of Helios or Hunyuan3D-2 at full size, random weights, in arms that take turns: the\n"
+        "path before the fusions, the sites of the change upstream, all sites, compact modulation, CUDA graphs,\n"
+        "torch.compile; beside each its drift verdict, launches, memory and the bytes that it must move. Without\n"
+        "--gpu: the bytes alone; nothing is timed. Exit status 1 if an arm of the op set fails, its drift included.",
+        _denoise,
+        epilog="",
+    ),
+)

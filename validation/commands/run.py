@@ -1,0 +1,104 @@
+"""``validate run``, ``parity``, ``quality`` and ``faults``: they judge, and leave a run folder with a report."""
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from validation.commands import Command, exit_status, progress
+from validation.options import given
+
+if TYPE_CHECKING:
+    from validation.record import Record
+    from validation.session import Session
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _judge(options, parity=True, quality=True)
+
+
+def _parity(options: argparse.Namespace) -> int:
+    return _judge(options, parity=True)
+
+
+def _quality(options: argparse.Namespace) -> int:
+    return _judge(options, quality=True)
+
+
+def _judge(options: argparse.Namespace, *, parity: bool = False, quality: bool = False) -> int:
+    from validation.report.terminal import print_table
+    from validation.session import Session
+
+    session = Session(given(**vars(options)))
+    if quality:
+        from validation.quality import check_request
+
+        check_request(session)
+    ops = session.ops
+    progress(f"{ops.name} on {session.device.name}, seed {session.options.seed}, to {session.run.folder}")
+    if parity:
+        if ops.missing and not session.options.op:
+            progress(f"{ops.name} does not provide: {', '.join(ops.missing)}")
+        _keep(session, session.parity(session.names, progress))
+    if quality:
+        from validation.quality import quality as sampled
+
+        _keep(session, sampled(session, progress=progress))
+    path = session.finish()
+    print_table(session.run.records, report=path)
+    return exit_status(record.status for record in session.run.records)
+
+
+def _keep(session: "Session", records: "Iterator[Record]") -> None:
+    for _ in session.keep(records):
+        pass
+
+
+def _faults(options: argparse.Namespace) -> int:
+    from validation.faults.matrix import kill_matrix, selected
+    from validation.report.fault_section import print_matrix
+    from validation.report.terminal import print_table
+    from validation.session import Session
+
+    chosen = {name: value for name, value in vars(options).items() if name not in ("fault", "op", "seeds")}
+    session = Session(given(ops="reference_ops", **chosen))
+    names, left_out = selected(options.fault, options.op, session.device)
+    seeds = range(options.seed, options.seed + options.seeds)
+    progress(f"{len(names)} planted faults on {session.device.name}, seeds {list(seeds)}, to {session.run.folder}")
+    _keep(session, kill_matrix(names, session.device, session.profile, seeds, left_out=left_out, progress=progress))
+    path = session.finish()
+    print_matrix(session.run.records)
+    print_table(session.run.records, report=path)
+    return exit_status(record.status for record in session.run.records)
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "parity, then quality, then the report",
+        "The main job: parity of all ops, then the sampled models, then report.html in the run folder.",
+        _run,
+    ),
+    Command(
+        "parity",
+        "judge ops against their references",
+        "Each op on generated cases (shapes, strides, dtypes, modulation forms, value regimes) against the\n"
+        "reference op in float64, beside the reference op in the working dtype.",
+        _parity,
+    ),
+    Command(
+        "quality",
+        "sample a model with reference and fused ops, compare what comes out",
+        "Samples a model from the same seeds with reference ops and with the candidate's mounted on its sites, and\n"
+        "compares: at each site along the truth's own trajectory; the latents' distance to the truth, beside legal\n"
+        "replays of every rounding (the band, kept for the next run); the decoded frames in memory.",
+        _quality,
+    ),
+    Command(
+        "faults",
+        "plant bugs in the ops, and show that the suite catches each",
+        "Judges wrong ops, each with one known bug, and prints the kill matrix: which check caught which bug, in\n"
+        "which value regimes; with --gpu also those that only a GPU can show. Fails if a bug survives, or if no check\n"
+        "that names it caught it.",
+        _faults,
+    ),
+)

@@ -1,0 +1,399 @@
+"""One table of all options: command lines, pytest's options, the record of a run and repeat lines come from it."""
+
+import argparse
+import dataclasses
+import functools
+import re
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from validation.errors import UsageError
+from validation.files import check_writable
+from validation.verdict import TIERS
+
+DEFAULT_OPS = "fused_ops"
+PROGRAM = "validate"
+
+# `validate run`, its two halves, and a session of pytest.
+SAMPLED = ("run", "quality", "pytest")
+JUDGED = ("run", "parity", "pytest")
+SESSIONS = ("run", "parity", "quality", "pytest")
+BENCHES = ("bench ops", "bench denoise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of some commands.
+
+    Attributes:
+        name: as a command line has it, without the dashes.
+        help: what it does; the default is added.
+        commands: those that have it; ``pytest`` is one of them.
+        type: makes the value of a word, or raises `argparse.ArgumentTypeError`. ``bool`` takes no word: by default
+            False it has one form, by default None a second one, ``--no-NAME``.
+        default: the value where it is not given; None where that depends on other things, which ``help`` then names.
+        metavar: what help texts call the value.
+        choices: the values that are allowed; empty for all.
+        repeated: whether it may be given several times; the value is a list of all.
+        several: whether it takes several words; the value is a list of them.
+        required: whether it must be given.
+        group: heading of the help text under which it stands; "" for the command's own.
+    """
+
+    name: str
+    help: str
+    commands: tuple[str, ...]
+    type: Callable[[str], Any] = str
+    default: Any = None
+    metavar: str | None = None
+    choices: tuple[Any, ...] = ()
+    repeated: bool = False
+    several: bool = False
+    required: bool = False
+    group: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its value in `argparse.Namespace`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def unset(self) -> Any:
+        """The value where it is not given; a list of its own where that is a list."""
+        return [] if self.repeated else self.default
+
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of argparse's ``add_argument`` and pytest's ``addoption``."""
+        notes = ["may be repeated"] if self.repeated else []
+        if self.default not in (None, False) and "default: " not in self.help:
+            notes.append(f"default: {self.default}")
+        text = f"{self.help} ({'; '.join(notes)})" if notes else self.help
+        if self.type is bool:
+            two = self.default is None
+            return {"action": argparse.BooleanOptionalAction if two else "store_true", "help": text}
+        keywords: dict[str, Any] = {"type": self.type, "default": self.unset, "metavar": self.metavar, "help": text}
+        if self.repeated:
+            keywords["action"] = "append"
+        if self.several:
+            keywords["nargs"] = "+"
+        if self.choices:
+            keywords["choices"] = self.choices
+        return keywords
+
+    def words(self, value: Any) -> list[str]:
+        """As a command line says that value."""
+        if self.type is bool:
+            return [f"--{self.name}" if value else f"--no-{self.name}"]
+        if self.repeated:
+            return [word for item in value for word in (f"--{self.name}", _word(item))]
+        return [f"--{self.name}", _word(value)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads an integer that is no less than that."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}, expected an integer >= {least}")
+        return int(text)
+
+    return read
+
+
+def new_file(text: str) -> Path:
+    """Reads the path of a file that can be written."""
+    try:
+        check_writable(Path(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def names(text: str) -> tuple[str, ...] | None:
+    """Names with commas between them; None for the empty text."""
+    return tuple(text.split(",")) if text else None
+
+
+# In the order of help texts.
+OPTIONS = (
+    Option("op", "this op only", ("parity", "faults", "bench ops", "pytest"), metavar="NAME", repeated=True),
+    Option("model", "model to sample: helios, hunyuan3d (default: all)", SAMPLED, metavar="NAME"),
+    Option(
+        "model",
+        "workloads of helios, of hunyuan3d, or shapes that neither has (default: all)",
+        ("bench ops",),
+        metavar="NAME",
+        repeated=True,
+    ),
+    Option("model", "helios or hunyuan3d", ("bench denoise",), metavar="NAME", required=True),
+    Option(
+        "ops",
+        "op set to judge: an importable module, a .py file or an entry point's name",
+        (*SESSIONS, "bench denoise"),
+        default=DEFAULT_OPS,
+        metavar="MODULE_OR_FILE",
+    ),
+    Option(
+        "ops",
+        "op set to judge: an importable module, a .py file or an entry point's name (default: that of the failure in "
+        f"the file, else {DEFAULT_OPS})",
+        ("repro",),
+        metavar="MODULE_OR_FILE",
+    ),
+    Option(
+        "isolate",
+        "run candidates in a process of their own, which may hang or crash (default: all that are not ours)",
+        (*JUDGED, "repro"),
+        type=bool,
+    ),
+    Option(
+        "case-seconds",
+        "the most that a case may take there (default: 120)",
+        (*JUDGED, "repro"),
+        type=float,
+        metavar="S",
+    ),
+    Option("arm", "beside the first arm, time this one only", BENCHES, metavar="NAME", repeated=True),
+    Option("fault", "this fault only", ("faults",), metavar="NAME", repeated=True),
+    Option(
+        "sites",
+        "mount only these sites (default: every site whose op the set provides)",
+        ("quality", "pytest"),
+        type=names,
+        metavar="SITE[,SITE]",
+    ),
+    Option(
+        "checkpoint",
+        "a checkpoint: Helios in diffusers' folder format, Hunyuan3D-2 in the official one (default: the embedded one; "
+        "of bench random weights)",
+        ("quality", "pytest", "bench denoise"),
+        type=Path,
+        metavar="DIR",
+    ),
+    Option(
+        "tiny",
+        "a tiny size, which runs on the CPU too: a test of the harness, no measurement",
+        ("bench denoise",),
+        type=bool,
+        default=False,
+    ),
+    Option("prompts", "JSON of what to sample (default: embedded)", ("quality", "pytest"), type=Path, metavar="FILE"),
+    Option(
+        "profile",
+        "how many cases an op gets",
+        (*JUDGED, "faults"),
+        default="default",
+        choices=("quick", "default", "nightly"),
+    ),
+    Option(
+        "profile",
+        "write a table of kernels by arm as well; needs --gpu",
+        ("bench denoise",),
+        type=bool,
+        default=False,
+    ),
+    Option(
+        "seed",
+        "everything is drawn from it",
+        (*SESSIONS, "faults"),
+        type=at_least(0),
+        default=0,
+        metavar="N",
+    ),
+    Option(
+        "seeds",
+        "so many seeds, --seed the first",
+        ("faults",),
+        type=at_least(1),
+        default=1,
+        metavar="N",
+    ),
+    Option(
+        "steps",
+        "timed steps of a visit",
+        ("bench denoise",),
+        type=at_least(1),
+        default=4,
+        metavar="N",
+    ),
+    Option(
+        "rounds",
+        "samples of each",
+        ("bench ops",),
+        type=at_least(1),
+        default=9,
+        metavar="N",
+    ),
+    Option(
+        "rounds",
+        "rounds of two visits of each arm; an interval needs 6",
+        ("bench denoise",),
+        type=at_least(1),
+        default=6,
+        metavar="N",
+    ),
+    Option("decodes", "timed decodes, for end to end", ("bench denoise",), type=int, default=2, choices=(0, 1, 2)),
+    Option(
+        "drift",
+        "measure it on the embedded checkpoint, or on the model that is timed (default: embedded; model if tiny)",
+        ("bench denoise",),
+        choices=("embedded", "model", "none"),
+    ),
+    Option(
+        "replays",
+        "legal replays of each kind for each prompt, for the band; 0: no drift, floors alone",
+        SAMPLED,
+        type=int,
+        default=8,
+        metavar="N",
+    ),
+    Option("replays", "legal replays of each kind", ("bench denoise",), type=int, default=8, metavar="N"),
+    Option(
+        "require",
+        "hold every op, and the drift, to bit-exact, lossless or close (default: lossless for fused_ops, close for "
+        "others)",
+        SESSIONS,
+        metavar="TIER",
+        choices=tuple(TIERS),
+    ),
+    Option(
+        "xfail",
+        "known failures: op[:status or corner][:dtype]  # reason",
+        JUDGED,
+        type=Path,
+        metavar="FILE",
+    ),
+    Option(
+        "floors",
+        "floors of PSNR and SSIM, as fixtures/tolerances has them (default: those of Helios)",
+        ("compare",),
+        type=Path,
+        metavar="FILE",
+    ),
+    Option(
+        "merge",
+        "time nothing: one table and picture of earlier results",
+        ("bench ops",),
+        type=Path,
+        metavar="FILE",
+        several=True,
+    ),
+    Option(
+        "cache",
+        "folder of the bands (default: ~/.cache/fused-op-validation)",
+        (*SAMPLED, "bench denoise"),
+        type=Path,
+        metavar="DIR",
+    ),
+    Option("json", "write the results as JSON as well", (*SESSIONS, "faults", "diff"), type=new_file, metavar="FILE"),
+    # pytest writes JUnit XML itself.
+    Option(
+        "junit",
+        "write JUnit XML as well, for a CI system to show",
+        ("run", "parity", "quality", "faults"),
+        type=new_file,
+        metavar="FILE",
+    ),
+    Option("out", "run folder (default: a new one under runs/)", (*SESSIONS, "faults"), type=Path, metavar="DIR"),
+    Option(
+        "out",
+        "folder of the JSON and the picture",
+        BENCHES,
+        type=Path,
+        default=Path("benchmarks/results"),
+        metavar="DIR",
+    ),
+)
+
+# The one that pytest has without the prefix.
+GPU = Option(
+    "gpu",
+    "run on the GPU; a usage error where there is none",
+    (*SESSIONS, "repro", "faults", *BENCHES),
+    type=bool,
+    default=False,
+)
+
+
+@functools.cache
+def table() -> tuple[Option, ...]:
+    """All options: the suite's, the models', and --gpu."""
+    from validation.shape_options import OPTIONS as OF_SHAPES
+
+    return (*OPTIONS, *OF_SHAPES, GPU)
+
+
+def options_of(command: str) -> tuple[Option, ...]:
+    """The options of a command (``parity``, ``bench ops``, ``pytest``), in order."""
+    return tuple(option for option in table() if command in option.commands)
+
+
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add a command's options to its parser."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options_of(command):
+        if option.group and option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        to = groups[option.group] if option.group else parser
+        to.add_argument(f"--{option.name}", required=option.required, **option.keywords())
+
+
+def given(**values: Any) -> argparse.Namespace:
+    """The options of a session: those values, and the defaults of the others.
+
+    Raises:
+        TypeError: an unknown option.
+    """
+    known = {option.key: option.unset for command in SESSIONS for option in options_of(command)}
+    if unknown := values.keys() - known.keys():
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}, expected some of: {', '.join(known)}")
+    return argparse.Namespace(**known | values)
+
+
+def repeat_line(command: str, *words: str, always: Collection[str] = (), **values: Any) -> str:
+    """The command line that repeats a verdict.
+
+    Args:
+        command: such as ``parity``.
+        words: that it takes without a name.
+        always: options to say even where they have their default; others are left out then.
+        values: of the options, in the order in which to say them; None says nothing.
+
+    Raises:
+        TypeError: a value for an option that the command has not.
+    """
+    options = {option.key: option for option in options_of(command)}
+    line = [PROGRAM, *command.split(), *words]
+    for key, value in values.items():
+        if key not in options:
+            raise TypeError(f"{command} has no option {key}, expected some of: {', '.join(options)}")
+        if value is not None and (value != options[key].unset or key in always):
+            line += options[key].words(value)
+    return shlex.join(line)
+
+
+PREFIX = "validate-"
+
+
+def plugin_name(option: Option) -> str:
+    """The option's name for pytest: prefixed, for other plugins have a --seed and a --profile too."""
+    return f"--{option.name}" if option is GPU else f"--{PREFIX}{option.name}"
+
+
+def plugin_key(option: Option) -> str:
+    """The name of its value among pytest's."""
+    return plugin_name(option).removeprefix("--").replace("-", "_")
+
+
+def as_pytest_says(text: str) -> str:
+    """A message with pytest's names of the options."""
+    known: Sequence[str] = [option.name for option in options_of("pytest") if option is not GPU]
+    return re.sub(rf"(?<![\w-])--({'|'.join(known)})(?![\w-])", rf"--{PREFIX}\1", text)
