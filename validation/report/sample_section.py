@@ -143,7 +143,7 @@ def _shown(value: Number, measure: Mapping[str, str] | None = None) -> str:
     unit, share = (measure or {}).get("unit", ""), bool(measure) and (measure or {}).get("better") == "high"
     if not isinstance(value, (int, float)):
         return summary.number(value)
-    if not unit and isinstance(value, float) and 0 < 1 - value < 5e-4:
+    if not unit and isinstance(value, float) and 0 < 1 - value < 5e-5:
         return f"1 - {summary.number(1 - value, 2)}"
     if not unit and share and math.isfinite(value):
         return f"{value:.4f}"
