@@ -99,8 +99,7 @@ class TimedArm:
     @property
     def rounds(self) -> list[float]:
         """Seconds a step in each round."""
-        medians = [statistics.median(visit) for visit in self.visits]
-        return [statistics.fmean(medians[n : n + 2]) for n in range(0, len(medians), 2)]
+        return _pair_means([statistics.median(visit) for visit in self.visits])
 
     @property
     def quantiles(self) -> list[float]:
@@ -111,8 +110,7 @@ class TimedArm:
     @property
     def denoise(self) -> list[float]:
         """Seconds of all steps of a visit, round by round."""
-        sums = [sum(visit) for visit in self.visits]
-        return [statistics.fmean(sums[n : n + 2]) for n in range(0, len(sums), 2)]
+        return _pair_means([sum(visit) for visit in self.visits])
 
     @property
     def kernels(self) -> int | None:
@@ -123,6 +121,10 @@ class TimedArm:
     def launches(self) -> int | None:
         """Launches by the host in a step; a graph is one."""
         return None if self.profile is None else sum(activity.is_launch for activity in self.profile)
+
+
+def _pair_means(values: Sequence[float]) -> list[float]:
+    return [statistics.fmean(values[n : n + 2]) for n in range(0, len(values), 2)]
 
 
 @dataclasses.dataclass(frozen=True)

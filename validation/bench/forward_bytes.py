@@ -9,9 +9,8 @@ counts as `validation.bench.traffic.traffic` says.
 import contextlib
 import dataclasses
 import inspect
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from validation.bench.results import aligned
-from validation.bench.traffic import outputs, traffic
+from validation.bench.traffic import distinct, outputs, traffic
 from validation.cases.case import Case, TensorSpec
 from validation.models.mount import running_call
 from validation.ops import Op, OpSet, reference_op
@@ -157,10 +156,8 @@ def _spec(t: Tensor) -> TensorSpec:
     return TensorSpec(tuple(t.shape), dtype, t.stride(), int(t.storage_offset()), str(t.untyped_storage()._cdata))
 
 
-def distinct_bytes(t: Tensor) -> int:
-    """Bytes of a tensor's distinct elements: those of an expanded dimension count once."""
-    sizes = (size for size, stride in zip(t.shape, t.stride(), strict=True) if stride or size == 0)
-    return math.prod(sizes) * t.element_size()
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(distinct(t.shape, t.stride()) * t.element_size() for t in tensors)
 
 
 class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -197,7 +194,7 @@ class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # What is overwritten is not read, where the operator only copies into it.
         read = inputs[1:] if name in ("copy_", "fill_", "zero_") else inputs
         # The fused norms of PyTorch return statistics too, a few bytes a row.
-        moved = sum(map(distinct_bytes, read)) + sum(t.numel() * t.element_size() for t in outputs)
+        moved = _bytes(read) + sum(t.numel() * t.element_size() for t in outputs)
         self.found.add(PRODUCTS if name in _PRODUCTS else REST, moved, name)
         return result
 
@@ -217,6 +214,6 @@ class _WholeKernels(TorchFunctionMode):
         inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         if len({t.dtype for t in inputs}) > 1:  # then a GPU takes several kernels too
             return func(*args, **kwargs)
-        moved = sum(map(distinct_bytes, inputs)) + inputs[0].numel() * inputs[0].element_size()
+        moved = _bytes(inputs) + inputs[0].numel() * inputs[0].element_size()
         self.found.add(ATTENTION if attention else REST, moved, func.__name__)
         return torch.empty_like(inputs[0])

@@ -57,11 +57,7 @@ def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float]], firs
             x, x + 8
         )
     )
-    width, height = LABELS + PLOT + 12, y + 24
-    head = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}">')
-    title = Markup('<text class="title" x="8" y="22">Share of the copy bandwidth: {}</text>').format(subtitle)
-    sheet = Markup('<style>{}</style><rect width="100%" height="100%" fill="white"/>').format(Markup(STYLE))
-    return head.format(width, height) + sheet + title + Markup("").join([*back, *lines]) + Markup("</svg>\n")
+    return _sheet(LABELS + PLOT + 12, y + 24, f"Share of the copy bandwidth: {subtitle}", [*back, *lines])
 
 
 def _x(share: float) -> float:
@@ -90,11 +86,13 @@ def step_times(bars: Sequence[tuple[str, float, float, float, str]], goal: float
         y += ROW
     goal_at = Markup('<line class="goal" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"><title>goal</title></line>')
     lines.append(goal_at.format(left + PLOT * goal / most, HEAD - 4, y + 2))
-    width, height = left + PLOT + 320, y + 12
+    under = Markup('<text class="axis" x="8" y="40">{}; bar: median, line: interval, tick: goal</text>')
+    heading = "Time a step over that of the path before"
+    return _sheet(left + PLOT + 320, y + 12, heading, [under.format(subtitle), *lines])
+
+
+def _sheet(width: int, height: int, title: str, lines: Sequence[Markup]) -> Markup:
     head = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}">')
-    sheet = Markup('<style>{}</style><rect width="100%" height="100%" fill="white"/>').format(Markup(STYLE))
-    heading = Markup('<text class="title" x="8" y="22">Time a step over that of the path before</text>')
-    under = Markup('<text class="axis" x="8" y="40">{}; bar: median, line: interval, tick: goal</text>').format(
-        subtitle
-    )
-    return head.format(width, height) + sheet + heading + under + Markup("").join(lines) + Markup("</svg>\n")
+    style = Markup('<style>{}</style><rect width="100%" height="100%" fill="white"/>').format(Markup(STYLE))
+    heading = Markup('<text class="title" x="8" y="22">{}</text>').format(title)
+    return head.format(width, height) + style + heading + Markup("").join(lines) + Markup("</svg>\n")

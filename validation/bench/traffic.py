@@ -9,14 +9,14 @@ second float32 is needed, the GPU reads twice what is counted here.
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from reference_ops import IndexedRows
-from validation.cases.case import Case, TensorSpec
+from validation.cases.case import Case
 from validation.ops import reference_op
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def traffic(case: Case) -> Traffic:
     """What a call of this case must move."""
     return Traffic(
         # A set: the tables of a compact modulation share one index.
-        read=sum(_distinct(spec) * spec.torch_dtype.itemsize for spec in set(case.tensors.values())),
+        read=sum(distinct(spec.shape, spec.strides) * spec.torch_dtype.itemsize for spec in set(case.tensors.values())),
         written=sum(spec.numel * spec.torch_dtype.itemsize for spec in outputs(case.op, case.tensors)),
     )
 
@@ -52,8 +52,9 @@ def outputs(op: str, arguments: Mapping[str, T]) -> list[T]:
     return [arguments["x"]] * (len(typing.get_args(returned)) or 1)
 
 
-def _distinct(spec: TensorSpec) -> int:
-    return math.prod(size for size, stride in zip(spec.shape, spec.strides, strict=True) if stride or size == 0)
+def distinct(shape: Iterable[int], strides: Iterable[int]) -> int:
+    """How many elements a tensor has, those along an expanded dimension counted once."""
+    return math.prod(size for size, stride in zip(shape, strides, strict=True) if stride or size == 0)
 
 
 def argument_sets(case: Case, device: str, count: int) -> list[dict[str, Any]]:
