@@ -48,13 +48,16 @@ def _by_stage(arguments: argparse.Namespace) -> None:
 
     torched = time.perf_counter()
     from validation.device import select
+    from validation.executor import InProcess
     from validation.ops import load_op_set
-    from validation.parity import sweep as parity
+    from validation.parity.plan import Plan
+    from validation.parity.profiles import profile_named
+    from validation.parity.sweep import Sweep
 
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     device = select(gpu=False)
     ops = load_op_set(arguments.ops)
-    profile = parity.profile_named(arguments.profile)
+    profile = profile_named(arguments.profile)
     print(f"import torch {torched - start:.2f}s, the suite and the ops {time.perf_counter() - torched:.2f}s")
     torch.set_num_threads(1)
     print(f"{'':40}" + "".join(f"{stage:>11}" for stage in STAGES) + f"{'judging / rest':>16}{'ms a case':>11}")
@@ -62,11 +65,11 @@ def _by_stage(arguments: argparse.Namespace) -> None:
     for op in arguments.names or ops.functions:
         seconds: Counter[str] = Counter()
         began = time.perf_counter()
-        drawn = list(parity.Plan.of(op, device, profile, 0).cases())
+        drawn = list(Plan.of(op, device, profile, 0).cases())
         seconds["drawing"] = time.perf_counter() - began
         # The sweep draws the same cases again, from a cache.
         began, cases = time.perf_counter(), len(drawn)
-        for record in parity.sweep(op, ops, device, profile=profile, seed=0):
+        for record in Sweep(InProcess(ops, device), profile, 0).of_op(op):
             seconds.update({name: n for name, n in record.seconds.items() if name in STAGES})
             if record.check == "bad input":
                 seconds["bad input"] += record.seconds["total"]

@@ -33,7 +33,6 @@ from validation import composed, sample_runs
 from validation.device import Device
 from validation.drift import measure
 from validation.errors import UsageError
-from validation.executor.isolation import IsolatedOpSet
 from validation.files import FIXTURES, hash_files
 from validation.media import metrics, video
 from validation.models.mount import Site, SiteError
@@ -89,8 +88,7 @@ def quality(session: Session, progress: Progress = silent) -> Iterator[Record]:
     """
     from validation import shape_quality
 
-    if isinstance(session.ops, IsolatedOpSet):
-        session.ops.worker.close()  # a model runs here, and on a GPU has need of what that process holds of it
+    session.executor.close()  # a model runs here, and on a GPU has need of what that process holds of it
     models = _models_of(session)
     for model in MODELS:
         if model not in models and not _names_one_model(session):

@@ -20,7 +20,6 @@ from validation.models.mount import SiteError
 from validation.models.prompts import read_json
 from validation.ops import OpSet
 from validation.options import repeat_line
-from validation.parity.sweep import default_tier
 from validation.record import Level, Record
 from validation.samples.store import Arm
 from validation.shape_options import ShapeOptions
@@ -93,7 +92,7 @@ class Request:
             prompts=self.prompts,
             seed=self.seed,
             replays=self.replays,
-            require=None if self.require == (default_tier(ops) or "close") else self.require,
+            require=None if self.require == (ops.default_tier or "close") else self.require,
             **self.shape.values(),
             gpu=not self.device.interpreted,
         )

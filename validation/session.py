@@ -3,16 +3,19 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from validation import device as devices
 from validation.errors import UsageError
-from validation.executor.isolation import IsolatedOpSet, limit_of, load
+from validation.executor import Executor, limit_of, load
 from validation.ops import OpSet, check_op_name
-from validation.parity import sweep as parity
+from validation.parity.profiles import profile_named
+from validation.parity.regressions import save_failure
+from validation.parity.sweep import Sweep
 from validation.parity.xfail import XFail
 from validation.record import Environment, Level, Record, Run
+from validation.verdict import Tier
 
 
 class Session:
@@ -21,7 +24,7 @@ class Session:
     Attributes:
         options: as given (`validation.options.given`).
         device: where it runs.
-        ops: the candidate op set.
+        executor: who runs the candidates.
         names: the ops to judge.
         profile: resolved.
         require: the tier asked for, the op set's default where none was.
@@ -40,18 +43,18 @@ class Session:
             UsageError: any of the options cannot be met.
         """
         self.options = options
-        self.profile = parity.profile_named(options.profile)
+        self.profile = profile_named(options.profile)
         limit = limit_of(options.case_seconds)
         for name in options.op:
             check_op_name(name)
         self.device = devices.select(options.gpu)
-        self.ops: OpSet = load(options.ops, gpu=options.gpu, isolate=options.isolate, limit=limit)
+        self.executor: Executor = load(options.ops, self.device, isolate=options.isolate, limit=limit)
         provided = ", ".join(self.ops.functions)
         for name in options.op:
             if name not in self.ops:
                 raise UsageError(f"--op: {options.ops} does not provide {name}, expected one of: {provided}")
         self.names = tuple(options.op or self.ops.functions)
-        self.require: str | None = options.require or parity.default_tier(self.ops)
+        self.require = self.ops.default_tier if options.require is None else Tier(options.require)
         self.xfail = XFail.read(options.xfail) if options.xfail is not None else XFail()
         for entry in self.xfail.entries:
             if entry.op not in self.ops:
@@ -77,25 +80,22 @@ class Session:
         """True once something was run."""
         return self._run is not None
 
-    def parity(self, names: tuple[str, ...], progress: Callable[[str], None] = lambda _: None) -> Iterator[Record]:
-        """Judge some ops of the set."""
-        return parity.parity(
-            self.ops,
-            names,
-            self.device,
-            profile=self.profile,
-            seed=self.options.seed,
-            require=self.require,
-            xfail=self.xfail,
-            progress=progress,
-        )
+    @property
+    def ops(self) -> OpSet:
+        """The candidate op set."""
+        return self.executor.ops
+
+    @property
+    def sweep(self) -> Sweep:
+        """How the options judge ops."""
+        return Sweep(self.executor, self.profile, self.options.seed, self.require, self.xfail)
 
     def keep(self, records: Iterator[Record]) -> Iterator[Record]:
         """Pass records on, each added to the run; the smallest failures are kept as files of their own."""
         for record in records:
             self.run.add(record)
             if record.level is Level.OP and record.status.failed:
-                parity.save_failure(self.run.folder, record, self.ops.origin)
+                save_failure(self.run.folder, record, self.ops.origin)
             yield record
 
     def finish(self) -> Path:
@@ -110,8 +110,7 @@ class Session:
             write_json(self.options.json, self.run)
         if self.options.junit is not None:
             write_junit(self.run.records, self.options.junit)
-        if isinstance(self.ops, IsolatedOpSet):
-            self.ops.worker.close()
+        self.executor.close()
         return write_report(self.run.folder)
 
 

@@ -8,4 +8,4 @@ from validation.session import Session
 
 @pytest.mark.parity
 def test_parity(op_name: str, validation_session: Session) -> None:
-    check(validation_session, validation_session.parity((op_name,)))
+    check(validation_session, validation_session.sweep.of_ops((op_name,)))

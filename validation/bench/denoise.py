@@ -40,7 +40,6 @@ from validation.models.helios_denoiser import HeliosDenoiser
 from validation.models.hunyuan3d_denoiser import Hunyuan3DDenoiser
 from validation.models.mount import SiteError
 from validation.ops import OpSet
-from validation.parity.sweep import default_tier
 from validation.quality import DEFAULT
 from validation.samples.denoiser import BEFORE, EMBEDDED, FULL, TINY, Arm, Denoiser
 from validation.shape_quality import TRAINED
@@ -290,7 +289,7 @@ def benchmark(
         rounds=rounds,
         decodes=decodes,
         drift=None if drift == "none" else drift_of_arms,
-        require=default_tier(ops) or "close",
+        require=ops.default_tier or "close",
         step_bytes=lambda arm: moved.get(arm.name),
         copy=copy,
         keep=keep,

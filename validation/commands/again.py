@@ -11,23 +11,23 @@ from validation.options import DEFAULT_OPS
 def _repro(options: argparse.Namespace) -> int:
     from validation.cases.case import Case
     from validation.device import select
-    from validation.executor.isolation import IsolatedOpSet, limit_of, load
+    from validation.executor import limit_of, load
     from validation.ops import check_op_name
-    from validation.parity import sweep as parity
+    from validation.parity.one_case import check_fits, judge_case
+    from validation.parity.regressions import read_failure
     from validation.report.terminal import print_text
 
     text: str = options.case
-    case, failed = (Case.from_json(text), "") if text.lstrip().startswith("{") else parity.read_failure(Path(text))
+    case, failed = (Case.from_json(text), "") if text.lstrip().startswith("{") else read_failure(Path(text))
     limit = limit_of(options.case_seconds)
     device = select(options.gpu)
     check_op_name(case.op)
     if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
-    parity.check_fits(case, device.torch)
-    ops = load(options.ops or failed or DEFAULT_OPS, gpu=options.gpu, isolate=options.isolate, limit=limit)
-    record = parity.run(case, ops, device)
-    if isinstance(ops, IsolatedOpSet):
-        ops.worker.close()
+    check_fits(case, device.torch)
+    executor = load(options.ops or failed or DEFAULT_OPS, device, isolate=options.isolate, limit=limit)
+    record = judge_case(case, executor)
+    executor.close()
     passed = f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}"
     print_text(record.message or passed)
     return exit_status([record.status])

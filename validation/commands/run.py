@@ -38,7 +38,7 @@ def _judge(options: argparse.Namespace, *, parity: bool = False, quality: bool =
     if parity:
         if ops.missing and not session.options.op:
             progress(f"{ops.name} does not provide: {', '.join(ops.missing)}")
-        _keep(session, session.parity(session.names, progress))
+        _keep(session, session.sweep.of_ops(session.names, progress))
     if quality:
         from validation.quality import quality as sampled
 

@@ -16,11 +16,15 @@ import torch
 from validation import controls, quality
 from validation.device import Device, select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.ops import OpSet, check_op_name
-from validation.parity import sweep as parity
-from validation.parity.sweep import SHORT_DTYPE
+from validation.parity.one_case import SHORT_DTYPE
+from validation.parity.plan import Plan
+from validation.parity.profiles import Profile
+from validation.parity.sweep import Sweep
 from validation.parity.tiers import LOSSLESS_MEAN_RATIO
 from validation.record import Level, Record
+from validation.verdict import Tier
 
 # Where --cases is not given.
 DEFAULT_CASES = {
@@ -33,7 +37,7 @@ DEFAULT_CASES = {
 # What each control claims, and is held to: each differs from the reference path in the order of a sum, or rounds
 # where that does or less often, which is no loss. What loses nothing but in special rows is `close` by right, such as
 # sums in 32 lanes: of a constant float32 row the reference's mean is exact, and theirs is not.
-REQUIRED_TIER = "lossless"
+REQUIRED_TIER = Tier.LOSSLESS
 
 
 def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int) -> Iterator[Record]:
@@ -41,10 +45,10 @@ def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int)
 
     Held to `REQUIRED_TIER`.
     """
-    profile = parity.Profile("controls", 2, 1)
-    forced = len(list(parity.Plan.of(op, device, profile, seed).cases())) - profile.free
+    profile = Profile("controls", 2, 1)
+    forced = len(list(Plan.of(op, device, profile, seed).cases())) - profile.free
     profile = dataclasses.replace(profile, free=max(cases - forced, 1))
-    return parity.sweep(op, ops, device, profile=profile, seed=seed, require=REQUIRED_TIER, shrink=False)
+    return Sweep(InProcess(ops, device), profile, seed, REQUIRED_TIER, shrink=False).of_op(op)
 
 
 def _parser() -> argparse.ArgumentParser:

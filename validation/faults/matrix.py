@@ -19,14 +19,16 @@ import torch
 from validation.cases.values import REGIMES
 from validation.device import Device, select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.faults import FAULTS, load
 from validation.ops import check_op_name
 from validation.options import repeat_line
-from validation.parity import sweep as parity
+from validation.parity.profiles import Profile
+from validation.parity.sweep import Sweep
 from validation.record import Level, Record
-from validation.verdict import Status
+from validation.verdict import Status, Tier
 
-REQUIRED_TIER = "lossless"
+REQUIRED_TIER = Tier.LOSSLESS
 OP_SET = "planted faults"
 
 # The columns of the matrix: the value regime of a case, and what is said of an op as a whole.
@@ -70,7 +72,7 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
     return here, tuple(name for name in chosen if name not in here)
 
 
-def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, first_kill: bool) -> Record:
+def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill: bool) -> Record:
     """Sweep one fault; PASSED if a verdict that names the bug caught it.
 
     Args:
@@ -83,10 +85,8 @@ def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, firs
     fault, start = FAULTS[name], time.perf_counter()
     cases: Counter[str] = Counter()
     kills: dict[Status, Counter[str]] = {}
-    sweep = parity.sweep(
-        fault.op, fault.op_set(), device, profile=profile, seed=seed, require=REQUIRED_TIER, shrink=False
-    )
-    for record in sweep:
+    sweep = Sweep(InProcess(fault.op_set(), device), profile, seed, REQUIRED_TIER, shrink=False)
+    for record in sweep.of_op(fault.op):
         column = str(record.case["values"]) if record.level is Level.OP else COLUMNS[-1]
         cases[column] += 1
         if record.status.failed:
@@ -145,7 +145,7 @@ def judge(name: str, device: Device, profile: parity.Profile, seed: int, *, firs
 def kill_matrix(
     names: Sequence[str],
     device: Device,
-    profile: parity.Profile,
+    profile: Profile,
     seeds: Sequence[int],
     *,
     left_out: Sequence[str] = (),
@@ -169,7 +169,7 @@ def kill_matrix(
         yield record
 
 
-Task = tuple[str, parity.Profile, int, bool]
+Task = tuple[str, Profile, int, bool]
 
 
 def _judged(tasks: Sequence[Task], device: Device) -> Iterator[Record]:

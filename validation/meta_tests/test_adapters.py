@@ -13,11 +13,16 @@ import reference_ops
 from validation import adapters, cli
 from validation.adapters import CannotExpress, required
 from validation.cases.case import Case
+from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
 from validation.device import select
 from validation.errors import UsageError
+from validation.executor import InProcess
+from validation.judge.signature import signature_of
 from validation.ops import ENTRY_POINT_GROUP, OpSet, load_op_set, reference_op
-from validation.parity import sweep as parity
+from validation.parity.one_case import judge_case
+from validation.parity.profiles import PROFILES
+from validation.parity.sweep import Sweep
 from validation.record import Record
 from validation.report import summary
 from validation.verdict import Status
@@ -48,8 +53,8 @@ def test_a_module_that_an_installed_package_lacks_is_not_called_a_missing_packag
 
 
 def _judged(op: str, ops: OpSet, count: int) -> list[Record]:
-    drawn = parity.draw_cases(cases(parity.signature_of(op)), seed=0, count=count)
-    return [parity.run(case, ops, select(gpu=False)) for case in drawn]
+    drawn = draw_cases(cases(signature_of(op)), seed=0, count=count)
+    return [judge_case(case, InProcess(ops, select(gpu=False))) for case in drawn]
 
 
 @pytest.mark.parametrize("name", ["torch_native", *INSTALLED])
@@ -104,7 +109,7 @@ FINDINGS = [
 )
 def test_known_findings(name: str, case: Case, status: Status) -> None:
     select(gpu=False)
-    assert parity.run(case, load_op_set(f"validation.adapters.{name}"), select(gpu=False)).status is status
+    assert judge_case(case, InProcess(load_op_set(f"validation.adapters.{name}"), select(gpu=False))).status is status
 
 
 def _no_bfloat16(x: Tensor, weight: Any = None, bias: Any = None, eps: float = 1e-6) -> Tensor:
@@ -120,7 +125,7 @@ def _nothing(*_: Any, **__: Any) -> Tensor:
 
 def _swept(function: Any) -> list[Record]:
     ops = OpSet("partial", {"layer_norm": function}, "partial.py")
-    return list(parity.sweep("layer_norm", ops, select(gpu=False), profile=parity.PROFILES["quick"], seed=0))
+    return list(Sweep(InProcess(ops, select(gpu=False)), PROFILES["quick"], 0).of_op("layer_norm"))
 
 
 def test_what_cannot_be_expressed_is_counted_and_does_not_fail() -> None:

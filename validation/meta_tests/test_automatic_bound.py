@@ -16,13 +16,14 @@ from torch.nn import functional
 import fused_ops
 import reference_ops
 from validation.cases.case import Case, TensorSpec
+from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
 from validation.cases.tensors import Arguments, materialise
 from validation.judge import bounds, perturbed
+from validation.judge.signature import signature_of
 from validation.judge.stats import Budget
 from validation.judge.verdict import absent, expect, judge_call
 from validation.ops import reference_op_names
-from validation.parity import sweep as parity
 from validation.verdict import Status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def drawn(op: str, count: int, seed: int) -> list[Case]:
     """Cases with rows of two numbers or more: one number is its own mean, and 0.14 of the hand-made budget left."""
     return [
         case
-        for case in parity.draw_cases(cases(parity.signature_of(op)), seed=seed, count=count)
+        for case in draw_cases(cases(signature_of(op)), seed=seed, count=count)
         if (x := case.tensors["x" if "x" in case.tensors else "q"]).numel and x.shape[-1] > 1
     ]
 
@@ -240,8 +241,10 @@ from validation.device import select
 
 device = select(gpu=False)
 import fused_ops
-from validation.parity import sweep as parity
+from validation.executor import InProcess
 from validation.ops import load_op_set, op_set_from
+from validation.parity.profiles import Profile
+from validation.parity.sweep import Sweep
 
 name, right = "add_rms_norm", fused_ops.add_rms_norm
 
@@ -251,8 +254,8 @@ def ten_times_eps(residual, x, weight=None, eps=1e-6):
 
 
 for ops in (load_op_set("fused_ops"), op_set_from({name: ten_times_eps}, "wrong", "wrong")):
-    profile, tier = parity.Profile("short", 1, 15), parity.default_tier(ops)
-    records = list(parity.sweep(name, ops, device, profile=profile, seed=0, require=tier, shrink=False))
+    sweep = Sweep(InProcess(ops, device), Profile("short", 1, 15), 0, ops.default_tier, shrink=False)
+    records = list(sweep.of_op(name))
     print(json.dumps([(record.status, record.check, record.reason, record.message) for record in records]))
 """
 

@@ -12,10 +12,12 @@ import reference_ops
 from validation.cases.case import Case
 from validation.cases.errors import good_case
 from validation.device import select
-from validation.executor.isolation import IsolatedOpSet, load
+from validation.executor import InProcess, Isolated, load
 from validation.judge.calls import Call, described
+from validation.judge.signature import signature_of
 from validation.ops import load_op_set, op_set_from, reference_op_names
-from validation.parity import sweep as parity
+from validation.parity.one_case import judge_case
+from validation.parity.refusals import grad_record
 from validation.record import Level, Record
 from validation.verdict import Status
 
@@ -23,7 +25,7 @@ OP = "scale_shift"
 
 
 def a_case(seed: int, **flags: Any) -> Case:
-    good = good_case(parity.signature_of(OP))
+    good = good_case(signature_of(OP))
     return Case(OP, good.tensors, {"scale_constant": 1.0, "casting_mode": "float32"} | flags, "normal", seed)
 
 
@@ -74,7 +76,9 @@ def test_a_signature_that_does_not_take_the_call_is_said_so() -> None:
         return y
 
     def judged(candidate: Any, **form: bool) -> Record:
-        return parity.run(a_case(seed_of(**form)), op_set_from({OP: candidate}, "mine", "mine.py"), select(gpu=False))
+        return judge_case(
+            a_case(seed_of(**form)), InProcess(op_set_from({OP: candidate}, "mine", "mine.py"), select(gpu=False))
+        )
 
     assert judged(keywords_alone, by_position=False, defaults_left_out=True).status is Status.PASSED
     record = judged(keywords_alone, by_position=True, defaults_left_out=True)
@@ -96,17 +100,17 @@ def test_a_failure_says_how_it_was_called() -> None:
 
     seed = seed_of(by_position=True, defaults_left_out=True)
     ops = op_set_from({OP: swapped}, "mine", "mine.py")
-    record = parity.run(a_case(seed), ops, select(gpu=False))
+    record = judge_case(a_case(seed), InProcess(ops, select(gpu=False)))
     assert record.status is Status.INCORRECT_NUMERICAL
     assert "called: scale_shift(x, shift, scale)" in record.message.splitlines()
     by_keyword = seed_of(by_position=False, defaults_left_out=True)
-    assert parity.run(a_case(by_keyword), ops, select(gpu=False)).status is Status.PASSED
+    assert judge_case(a_case(by_keyword), InProcess(ops, select(gpu=False))).status is Status.PASSED
 
 
 @pytest.mark.parametrize("op", reference_op_names())
 def test_our_ops_take_parameters_without_grad_mode(op: str) -> None:
     for ops in (reference_ops, fused_ops):
-        record = parity.grad_record(op, load_op_set(ops.__name__), select(gpu=False))
+        record = grad_record(op, InProcess(load_op_set(ops.__name__), select(gpu=False)))
         assert (record.status, record.level) == (Status.PASSED, Level.RUN), record.message
 
 
@@ -123,11 +127,10 @@ def rms_norm(x, weight=None, *args, **kwargs):
 def test_parameters_refused_without_grad_mode_fail(tmp_path: Path) -> None:
     path = tmp_path / "refuses.py"
     path.write_text(REFUSES)
-    here, device = load_op_set(str(path)), select(gpu=False)
-    there = load(str(path), gpu=False)
-    assert isinstance(there, IsolatedOpSet)
-    for ops in (here, there):
-        record = parity.grad_record("rms_norm", ops, device)
+    here, there = (load(str(path), select(gpu=False), isolate=isolate) for isolate in (False, True))
+    assert isinstance(there, Isolated)
+    for executor in (here, there):
+        record = grad_record("rms_norm", executor)
         assert record.status is Status.RUNTIME_ERROR
         assert "tensors that require grad: raised NotImplementedError: weight requires grad" in record.message
-    there.worker.close()
+    there.close()

@@ -13,13 +13,16 @@ import reference_ops
 from validation.cases.case import Case, TensorSpec
 from validation.cases.corners import corners_of, declared_corners
 from validation.cases.layouts import gap_after
+from validation.cases.pool import draw_cases
 from validation.cases.signature import Signature
 from validation.cases.sizes import HEAD_DIMS, ODD_HEAD_DIMS, WIDTHS, width_class
 from validation.cases.strategies import WITHOUT_EPS, cases
 from validation.cases.tensors import as_bits, materialise, poison
 from validation.cases.values import REGIMES, draw
 from validation.errors import UsageError
-from validation.parity.sweep import PROFILES, draw_cases, shares, signature_of
+from validation.judge.signature import signature_of
+from validation.parity.plan import shares
+from validation.parity.profiles import PROFILES
 
 OPS = reference_ops.OP_NAMES
 

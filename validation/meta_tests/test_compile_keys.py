@@ -17,9 +17,11 @@ from validation.cases.strategies import cases
 from validation.cases.workloads import workloads
 from validation.device import select
 from validation.judge import same_bits
+from validation.judge.signature import signature_of
 from validation.ops import reference_op_names
 from validation.parity import compile_keys
-from validation.parity import sweep as parity
+from validation.parity.plan import Plan
+from validation.parity.profiles import PROFILES, Profile
 
 # The most that 2000 cases of an op may compile.
 MOST_KERNELS = 150
@@ -49,7 +51,7 @@ def test_without_the_pool_a_quarter_of_the_cases_is_over_the_bound() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_pool_holds_what_every_corner_asks_for(op: str) -> None:
-    plan = parity.Plan.of(op, select(gpu=False), parity.PROFILES["quick"], seed=1)
+    plan = Plan.of(op, select(gpu=False), PROFILES["quick"], seed=1)
     assert len(plan.pool.of_corners) + len(plan.pool.free) == KEYS
     for corner in plan.corners:
         for turn in (0, 1) if corner.forced else ():
@@ -58,12 +60,12 @@ def test_a_pool_holds_what_every_corner_asks_for(op: str) -> None:
 
 
 def test_a_nightly_has_keys_in_proportion() -> None:
-    plan = parity.Plan.of("rms_norm", select(gpu=False), parity.PROFILES["nightly"], seed=0)
+    plan = Plan.of("rms_norm", select(gpu=False), PROFILES["nightly"], seed=0)
     assert len(plan.pool.of_corners) + len(plan.pool.free) == 5 * KEYS
 
 
 def test_the_seed_decides_the_pool() -> None:
-    signature = parity.signature_of("rms_norm")
+    signature = signature_of("rms_norm")
     wanted = [("dtype=float16", {"dtype": "float16"})]
     one, again, other = (Pool.draw(signature, wanted, seed) for seed in (1, 1, 2))
     assert one == again != other
@@ -83,7 +85,7 @@ def _stride_classes(case: Case) -> object:
 
 @pytest.mark.parametrize("op", OPS)
 def test_cases_of_a_key_differ_in_shape_but_not_in_what_triton_tells_apart(op: str) -> None:
-    signature = parity.signature_of(op)
+    signature = signature_of(op)
     pool = Pool.draw(signature, [], seed=3)
     shapes = 0
     keys = random.Random(0).sample(pool.free, 20)
@@ -97,14 +99,14 @@ def test_cases_of_a_key_differ_in_shape_but_not_in_what_triton_tells_apart(op: s
 
 @pytest.mark.parametrize("op", ["layer_norm_scale_shift", "qk_norm", "split_rotary_embedding"])
 def test_most_cases_have_a_shape_of_their_own(op: str) -> None:
-    plan = parity.Plan.of(op, select(gpu=False), parity.Profile("counted", 1, 300), seed=0)
+    plan = Plan.of(op, select(gpu=False), Profile("counted", 1, 300), seed=0)
     shapes = [next(iter(planned.case.tensors.values())).shape for planned in plan.cases() if planned.key][-300:]
     # 202 to 219. Keys that pinned the shapes of their cases, themselves near copies of one another, came to 69 to 89.
     assert len(set(shapes)) > 150
 
 
 def test_a_kernel_costs_one_more_at_most_for_the_same_bits_checks() -> None:
-    signature: Signature = parity.signature_of("residual_gate_add")
+    signature: Signature = signature_of("residual_gate_add")
     drawn = draw_cases(cases(signature), seed=0, count=100)
     extra = [same_bits.affordable(case).intersection(same_bits.OTHER_KERNEL) for case in drawn]
     assert {len(names) for names in extra} == {0, 1}

@@ -9,14 +9,18 @@ from torch import Tensor
 from validation import controls
 from validation.adapters import torch_compile, torch_native
 from validation.cases.case import Case, TensorSpec
+from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
 from validation.controls.__main__ import judge_control, main
 from validation.controls.arithmetic import Arithmetic
 from validation.controls.variants import ARITHMETIC
 from validation.device import select
 from validation.errors import UsageError
+from validation.executor import InProcess
+from validation.judge.signature import signature_of
 from validation.ops import OpSet, load_op_set, reference_op_names
-from validation.parity import sweep as parity
+from validation.parity.one_case import judge_case
+from validation.parity.refusals import bad_input_record
 from validation.record import Record
 from validation.verdict import Status
 
@@ -30,8 +34,8 @@ def test_a_control_is_never_flagged(name: str) -> None:
     assert not ops.missing
     for op in reference_op_names():
         # A seed of its own for each control, so that together they see many cases.
-        drawn = parity.draw_cases(cases(parity.signature_of(op)), seed=CHEAP.index(name), count=10)
-        records = [parity.run(case, ops, device) for case in drawn]
+        drawn = draw_cases(cases(signature_of(op)), seed=CHEAP.index(name), count=10)
+        records = [judge_case(case, InProcess(ops, device)) for case in drawn]
         assert [record.message for record in records if record.status.failed] == []
 
 
@@ -53,9 +57,9 @@ def test_a_control_with_a_fault_is_flagged() -> None:
 def test_controls_refuse_bad_input_and_what_lacks_the_checks_does_not() -> None:
     device = select(gpu=False)
     for op in reference_op_names():
-        assert parity.bad_input_record(op, controls.op_set("torch_native"), device).status is Status.PASSED
+        assert bad_input_record(op, InProcess(controls.op_set("torch_native"), device)).status is Status.PASSED
     bare = load_op_set("validation.adapters.torch_native")
-    assert parity.bad_input_record(NORM, bare, device).status is Status.BAD_INPUT_ACCEPTED
+    assert bad_input_record(NORM, InProcess(bare, device)).status is Status.BAD_INPUT_ACCEPTED
 
 
 def _case(op: str, dtype: str, shapes: dict[str, tuple[int, ...]]) -> Case:
@@ -76,14 +80,14 @@ def chained_case() -> Iterator[Case]:
 
 
 def _judged(function: object, case: Case) -> Record:
-    return parity.run(case, OpSet("compiled", {case.op: function}, "compiled"), select(gpu=False))  # type: ignore[dict-item]
+    return judge_case(case, InProcess(OpSet("compiled", {case.op: function}, "compiled"), select(gpu=False)))  # type: ignore[dict-item]
 
 
 def test_compiled_ops_pass_and_the_rounding_that_inductor_drops_is_seen(chained_case: Case) -> None:
     ops = controls.op_set("torch_compile")
     assert not ops.missing
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert parity.run(chained_case, ops, select(gpu=False)).status is Status.PASSED
+    assert judge_case(chained_case, InProcess(ops, select(gpu=False))).status is Status.PASSED
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs, "nothing was compiled"
     loose = torch_compile.compiled(getattr(torch_native, chained_case.op), emulate_precision_casts=False)
     record = _judged(loose, chained_case)
@@ -101,15 +105,15 @@ def test_the_chain_in_which_inductor_sums_a_strided_row_is_seen() -> None:
     record = _judged(vars(torch_compile)["rms_norm"], case)
     assert record.status is Status.INCORRECT_NUMERICAL
     assert "3 of 18432 elements exceed their budget" in record.message
-    assert parity.run(case, controls.op_set("torch_compile"), select(gpu=False)).status is Status.PASSED
+    assert judge_case(case, InProcess(controls.op_set("torch_compile"), select(gpu=False))).status is Status.PASSED
 
 
 @pytest.mark.parametrize("op", ["qk_norm", "rotary_embedding"])
 def test_the_compiled_control_works_in_place_on_strided_rows(op: str) -> None:
     forced = {"inplace": True, "qk.layout": "own", "q.layout": "strided_last", "x.layout": "strided_last"}
     forced |= {"size": "frames", "heads": 2, "values": "normal", "k.shape": "same", "dtype": "float32"}
-    (case,) = parity.draw_cases(cases(parity.signature_of(op), forced), seed=0, count=1)
-    assert parity.run(case, controls.op_set("torch_compile"), select(gpu=False)).status is Status.PASSED
+    (case,) = draw_cases(cases(signature_of(op), forced), seed=0, count=1)
+    assert judge_case(case, InProcess(controls.op_set("torch_compile"), select(gpu=False))).status is Status.PASSED
 
 
 def test_what_cannot_be_compiled_is_not_run_uncompiled(chained_case: Case) -> None:

@@ -16,20 +16,28 @@ import reference_ops
 from validation import faults
 from validation.cases import corners, strategies
 from validation.cases.errors import bad_calls, good_case
+from validation.cases.pool import draw_cases
 from validation.cli import FAILED, PASSED, USAGE, main
 from validation.device import Device, select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.faults import matrix
 from validation.faults.fault import FAULTS, fault
 from validation.faults.kernels import RightKernel
 from validation.faults.right import RightOps
+from validation.judge.signature import signature_of
 from validation.ops import OpSet, load_op_set, reference_op_names
-from validation.parity import sweep as parity
+from validation.parity import plan
+from validation.parity.one_case import judge_case
+from validation.parity.plan import shares
+from validation.parity.profiles import PROFILES
+from validation.parity.refusals import bad_input_record
+from validation.parity.sweep import Sweep
 from validation.record import Record, read_run
 from validation.report.fault_section import print_matrix, section
-from validation.verdict import Status
+from validation.verdict import Status, Tier
 
-QUICK = parity.PROFILES["quick"]
+QUICK = PROFILES["quick"]
 OPS = reference_op_names()
 KNOWN = faults.load()
 ON_CPU = sorted(name for name in KNOWN if not KNOWN[name].gpu)
@@ -123,11 +131,11 @@ CORNER_OF = {
 @pytest.mark.parametrize("name", CORNER_OF)
 def test_the_first_case_of_a_corner_shows_the_fault_that_it_is_for(name: str) -> None:
     fault, device = KNOWN[name], select(gpu=False)
-    signature = parity.signature_of(fault.op)
+    signature = signature_of(fault.op)
     corner = next(c for c in corners.declared_corners(signature) if c.name == CORNER_OF[name])
-    forced = parity.shares(corner, QUICK, signature)[0][0]
-    for case in parity.draw_cases(strategies.cases(signature, forced), seed=7, count=3):
-        record = parity.run(case, fault.op_set(), device, (corner,))
+    forced = shares(corner, QUICK, signature)[0][0]
+    for case in draw_cases(strategies.cases(signature, forced), seed=7, count=3):
+        record = judge_case(case, InProcess(fault.op_set(), device), (corner,))
         assert record.corners == [corner.name]
         assert record.status in fault.caught_by, record.reason
 
@@ -144,7 +152,8 @@ def test_bad_calls_taken_for_good_ones_are_faults_too() -> None:
     for call, name in by_bad_call.items():
         assert name in only_bad_input
         fault = KNOWN[name]
-        assert parity.not_refused(parity.bad_call(fault.op, call), fault.op_set(), select(gpu=False)) == "accepted"
+        (bad,) = (bad for bad in bad_calls(signature_of(fault.op)) if bad.name == call)
+        assert InProcess(fault.op_set(), select(gpu=False)).not_refused(bad) == "accepted"
 
 
 @pytest.mark.parametrize("name", ON_CPU)
@@ -162,15 +171,13 @@ def test_every_op_and_every_known_bug_has_faults() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_what_the_faults_are_made_from_is_right(op: str) -> None:
     right = OpSet("right", {op: getattr(RightOps(), op)}, "right")
-    records = parity.sweep(op, right, select(gpu=False), profile=QUICK, seed=2, require="lossless", shrink=False)
+    records = Sweep(InProcess(right, select(gpu=False)), QUICK, 2, Tier.LOSSLESS, shrink=False).of_op(op)
     assert [record.message for record in records if record.status.failed] == []
 
 
 def test_the_kernel_that_the_faults_are_made_from_is_right() -> None:
     right = OpSet("right", {"rms_norm": RightKernel().rms_norm}, "right")
-    records = parity.sweep(
-        "rms_norm", right, select(gpu=False), profile=QUICK, seed=2, require="lossless", shrink=False
-    )
+    records = Sweep(InProcess(right, select(gpu=False)), QUICK, 2, Tier.LOSSLESS, shrink=False).of_op("rms_norm")
     assert [record.message for record in records if record.status.failed] == []
 
 
@@ -286,22 +293,22 @@ def test_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_our_ops_refuse_every_bad_call_and_take_the_good_one(op: str, ops: Any) -> None:
     device, op_set = select(gpu=False), load_op_set(ops.__name__)
-    record = parity.bad_input_record(op, op_set, device)
+    record = bad_input_record(op, InProcess(op_set, device))
     assert record.status is Status.PASSED, record.message
-    assert parity.run(good_case(parity.signature_of(op)), op_set, device).status is Status.PASSED
+    assert judge_case(good_case(signature_of(op)), InProcess(op_set, device)).status is Status.PASSED
 
 
 def test_bad_calls_cover_every_argument() -> None:
     for op in OPS:
-        signature = parity.signature_of(op)
+        signature = signature_of(op)
         blamed = {name for bad in bad_calls(signature) for name in bad.arguments}
         assert blamed >= set(good_case(signature).tensors)
         assert {"eps", "casting_mode", "scale_constant"} & set(signature.names) <= blamed
 
 
 def bad_input(rms_norm: Any) -> Record:
-    return parity.bad_input_record(
-        "rms_norm", OpSet("candidate", {"rms_norm": rms_norm}, "candidate"), select(gpu=False)
+    return bad_input_record(
+        "rms_norm", InProcess(OpSet("candidate", {"rms_norm": rms_norm}, "candidate"), select(gpu=False))
     )
 
 
@@ -337,7 +344,7 @@ def test_bad_input_that_is_not_refused_as_it_should_be_fails() -> None:
 
 def test_an_op_of_ours_that_launches_nothing_is_a_silent_fallback() -> None:
     eager = OpSet("fused_ops", {"scale_shift": reference_ops.scale_shift}, "fused_ops")
-    records = list(parity.sweep("scale_shift", eager, select(gpu=False), profile=QUICK, seed=0, shrink=False))
+    records = list(Sweep(InProcess(eager, select(gpu=False)), QUICK, 0, shrink=False).of_op("scale_shift"))
     assert records[-1].status is Status.SILENT_FALLBACK
     assert "launched no kernel" in records[-1].reason
 
@@ -348,13 +355,8 @@ def test_an_op_of_ours_that_launches_nothing_is_a_silent_fallback() -> None:
 @pytest.mark.parametrize("op", ["layer_norm_scale_shift"])
 def test_the_reference_against_itself_is_bit_exact(op: str) -> None:
     records = list(
-        parity.sweep(
-            op,
-            load_op_set("reference_ops"),
-            select(gpu=False),
-            profile=parity.PROFILES["default"],
-            seed=1,
-            require="bit-exact",
+        Sweep(InProcess(load_op_set("reference_ops"), select(gpu=False)), PROFILES["default"], 1, Tier.BIT_EXACT).of_op(
+            op
         )
     )
     assert [record.message for record in records if record.status.failed] == []
@@ -363,13 +365,8 @@ def test_the_reference_against_itself_is_bit_exact(op: str) -> None:
 
 def test_a_tier_that_is_not_reached_fails() -> None:
     records = list(
-        parity.sweep(
-            "layer_norm_scale_shift",
-            load_op_set("fused_ops"),
-            select(gpu=False),
-            profile=QUICK,
-            seed=0,
-            require="bit-exact",
+        Sweep(InProcess(load_op_set("fused_ops"), select(gpu=False)), QUICK, 0, Tier.BIT_EXACT).of_op(
+            "layer_norm_scale_shift"
         )
     )
     assert records[-1].status is Status.BELOW_REQUIRED_TIER
@@ -382,9 +379,9 @@ def test_a_corner_that_is_never_reached_fails(monkeypatch: pytest.MonkeyPatch) -
     def with_an_impossible_one(*args: object, **kwargs: object) -> tuple[corners.Corner, ...]:
         return (*declared(*args, **kwargs), corners.Corner("never", {}, lambda _: False))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parity, "declared_corners", with_an_impossible_one)
+    monkeypatch.setattr(plan, "declared_corners", with_an_impossible_one)
     records = list(
-        parity.sweep("layer_norm_scale_shift", load_op_set("reference_ops"), select(gpu=False), profile=QUICK, seed=0)
+        Sweep(InProcess(load_op_set("reference_ops"), select(gpu=False)), QUICK, 0).of_op("layer_norm_scale_shift")
     )
     assert records[-1].status is Status.CORNER_NOT_REACHED
     assert "never" in records[-1].reason
@@ -395,11 +392,11 @@ def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.
     # With 2^20 in the place of 2^31 it fits here: the same layout, 2048 times smaller.
     for module in (strategies, corners):
         monkeypatch.setattr(module, "FAR", 2**20)
-    signature, device = parity.signature_of(op), select(gpu=False)
+    signature, device = signature_of(op), select(gpu=False)
     corner = corners.declared_corners(signature, gpu=True)[-1]
     assert "past 2^31" in corner.name
-    (case,) = parity.draw_cases(strategies.cases(signature, corner.forced), seed=0, count=1)
-    record = parity.run(case, load_op_set("fused_ops"), device, (corner,))
+    (case,) = draw_cases(strategies.cases(signature, corner.forced), seed=0, count=1)
+    record = judge_case(case, InProcess(load_op_set("fused_ops"), device), (corner,))
     assert record.status is Status.PASSED, record.message
     assert record.corners == [corner.name]
     main_spec = case.tensors["q" if "q" in signature else "x"]
@@ -408,12 +405,12 @@ def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.
     assert main_spec.offset + (main_spec.shape[1] - 1) * main_spec.strides[1] - 2 * 2**20 >= 0
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if parity.signature_of(op).modulations])
+@pytest.mark.parametrize("op", [op for op in OPS if signature_of(op).modulations])
 def test_the_first_case_of_a_corner_tells_its_rows_apart(op: str) -> None:
-    signature = parity.signature_of(op)
+    signature = signature_of(op)
     for corner in corners.declared_corners(signature):
-        forced = parity.shares(corner, QUICK, signature)[0][0]
-        (case,) = parity.draw_cases(strategies.cases(signature, forced), seed=0, count=1)
+        forced = shares(corner, QUICK, signature)[0][0]
+        (case,) = draw_cases(strategies.cases(signature, forced), seed=0, count=1)
         assert case.values == corner.forced.get("values", "normal"), corner.name
         for name in signature.modulations:
             if name in case.tensors and f"{name}.layout" not in corner.forced:

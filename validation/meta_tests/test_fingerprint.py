@@ -12,10 +12,14 @@ import fused_ops
 import reference_ops
 from validation.cases.case import Case, TensorSpec
 from validation.device import select
+from validation.executor import InProcess
 from validation.judge import fingerprint
+from validation.judge.signature import signature_of
 from validation.judge.verdict import judge_call
 from validation.ops import load_op_set, op_set_from, reference_op_names
-from validation.parity import sweep as parity
+from validation.parity.one_case import judge_case
+from validation.parity.profiles import Profile
+from validation.parity.sweep import Sweep
 from validation.record import Level
 from validation.report.op_section import section
 from validation.verdict import Status
@@ -31,7 +35,7 @@ def arguments_of(
     def tensor(*shape: int, scale: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, generator=generator).mul(scale).to(dtype)
 
-    names = parity.signature_of(op).names
+    names = signature_of(op).names
     rows = (2, 16, 3, width) if "cos" in names else (2, 16, width)
     made: dict[str, Any] = {name: tensor(*rows) for name in ("residual", "x", "q", "k") if name in names}
     if "cos" in names:
@@ -59,7 +63,7 @@ def test_each_placement_is_recognised(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("op", sorted(fingerprint.PLACEMENTS))
 def test_our_kernels_round_where_their_casting_mode_says(op: str) -> None:
     arguments = arguments_of(op, torch.bfloat16)
-    modes = ("float32", "input") if "casting_mode" in parity.signature_of(op) else ("float32",)
+    modes = ("float32", "input") if "casting_mode" in signature_of(op) else ("float32",)
     for mode in modes:
         called = arguments | ({"casting_mode": mode} if len(modes) > 1 else {})
         for ops in (fused_ops, reference_ops):
@@ -124,7 +128,7 @@ def a_case(seed: int, dtype: str = "bfloat16") -> Case:
 
 def test_the_message_says_it() -> None:
     ops = op_set_from({OP: kernel_of_sglang_24059}, "sglang", "sglang")
-    record = parity.run(a_case(1), ops, select(gpu=False))
+    record = judge_case(a_case(1), InProcess(ops, select(gpu=False)))
     assert record.status is Status.INCORRECT_NUMERICAL
     assert "matches 'normalised value rounded' in " in record.message
     assert "% of the elements, 'rounded once' in 7" in record.message
@@ -152,8 +156,8 @@ def test_residual_out_is_compared_too() -> None:
 
 def test_what_fails_has_a_fingerprint_of_the_whole_op(tmp_path: Path) -> None:
     ops = op_set_from({OP: kernel_of_sglang_24059}, "sglang", "sglang")
-    profile = parity.Profile("short", 1, 20)
-    records = list(parity.sweep(OP, ops, select(gpu=False), profile=profile, seed=0, shrink=False))
+    profile = Profile("short", 1, 20)
+    records = list(Sweep(InProcess(ops, select(gpu=False)), profile, 0, shrink=False).of_op(OP))
     summary = next(record for record in records if record.level is Level.RUN and "cases" in record.numbers)
     assert summary.numbers["fingerprint"] == fingerprint.NORMALISED
     assert int(summary.numbers["fingerprint_cases"] or 0) > 10
@@ -182,10 +186,8 @@ def test_an_op_is_summed_up_over_its_cases() -> None:
     assert summed is not None
     assert summed[0] == "rounded once"
     assert summed[1] == pytest.approx(0.925)
-    profile = parity.Profile("short", 1, 60)
-    records = list(
-        parity.sweep("scale_shift", load_op_set("reference_ops"), select(gpu=False), profile=profile, seed=0)
-    )
+    profile = Profile("short", 1, 60)
+    records = list(Sweep(InProcess(load_op_set("reference_ops"), select(gpu=False)), profile, 0).of_op("scale_shift"))
     (summary,) = [record for record in records if record.check == "tier"]
     assert summary.numbers["fingerprint"] == fingerprint.ONCE
     assert summary.numbers["fingerprint_share"] == pytest.approx(1.0, abs=0.01)

@@ -79,15 +79,11 @@ PENDING = {
     ("cases", "reference_ops"),
     ("device", "judge"),
     ("drift", "composed"),
-    ("executor", "parity"),
     ("media", "models"),
     ("media", "models/prompts"),
 }
 PENDING_FILES = ("composed", "quality", "sample_runs", "shape_options", "shape_quality", "video_files")
-PENDING_CIRCLES = {
-    ("validation.executor.isolation", "validation.parity.sweep"),
-    ("validation.options", "validation.shape_options"),
-}
+PENDING_CIRCLES = {("validation.options", "validation.shape_options")}
 
 
 def _unit(path: Path) -> str:

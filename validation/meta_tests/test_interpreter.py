@@ -16,8 +16,9 @@ from triton.runtime import interpreter as triton_interpreter
 
 from validation.cases.case import Case, TensorSpec
 from validation.device import interpreter, launches, select
+from validation.executor import InProcess
 from validation.ops import OpSet
-from validation.parity import sweep as parity
+from validation.parity.one_case import judge_case
 from validation.verdict import Status
 
 UNREPAIRED = """
@@ -224,5 +225,5 @@ def test_an_op_of_an_autotuned_kernel_is_judged() -> None:
     rows = {name: TensorSpec((40,), "float32", (1,), 0, name) for name in ("shift", "scale")}
     x = TensorSpec((2, 3, 40), "float32", (120, 40, 1), 0, "x")
     case = Case("scale_shift", {"x": x, **rows}, {"casting_mode": "float32"}, "normal", 0)
-    record = parity.run(case, OpSet("tuned", {"scale_shift": scale_shift}, "tuned"), select(gpu=False))
+    record = judge_case(case, InProcess(OpSet("tuned", {"scale_shift": scale_shift}, "tuned"), select(gpu=False)))
     assert (record.status, record.numbers["launches"]) == (Status.PASSED, 1), record.reason

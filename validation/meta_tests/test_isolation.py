@@ -16,10 +16,15 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.errors import bad_calls
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.executor import isolation
-from validation.executor.isolation import IsolatedOpSet, Worker, load
+from validation.executor import Death, InProcess, Isolated, load, worker
+from validation.executor.base import isolated_by_default
+from validation.executor.worker import LIMIT_SECONDS, Worker
+from validation.judge.signature import signature_of
 from validation.ops import OpSet, load_op_set
-from validation.parity import sweep as parity
+from validation.parity import profiles
+from validation.parity.one_case import judge_case
+from validation.parity.refusals import bad_input_record, grad_record
+from validation.parity.sweep import Sweep
 from validation.parity.xfail import XFail
 from validation.record import Record, read_run
 from validation.verdict import Status
@@ -142,24 +147,24 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def apart(path: Path, limit: float = isolation.LIMIT_SECONDS) -> IsolatedOpSet:
-    ops = load(str(path), gpu=False, limit=limit)
-    assert isinstance(ops, IsolatedOpSet)
-    return ops
+def apart(path: Path, limit: float = LIMIT_SECONDS) -> Isolated:
+    executor = load(str(path), select(gpu=False), limit=limit)
+    assert isinstance(executor, Isolated)
+    return executor
 
 
 @pytest.fixture(scope="module")
-def ops(path: Path) -> Iterator[IsolatedOpSet]:
-    ops = apart(path)
-    yield ops
-    ops.worker.close()
+def executor(path: Path) -> Iterator[Isolated]:
+    executor = apart(path)
+    yield executor
+    executor.close()
 
 
 @pytest.mark.parametrize("width", sorted(VERDICTS))
-def test_the_same_verdict_in_either_process(width: int, path: Path, ops: IsolatedOpSet, device: Device) -> None:
+def test_the_same_verdict_in_either_process(width: int, path: Path, executor: Isolated, device: Device) -> None:
     status, words = VERDICTS[width]
-    for op_set in (load_op_set(str(path)), ops):
-        record = parity.run(a_case(width), op_set, device)
+    for either in (InProcess(load_op_set(str(path)), device), executor):
+        record = judge_case(a_case(width), either)
         assert record.status is status
         assert words in record.reason
         if status is Status.RUNTIME_ERROR:
@@ -169,90 +174,88 @@ def test_the_same_verdict_in_either_process(width: int, path: Path, ops: Isolate
 
 @pytest.mark.parametrize("width", sorted(DEATHS))
 def test_a_death_has_its_case_and_the_run_goes_on(
-    width: int, ops: IsolatedOpSet, device: Device, monkeypatch: pytest.MonkeyPatch
+    width: int, executor: Isolated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, words = DEATHS[width]
     # Of the hanging one alone: at load 6 a fresh process did not judge its first case in 3 s.
     with monkeypatch.context() as patched:
         if status is Status.TIMEOUT:
-            patched.setattr(ops.worker, "limit", 3.0)
-        record = parity.run(a_case(width), ops, device)
+            patched.setattr(executor.worker, "limit", 3.0)
+        record = judge_case(a_case(width), executor)
     assert (record.status, record.check) == (status, "runs")
     assert words in record.reason
     assert Case.from_dict(record.case) == a_case(width)
-    assert f"--ops {ops.origin}" in record.repro
+    assert f"--ops {executor.ops.origin}" in record.repro
     if width == 8:
         assert record.reason.endswith("in hang")
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    assert judge_case(a_case(1), executor).status is Status.PASSED
 
 
-def test_numbers_come_through(path: Path, ops: IsolatedOpSet, device: Device) -> None:
-    there, here = (parity.run(a_case(12), op_set, device) for op_set in (ops, load_op_set(str(path))))
+def test_numbers_come_through(path: Path, executor: Isolated, device: Device) -> None:
+    there, here = (judge_case(a_case(12), e) for e in (executor, InProcess(load_op_set(str(path)), device)))
     assert there.numbers == here.numbers
     assert there.tier == here.tier == "bit-exact"
     assert set(there.seconds) == set(here.seconds) >= {"truth", "candidate", "judge", "same bits"}
 
 
-def test_what_a_candidate_prints_is_no_answer(ops: IsolatedOpSet, device: Device) -> None:
+def test_what_a_candidate_prints_is_no_answer(executor: Isolated) -> None:
     # It closes its stdout as well; the answers go through a pipe of their own.
-    assert parity.run(a_case(11), ops, device).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
-    assert parity.run(a_case(12), ops, device).status is not Status.CRASHED
+    assert judge_case(a_case(11), executor).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
+    assert judge_case(a_case(12), executor).status is not Status.CRASHED
 
 
-def test_bad_calls_are_made_over_there(ops: IsolatedOpSet, device: Device) -> None:
-    calls = {bad.name: bad for bad in bad_calls(parity.signature_of(OP))}
-    assert parity.not_refused(calls["residual one channel too wide"], ops, device) == ""
-    came = parity.not_refused(next(bad for name, bad in calls.items() if name.startswith("x of rank")), ops, device)
-    assert isinstance(came, isolation.Death)
+def test_bad_calls_are_made_over_there(executor: Isolated) -> None:
+    calls = {bad.name: bad for bad in bad_calls(signature_of(OP))}
+    assert executor.not_refused(calls["residual one channel too wide"]) == ""
+    came = executor.not_refused(next(bad for name, bad in calls.items() if name.startswith("x of rank")))
+    assert isinstance(came, Death)
     assert came.status is Status.CRASHED
     assert "killed by SIGSEGV" in came.reason
 
 
-def test_a_lost_accelerator_costs_its_case_alone(ops: IsolatedOpSet, device: Device) -> None:
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
-    deaths = ops.worker.deaths
-    record = parity.run(a_case(13), ops, device)
+def test_a_lost_accelerator_costs_its_case_alone(executor: Isolated) -> None:
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    deaths = executor.worker.deaths
+    record = judge_case(a_case(13), executor)
     assert record.status is Status.RUNTIME_ERROR
     assert "an illegal memory access" in record.reason
-    assert ops.worker.deaths == deaths
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
-    assert ops.worker.deaths == deaths + 1
+    assert executor.worker.deaths == deaths
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    assert executor.worker.deaths == deaths + 1
 
 
-def test_what_a_new_process_cannot_judge_has_its_case_and_the_run_goes_on(ops: IsolatedOpSet, device: Device) -> None:
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
-    record = parity.run(a_case(18), ops, device)
+def test_what_a_new_process_cannot_judge_has_its_case_and_the_run_goes_on(executor: Isolated) -> None:
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    record = judge_case(a_case(18), executor)
     assert (record.status, record.check) == (Status.CRASHED, "runs")
     assert record.reason.startswith("its result could not be judged: TypeError: 'NoneType' object")
     assert re.search(r", in /.*verdict\.py, line \d+$", record.reason)
-    assert ops.worker.process is None, "what is damaged in it may be of more than the case"
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
+    assert executor.worker.process is None, "what is damaged in it may be of more than the case"
+    assert judge_case(a_case(1), executor).status is Status.PASSED
 
 
 def test_a_defect_while_starting_is_one_of_the_suite(device: Device) -> None:
-    worker = Worker(3, gpu=False)  # type: ignore[arg-type]
-    ops = IsolatedOpSet("odd", {OP: lambda **_: None}, "odd", worker)
+    odd = Worker(3, device)  # type: ignore[arg-type]
+    executor = Isolated(OpSet("odd", {OP: lambda **_: None}, "odd"), device, odd)
     with pytest.raises(RuntimeError, match="the isolated process could not be started") as caught:
-        parity.run(a_case(1), ops, device)
+        judge_case(a_case(1), executor)
     assert "AttributeError" in str(caught.value)
-    assert worker.process is None
+    assert odd.process is None
 
 
-def test_an_answer_of_a_child_process_is_none_to_the_next_case(ops: IsolatedOpSet, device: Device) -> None:
-    assert parity.run(a_case(16), ops, device).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
+def test_an_answer_of_a_child_process_is_none_to_the_next_case(executor: Isolated) -> None:
+    assert judge_case(a_case(16), executor).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
     time.sleep(2.0)  # the child's answer comes
-    record = parity.run(a_case(5), ops, device)
+    record = judge_case(a_case(5), executor)
     assert record.status is Status.CRASHED
     assert "or a child process does that this call or an earlier one left behind" in record.reason
-    assert parity.run(a_case(5), ops, device).status is Status.RUNTIME_ERROR
+    assert judge_case(a_case(5), executor).status is Status.RUNTIME_ERROR
 
 
 # In the test's own process pytest takes the input, and an interrupt is one of the test.
 @pytest.mark.parametrize(("width", "words"), [(15, "raised EOFError"), (19, "raised KeyboardInterrupt")])
-def test_what_comes_from_a_terminal_elsewhere_is_the_candidates(
-    width: int, words: str, ops: IsolatedOpSet, device: Device
-) -> None:
-    record = parity.run(a_case(width), ops, device)
+def test_what_comes_from_a_terminal_elsewhere_is_the_candidates(width: int, words: str, executor: Isolated) -> None:
+    record = judge_case(a_case(width), executor)
     assert record.status is Status.RUNTIME_ERROR
     assert words in record.reason
 
@@ -260,18 +263,17 @@ def test_what_comes_from_a_terminal_elsewhere_is_the_candidates(
 def bad_input(tmp_path: Path, body: str, limit: float = 60.0) -> tuple[Record, Record]:
     path = tmp_path / "bad.py"
     path.write_text(f"import os, sys, time\ndef residual_gate_add(*_, **__):\n    {body}\n")
-    device = select(gpu=False)
     there = apart(path, limit)
     try:
-        return parity.bad_input_record(OP, there, device), parity.grad_record(OP, there, device)
+        return bad_input_record(OP, there), grad_record(OP, there)
     finally:
-        there.worker.close()
+        there.close()
 
 
 def test_bad_calls_that_end_the_process_have_a_limit_and_their_own_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "MAX_DEATHS", 2)
+    monkeypatch.setattr(profiles, "MAX_DEATHS", 2)
     for body, status, words in (
         ("os._exit(4)", Status.CRASHED, "2 of which hung or crashed; the first the process that ran it exited with"),
         ("time.sleep(100)", Status.TIMEOUT, "did not return within 2 s"),
@@ -288,26 +290,27 @@ def test_a_bad_call_that_exits_is_not_refused_in_either_process(tmp_path: Path) 
     record, _ = bad_input(tmp_path, "sys.exit(3)")
     assert record.status is Status.BAD_INPUT_ACCEPTED
     assert "SystemExit, expected a TypeError, ValueError or NotImplementedError: 3" in record.message
-    here = parity.bad_input_record(OP, load_op_set(str(tmp_path / "bad.py")), select(gpu=False))
+    here = bad_input_record(OP, InProcess(load_op_set(str(tmp_path / "bad.py")), select(gpu=False)))
     # Not what repeats it, which says where it ran.
     assert here.message.partition("\nrepeat: ")[0] == record.message.partition("\nrepeat: ")[0]
 
 
-def test_no_process_is_left_behind(ops: IsolatedOpSet, device: Device) -> None:
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
-    process = ops.worker.process
+def test_no_process_is_left_behind(executor: Isolated) -> None:
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    process = executor.worker.process
     assert process is not None
-    ops.worker.close()
+    executor.close()
     assert process.returncode is not None
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
 
 
 def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> None:
-    ops = IsolatedOpSet("made here", {OP: lambda **_: None}, "", Worker("no_such_module", gpu=False))
+    made = OpSet("made here", {OP: lambda **_: None}, "")
+    executor = Isolated(made, device, Worker("no_such_module", device))
     with pytest.raises(UsageError, match="no_such_module"):
-        parity.run(a_case(1), ops, device)
-    ops.worker.close()
+        judge_case(a_case(1), executor)
+    executor.close()
 
 
 # Of the process that loads first; the test's own would end too.
@@ -323,17 +326,17 @@ def test_an_import_that_ends_its_process_is_a_usage_error(tmp_path: Path, body: 
     path = tmp_path / "ends.py"
     path.write_text(body)
     with pytest.raises(UsageError) as caught:
-        load(str(path), gpu=False)
+        load(str(path), select(gpu=False))
     assert str(caught.value).startswith(f"--ops: cannot import {path}: ")
     assert words.format(path=path) in str(caught.value)
 
 
 def test_an_import_that_hangs_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "START_SECONDS", 3.0)
+    monkeypatch.setattr(worker, "START_SECONDS", 3.0)
     path = tmp_path / "hangs.py"
     path.write_text("import time\ntime.sleep(1000)\n")
     with pytest.raises(UsageError, match=f"--ops: cannot import {path}: did not return within 3 s"):
-        load(str(path), gpu=False)
+        load(str(path), select(gpu=False))
 
 
 def test_the_process_that_loaded_goes_on_with_the_cases(
@@ -342,30 +345,30 @@ def test_the_process_that_loaded_goes_on_with_the_cases(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(path.parent)
     # Triton's runtime and torch._dynamo take some 3 s to import: not the first case's.
-    ops = load(path.name, gpu=False, limit=2.0)
-    assert isinstance(ops, IsolatedOpSet)
-    assert (ops.name, ops.origin, set(ops.functions)) == ("candidate", "candidate.py", {OP})
-    process = ops.worker.process
-    record = parity.run(a_case(1), ops, device)
+    executor = load(path.name, device, limit=2.0)
+    assert isinstance(executor, Isolated)
+    assert (executor.ops.name, executor.ops.origin, set(executor.ops.functions)) == ("candidate", "candidate.py", {OP})
+    process = executor.worker.process
+    record = judge_case(a_case(1), executor)
     assert record.status is Status.PASSED, record.reason
     assert process is not None
-    assert ops.worker.process is process
+    assert executor.worker.process is process
     # A relative path stays one of the folder in which it was given.
     monkeypatch.chdir(tmp_path)
-    ops.worker.close()
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
-    ops.worker.close()
+    executor.close()
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    executor.close()
 
 
 def test_ours_and_what_is_not_to_be_isolated_is_loaded_here_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "start", lambda _: pytest.fail("started"))
-    assert type(load("reference_ops", gpu=False)) is OpSet
-    assert type(load("validation.faults:one plus dropped", gpu=False)) is OpSet
-    assert type(load(str(path), gpu=False, isolate=False)) is OpSet
+    assert type(load("reference_ops", select(gpu=False))) is InProcess
+    assert type(load("validation.faults:one plus dropped", select(gpu=False))) is InProcess
+    assert type(load(str(path), select(gpu=False), isolate=False)) is InProcess
 
 
 def test_nothing_in_the_current_folder_is_taken_for_what_the_process_imports(
-    path: Path, tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch").mkdir()
     for name in ("select.py", "torch/__init__.py"):
@@ -373,10 +376,10 @@ def test_nothing_in_the_current_folder_is_taken_for_what_the_process_imports(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep)  # of empty elements, which are the current folder
-    ops = load(str(path), gpu=False)
-    assert isinstance(ops, IsolatedOpSet)
-    assert parity.run(a_case(1), ops, device).status is Status.PASSED
-    ops.worker.close()
+    executor = load(str(path), select(gpu=False))
+    assert isinstance(executor, Isolated)
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    executor.close()
 
 
 SPINS = """
@@ -409,34 +412,31 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_what_is_not_ours_is_isolated_by_default(path: Path) -> None:
-    assert not isolation.isolated_by_default("fused_ops")
-    assert not isolation.isolated_by_default("reference_ops")
-    assert isolation.isolated_by_default(str(path))
-    assert isolation.isolated_by_default("validation.adapters.torch_native")
+    assert not isolated_by_default("fused_ops")
+    assert not isolated_by_default("reference_ops")
+    assert isolated_by_default(str(path))
+    assert isolated_by_default("validation.adapters.torch_native")
 
 
-def test_a_sweep_stops_after_some_deaths(tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "MAX_DEATHS", 2)
+def test_a_sweep_stops_after_some_deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "MAX_DEATHS", 2)
     path = tmp_path / "dies.py"
     path.write_text("import os\ndef residual_gate_add(*_, **__):\n    os._exit(1)\n")
     (tmp_path / "xfail.txt").write_text(f"{OP}:CRASHED  # known\n")
-    ops = apart(path)
+    executor = apart(path)
     # Expected or not: what was not judged has not passed.
     for xfail, expected in (
         (XFail(), [Status.CRASHED] * 3),
         (XFail.read(tmp_path / "xfail.txt"), [Status.XFAILED] * 2 + [Status.CRASHED]),
     ):
-        records: list[Record] = list(
-            parity.sweep(OP, ops, device, profile=parity.PROFILES["quick"], seed=0, xfail=xfail)
-        )
+        records = list(Sweep(executor, profiles.PROFILES["quick"], 0, xfail=xfail).of_op(OP))
         assert [record.status for record in records] == expected
         assert "stopped after 2 cases, 2 of which hung, crashed or lost the accelerator" in records[-1].reason
         assert "the last the process that ran it exited with status 1" in records[-1].reason
         assert records[-1].reason.endswith("the rest is not judged")
     said: list[str] = []
-    quick, tier = parity.PROFILES["quick"], None
-    list(parity.parity(ops, (OP,), device, profile=quick, seed=0, require=tier, progress=said.append))
-    ops.worker.close()
+    list(Sweep(executor, profiles.PROFILES["quick"], 0).of_ops((OP,), said.append))
+    executor.close()
     assert [line.partition(": ")[2].partition(",")[0] for line in said[1:-1]] == [
         "case 1 the process that ran it exited with status 1",
         "case 2 the process that ran it exited with status 1",

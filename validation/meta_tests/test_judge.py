@@ -24,13 +24,20 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.tensors import materialise
 from validation.device import Device, select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.judge import structure, where
 from validation.judge.bounds import bound
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.judge.ulp import ulp
 from validation.judge.verdict import judge_call
 from validation.ops import OpSet, load_op_set, op_set_from
-from validation.parity import sweep as parity
+from validation.parity import regressions
+from validation.parity.one_case import judge_case
+from validation.parity.plan import Plan
+from validation.parity.profiles import PROFILES
+from validation.parity.refusals import bad_input_record, grad_record
+from validation.parity.summary import summary
+from validation.parity.sweep import Sweep
 from validation.verdict import Status, Verdict
 
 OP = "layer_norm_scale_shift"
@@ -373,7 +380,7 @@ def test_a_failure_reads_as_an_engineer_wants_it() -> None:
         return y
 
     ops = op_set_from({OP: frame_0_for_all}, "mine", "mine.py")
-    record = parity.run(per_frame_case(), ops, select(gpu=False))
+    record = judge_case(per_frame_case(), InProcess(ops, select(gpu=False)))
     lines = record.message.splitlines()
     assert lines[0] == f"{OP}  mine  bf16  INCORRECT_NUMERICAL"
     assert lines[1] == (
@@ -395,17 +402,19 @@ def test_a_failure_reads_as_an_engineer_wants_it() -> None:
 
 def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = Verdict(Status.INCORRECT_NUMERICAL, "error", "wrong")
-    monkeypatch.setattr(parity, "judge_call", lambda *_: wrong)
-    monkeypatch.setattr(parity, "not_refused", lambda *_: "accepted")
+    monkeypatch.setattr(InProcess, "judge", lambda *_, **__: wrong)
+    monkeypatch.setattr(InProcess, "not_refused", lambda *_: "accepted")
     gpu, ops = Device("a GPU", "cuda"), load_op_set("fused_ops")
-    command = parity.sweep_command(OP, ops, gpu, seed=0)
+    executor = InProcess(ops, gpu)
+    sweep = Sweep(executor, PROFILES["quick"], 0)
+    corners = Plan.of(OP, gpu, PROFILES["quick"], 0).corners
     records = [
-        parity.run(per_frame_case(), ops, gpu),
-        parity.grad_record(OP, ops, gpu),
-        parity.bad_input_record(OP, ops, gpu),
-        parity._summary(OP, ops, [], parity.Plan.of(OP, gpu, parity.PROFILES["quick"], 0).corners, None, command),
+        judge_case(per_frame_case(), executor),
+        grad_record(OP, executor),
+        bad_input_record(OP, executor),
+        summary(OP, ops, [], corners, None, sweep.command(OP)),
     ]
-    records.append(parity._stopped(OP, ops, 1, records[0], command))
+    records.append(sweep._stopped(OP, 1, records[0]))
     for record in records:
         assert record.message.endswith(f"repeat: {record.repro}")
         assert cli._parser().parse_args(shlex.split(record.repro)[1:]).gpu
@@ -517,14 +526,14 @@ def test_failures_are_kept_as_files_and_regressions_are_read(tmp_path: Path, mon
     device = select(gpu=False)
     small, large = a_case(shape=(1, 2, 8)), a_case(shape=(3, 2, 8))
     for case in (large, small, large):
-        path = parity.save_failure(tmp_path, parity.run(case, ops, device), ops.origin)
+        path = regressions.save_failure(tmp_path, judge_case(case, InProcess(ops, device)), ops.origin)
     assert path == tmp_path / "failures" / f"{OP}-incorrect_structure.json"
-    assert parity.read_case(path) == small
+    assert regressions.read_case(path) == small
     assert cli.main(["repro", str(path), "--ops", "fused_ops"]) == cli.PASSED  # they get it right
-    monkeypatch.setattr(parity, "REGRESSIONS", path.parent)
-    assert list(parity.regressions(OP)) == [small]
-    assert list(parity.regressions("layer_norm")) == []
-    records = parity.sweep(OP, ops, device, profile=parity.PROFILES["quick"], seed=0)
+    monkeypatch.setattr(regressions, "REGRESSIONS", path.parent)
+    assert list(regressions.regressions(OP)) == [small]
+    assert list(regressions.regressions("layer_norm")) == []
+    records = Sweep(InProcess(ops, device), PROFILES["quick"], 0).of_op(OP)
     assert Case.from_dict(next(records).case) == small
 
 
@@ -541,12 +550,12 @@ def test_a_malformed_regression_names_its_file(
     text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.json").write_text(text)
-    monkeypatch.setattr(parity, "REGRESSIONS", tmp_path)
+    monkeypatch.setattr(regressions, "REGRESSIONS", tmp_path)
     with pytest.raises(UsageError, match=r"bad\.json") as raised:
-        list(parity.regressions(OP))
+        list(regressions.regressions(OP))
     assert words in str(raised.value)
     with pytest.raises(UsageError, match=r"none\.json: No such file"):
-        parity.read_case(tmp_path / "none.json")
+        regressions.read_case(tmp_path / "none.json")
 
 
 def test_guards_survive_views_and_other_allocations() -> None:
@@ -639,7 +648,7 @@ def test_between_two_overflows_any_finite_number_is_judged_by_its_error() -> Non
     data = {"op": "layer_norm_scale_shift", "tensors": tensors, "flags": flags}
     case = Case.from_dict({**data, "values": "large_modulation", "seed": 2944668})
     device = select(gpu=False)
-    record = parity.run(case, load_op_set("reference_ops"), device)
+    record = judge_case(case, InProcess(load_op_set("reference_ops"), device))
     assert record.status is Status.PASSED
     assert 15 < float(record.numbers["budget_percent"] or 0) < 100
 
@@ -647,7 +656,7 @@ def test_between_two_overflows_any_finite_number_is_judged_by_its_error() -> Non
         y: Tensor = reference_ops.layer_norm_scale_shift(*args, **kwargs)
         return y.clamp(-65504.0, 65504.0)
 
-    record = parity.run(case, OpSet("saturated", {case.op: saturated}, "saturated"), device)
+    record = judge_case(case, InProcess(OpSet("saturated", {case.op: saturated}, "saturated"), device))
     assert record.status is Status.INCORRECT_NONFINITE
 
 

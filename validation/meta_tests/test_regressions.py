@@ -14,9 +14,11 @@ import reference_ops
 from validation.controls.contract import checked
 from validation.device import select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.faults.heads import TheStrideOfOneToken
 from validation.ops import OpSet, op_set_from
-from validation.parity import sweep as parity
+from validation.parity import regressions
+from validation.parity.one_case import judge_case
 from validation.verdict import Status
 
 
@@ -63,23 +65,23 @@ MISTAKES: dict[str, Callable[..., Any]] = {
 
 
 def test_a_case_of_an_op_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = next(parity.REGRESSIONS.glob("rms_norm_scale_shift-*.json")).read_text()
+    kept = next(regressions.REGRESSIONS.glob("rms_norm_scale_shift-*.json")).read_text()
     (tmp_path / "gone.json").write_text(kept.replace('"op": "rms_norm_scale_shift"', '"op": "rms_norm_modulate"'))
-    monkeypatch.setattr(parity, "REGRESSIONS", tmp_path)
+    monkeypatch.setattr(regressions, "REGRESSIONS", tmp_path)
     with pytest.raises(UsageError, match=r"gone\.json: case: op: unknown op 'rms_norm_modulate', expected one of"):
-        next(parity.regressions("layer_norm"))
+        next(regressions.regressions("layer_norm"))
 
 
 def test_every_mistake_has_its_case() -> None:
-    assert sorted(MISTAKES) == sorted(path.stem for path in parity.REGRESSIONS.glob("*.json"))
+    assert sorted(MISTAKES) == sorted(path.stem for path in regressions.REGRESSIONS.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_case_tells_the_mistake_from_a_right_op(name: str) -> None:
     device = select(gpu=False)
-    path = parity.REGRESSIONS / f"{name}.json"
-    case = parity.read_case(path)
+    path = regressions.REGRESSIONS / f"{name}.json"
+    case = regressions.read_case(path)
     wrong = OpSet("wrong", {case.op: checked(case.op, MISTAKES[name])}, "wrong")
-    assert parity.run(case, wrong, device).status is Status(json.loads(path.read_text())["status"])
-    right = parity.run(case, op_set_from(fused_ops, "fused_ops", "fused_ops"), device)
+    assert judge_case(case, InProcess(wrong, device)).status is Status(json.loads(path.read_text())["status"])
+    right = judge_case(case, InProcess(op_set_from(fused_ops, "fused_ops", "fused_ops"), device))
     assert right.status is Status.PASSED, right.message

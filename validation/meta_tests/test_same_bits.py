@@ -13,11 +13,12 @@ import fused_ops
 import reference_ops
 from validation.adapters import torch_native
 from validation.cases.case import Case, TensorSpec
+from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
 from validation.judge import same_bits
+from validation.judge.signature import signature_of
 from validation.judge.verdict import judge_call
 from validation.ops import reference_op_names
-from validation.parity import sweep as parity
 from validation.verdict import Status, Verdict
 
 OP = "layer_norm_scale_shift"
@@ -259,7 +260,7 @@ def every_check(first: same_bits.FirstCall) -> Iterator[tuple[str, str]]:
 def test_no_alarm_on_what_is_right(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # All checks on every case, not the share of them that a run makes.
     alarms: list[tuple[str, str, str]] = []
-    drawn = parity.draw_cases(cases(parity.signature_of(op)), seed=6, count=15)
+    drawn = draw_cases(cases(signature_of(op)), seed=6, count=15)
 
     def all_of_them(first: same_bits.FirstCall) -> None:
         alarms.extend((first.case.to_json(), name, words) for name, words in every_check(first) if words)

@@ -12,9 +12,10 @@ from torch import Tensor
 import reference_ops
 from validation.cases.case import Case, TensorSpec
 from validation.device import select
+from validation.executor import InProcess
 from validation.ops import OpSet, load_op_set, surroundings
 from validation.ops.surroundings import Surroundings
-from validation.parity import sweep as parity
+from validation.parity.one_case import judge_case
 from validation.record import Record
 from validation.verdict import Status
 
@@ -31,7 +32,8 @@ def case_of(values: tuple[float, ...]) -> Case:
 
 
 def judged(function: Callable[..., Any], values: tuple[float, ...] = (1.0, SMALLEST_HALF)) -> Record:
-    return parity.run(case_of(values), OpSet("mine", {"residual_gate_add": function}, "mine.py"), select(gpu=False))
+    ops = OpSet("mine", {"residual_gate_add": function}, "mine.py")
+    return judge_case(case_of(values), InProcess(ops, select(gpu=False)))
 
 
 @pytest.mark.parametrize(

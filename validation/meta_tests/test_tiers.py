@@ -13,12 +13,14 @@ from validation import controls, faults
 from validation.cases.case import Case, TensorSpec
 from validation.controls.__main__ import judge_control
 from validation.device import select
+from validation.executor import InProcess
 from validation.faults import matrix
 from validation.judge import verdict
 from validation.judge.verdict import judge_call
 from validation.ops import OpSet
-from validation.parity import sweep as parity
 from validation.parity import tiers
+from validation.parity.one_case import judge_case
+from validation.parity.profiles import PROFILES
 from validation.record import Level, Record
 from validation.verdict import Status
 
@@ -140,7 +142,7 @@ def test_one_channel_in_hundreds_is_seen_by_the_maximum_alone(monkeypatch: pytes
     device = select(gpu=False)
 
     def judged() -> Record:
-        return matrix.judge(COARSE, device, parity.PROFILES["default"], 0, first_kill=False)
+        return matrix.judge(COARSE, device, PROFILES["default"], 0, first_kill=False)
 
     found = judged()
     assert found.status is Status.PASSED
@@ -161,18 +163,18 @@ def test_a_path_without_an_error_is_no_measure_of_a_maximum() -> None:
     1,000 cases of that control came to 1.31 times the reference path's maximum, of which 26 were such rows.
     """
     chunked, device = controls.op_set("chunked"), select(gpu=False)
-    exact = parity.run(of_rows("layer_norm", "constant_rows", 4, 4096, 0), chunked, device)
+    exact = judge_case(of_rows("layer_norm", "constant_rows", 4, 4096, 0), InProcess(chunked, device))
     assert exact.status is Status.PASSED
     assert exact.numbers["baseline_max_ulp"] == 0.0
     assert float(exact.numbers["max_ulp"] or 0) > verdict.ONE_ROUNDING
     cases = [of_rows("layer_norm", "normal", 4, 512, seed) for seed in range(20)]
-    records = [parity.run(case, chunked, device) for case in cases]
+    records = [judge_case(case, InProcess(chunked, device)) for case in cases]
     assert tiers.op_tier([*records, *[exact] * 20]).ratios == tiers.op_tier(records).ratios
 
 
 def test_a_maximum_below_one_rounding_counts_as_one() -> None:
     case = of_rows("layer_norm", "normal", 2, 8, 0, "bfloat16")
-    numbers = parity.run(case, controls.op_set("reference"), select(gpu=False)).numbers
+    numbers = judge_case(case, InProcess(controls.op_set("reference"), select(gpu=False))).numbers
     assert 0.0 < float(numbers["baseline_max_ulp"] or 0) < verdict.ONE_ROUNDING
     assert numbers["max_ratio"] == 1.0
 
@@ -183,6 +185,6 @@ def test_a_chain_without_contraction_keeps_its_tier() -> None:
     x = TensorSpec((1, 64, 128), "float32", (8192, 128, 1), 0, "x")
     chain, device = controls.op_set("chunked"), select(gpu=False)
     cases = [Case("split_rotary_embedding", {"x": x, **angles}, {}, "normal", seed) for seed in range(100)]
-    tier = tiers.op_tier([parity.run(case, chain, device) for case in cases])
+    tier = tiers.op_tier([judge_case(case, InProcess(chain, device)) for case in cases])
     assert tier.tier == "lossless"
     assert 1.55 < tier.ratios["mean_max_ratio_float32"] < 2.0

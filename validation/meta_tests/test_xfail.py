@@ -12,8 +12,10 @@ from torch import Tensor
 from validation import cli
 from validation.device import select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.ops import OpSet, reference_op
-from validation.parity import sweep as parity
+from validation.parity.profiles import PROFILES
+from validation.parity.sweep import Sweep
 from validation.parity.xfail import XFail
 from validation.record import Level, read_run
 from validation.verdict import Status
@@ -47,8 +49,8 @@ def read(tmp_path: Path) -> Callable[[str], XFail]:
 
 
 def _statuses(xfail: XFail, op: str = "layer_norm") -> set[Status]:
-    quick = parity.PROFILES["quick"]
-    return {record.status for record in parity.sweep(op, OPS, select(gpu=False), profile=quick, seed=0, xfail=xfail)}
+    quick = PROFILES["quick"]
+    return {record.status for record in Sweep(InProcess(OPS, select(gpu=False)), quick, 0, xfail=xfail).of_op(op)}
 
 
 def test_without_a_file_the_failure_fails() -> None:
@@ -72,8 +74,8 @@ def test_an_entry_covers_no_other_failure(read: Callable[[str], XFail]) -> None:
 
 def test_an_entry_that_matches_nothing_fails_the_run(read: Callable[[str], XFail]) -> None:
     xfail = read("layer_norm  # known\nrms_norm:RUNTIME_ERROR  # was repaired\n")
-    quick = parity.PROFILES["quick"]
-    records = list(parity.sweep("rms_norm", OPS, select(gpu=False), profile=quick, seed=0, xfail=xfail))
+    quick = PROFILES["quick"]
+    records = list(Sweep(InProcess(OPS, select(gpu=False)), quick, 0, xfail=xfail).of_op("rms_norm"))
     unused = [record for record in records if record.status.failed]
     assert [record.status for record in unused] == [Status.XFAIL_UNUSED]
     assert unused[0].level is Level.RUN

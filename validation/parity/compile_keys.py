@@ -33,9 +33,11 @@ from validation.cases.pool import draw_cases
 from validation.device import Device, aot
 from validation.errors import UsageError
 from validation.judge import same_bits
+from validation.judge.signature import signature_of
 from validation.judge.verdict import outputs_of
 from validation.ops import check_op_name, reference_op_names
-from validation.parity import sweep as parity
+from validation.parity.plan import Plan
+from validation.parity.profiles import Profile
 
 # Of larger cases (whole workloads, rows beyond 2^31 elements: up to 9 GB) no memory is written, and of the largest
 # none is asked for: what is not called is counted as a kernel of its own.
@@ -90,9 +92,9 @@ def count(ops: Sequence[str] = (), *, free: int, seed: int, pool: bool = True) -
 
 def _cases(op: str, free: int, seed: int, *, pool: bool) -> Iterator[Case]:
     if not pool:
-        yield from draw_cases(strategies.cases(parity.signature_of(op)), seed=seed, count=free)
+        yield from draw_cases(strategies.cases(signature_of(op)), seed=seed, count=free)
         return
-    plan = parity.Plan.of(op, Device("sm_90", "cuda"), parity.Profile("counted", 2, free), seed)
+    plan = Plan.of(op, Device("sm_90", "cuda"), Profile("counted", 2, free), seed)
     yield from (planned.case for planned in plan.cases())
 
 

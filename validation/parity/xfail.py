@@ -19,11 +19,11 @@ from typing import Self
 
 from validation.cases.case import FLOAT_DTYPES
 from validation.cases.corners import declared_corners
-from validation.cases.signature import Signature
 from validation.cases.workloads import workloads
 from validation.errors import UsageError
 from validation.judge import same_bits
-from validation.ops import check_op_name, reference_op
+from validation.judge.signature import signature_of
+from validation.ops import check_op_name
 from validation.record import Level, Record
 from validation.verdict import Status
 
@@ -120,7 +120,7 @@ def _entry(where: str, line: str) -> Entry | None:
         check_op_name(op)
     except UsageError as error:
         raise UsageError(f"--xfail: {where}: {error}") from error
-    corners = [corner.name for corner in declared_corners(Signature.of(op, reference_op(op)), gpu=True)]
+    corners = [corner.name for corner in declared_corners(signature_of(op), gpu=True)]
     corners += [workload.name for workload in workloads(op)]
     corners += [f"{same_bits.CORNER}{check}" for check in same_bits.CHECKS]
     failing = [status for status in Status if status.failed]

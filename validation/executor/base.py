@@ -1,0 +1,76 @@
+"""The contract of an executor: what parity asks of whoever runs candidates. Implementations are files beside it."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.errors import BadCall
+from validation.device import Device
+from validation.ops import OpSet
+from validation.verdict import Status, Verdict
+
+# How a candidate may end the process that runs it.
+DEATHS = frozenset({Status.TIMEOUT, Status.CRASHED})
+
+# Modules whose ops are ours.
+OURS = ("fused_ops", "reference_ops", "validation.faults", "validation.controls")
+
+
+@dataclasses.dataclass(frozen=True)
+class Death:
+    """How a process ended before it answered.
+
+    Attributes:
+        status: one of `DEATHS`.
+        reason: in words, with the line of Python that ran.
+    """
+
+    status: Status
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Executor(ABC):
+    """Runs the candidates of one op set on one device.
+
+    Attributes:
+        ops: the op set.
+        device: where its kernels run.
+    """
+
+    ops: OpSet
+    device: Device
+
+    @abstractmethod
+    def judge(self, case: Case, *, grad: bool = False) -> Verdict:
+        """Call the case's op and judge the result.
+
+        Args:
+            case: what to feed; the op set provides its op.
+            grad: pass each floating-point tensor as an ``nn.Parameter`` under ``torch.no_grad()``, by keyword;
+                otherwise the case's seed decides the form of the call (`validation.judge.calls`).
+        """
+
+    @abstractmethod
+    def not_refused(self, bad: BadCall) -> str | Death:
+        """What the op did with a call that it must refuse, in words; "" if it refused it."""
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The options of a command line, beside ``--ops`` and the device, that run the op set so; None: the default."""
+
+    @property
+    @abstractmethod
+    def deaths(self) -> int:
+        """How many processes the candidates have ended so far."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the processes that run; a later call starts new ones."""
+
+
+def isolated_by_default(origin: str) -> bool:
+    """Whether what ``--ops`` names runs in a process of its own unless the command line says otherwise."""
+    return origin.partition(":")[0] not in OURS

@@ -1,0 +1,89 @@
+"""The child's side of an isolated executor: it runs `InProcess`, one request after another."""
+
+import ctypes
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.errors import bad_calls, good_case
+from validation.device import select
+from validation.errors import UsageError
+from validation.executor.in_process import InProcess
+from validation.executor.protocol import Defect
+from validation.judge.signature import signature_of
+from validation.judge.verdict import judge_call
+from validation.ops import load_op_set, reference_op, reference_op_names
+
+# Of Linux' prctl: the signal that a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
+
+
+def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
+    """The process's side: answer the lines that come in until there are no more.
+
+    Args:
+        requests: file descriptor of the requests.
+        replies: file descriptor for the answers.
+        trace: file descriptor to write the stack to on a fatal signal.
+        parent: process id of the one that asks.
+    """
+    _die_with(parent)
+    faulthandler.enable(trace)
+    # Ctrl-C is the parent's. A KeyboardInterrupt is then one that the candidate raised (`tracebacks.is_interrupt`).
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for descriptor in (requests, replies, trace):
+        os.set_inheritable(descriptor, False)  # a process that the candidate starts would keep the pipes open
+
+    def reply(request: dict[str, Any], work: Callable[[dict[str, Any]], Any]) -> None:
+        try:
+            text = json.dumps({"answer": work(request), "number": request["number"]})
+        except UsageError as error:
+            text = json.dumps({"usage_error": str(error), "number": request["number"]})
+        except BaseException as error:  # what a candidate raises is in the answer
+            text = json.dumps({"defect": dataclasses.asdict(Defect.of(error)), "number": request["number"]})
+        os.write(replies, text.encode() + b"\n")
+
+    lines = (json.loads(line) for line in os.fdopen(requests, "rb"))
+    answer_to: list[Callable[[dict[str, Any]], Any]] = []
+    reply(next(lines), lambda start: answer_to.append(_loaded(start)))
+    for request in lines:
+        reply(request, answer_to[0])
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent ends: a candidate that spins would go on for ever."""
+    # When the thread ends, rather, that started this process: the suite does that in its main thread alone.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:  # it ended before
+        sys.exit(1)
+
+
+def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """Select the device and load the op set; returns the function that answers all other requests."""
+    # As on the command line: NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
+    device = select(start["gpu"])
+    # The first case that is judged imports Triton's runtime and torch._dynamo, some three seconds: none of theirs.
+    op = reference_op_names()[0]
+    judge_call(good_case(signature_of(op)), reference_op(op), device.torch)
+    sys.path[:] = start["path"]
+    executor = InProcess(load_op_set(start["ops"]), device)
+
+    def answer_to(request: dict[str, Any]) -> Any:
+        if "case" in request:
+            return dataclasses.asdict(executor.judge(Case.from_dict(request["case"]), grad=request["grad"]))
+        named = {bad.name: bad for bad in bad_calls(signature_of(request["op"]))}
+        return executor.not_refused(named[request["bad_call"]])
+
+    return answer_to
+
+
+if __name__ == "__main__":
+    _serve(*map(int, sys.argv[1:]))

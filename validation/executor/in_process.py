@@ -1,0 +1,37 @@
+"""Candidates in this process: a debugger reaches them, and a crash ends the run."""
+
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.errors import BadCall
+from validation.executor.base import Executor, isolated_by_default
+from validation.judge import calls, refusal
+from validation.judge.verdict import judge_call
+from validation.verdict import Verdict
+
+
+class InProcess(Executor):
+    """Runs candidates in the process that asks."""
+
+    def judge(self, case: Case, *, grad: bool = False) -> Verdict:
+        """As `Executor` says; a case that the reference op does not take raises what that raises."""
+        candidate = self.ops[case.op]
+        candidate = calls.requiring_grad(candidate) if grad else calls.as_callers_do(case, candidate)
+        return judge_call(case, candidate, self.device.torch)
+
+    def not_refused(self, bad: BadCall) -> str:
+        """As `Executor` says."""
+        return refusal.not_refused(bad, self.ops[bad.case.op], self.device.torch)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As `Executor` says."""
+        return {"isolate": False if isolated_by_default(self.ops.origin) else None}
+
+    @property
+    def deaths(self) -> int:
+        """None: it would be our own."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,67 @@
+"""Candidates in a process of their own: one that hangs or crashes costs its case, not the run.
+
+The process stays between cases. It loads the op set and selects the device itself, judges a case there and sends the
+verdict back. If it dies the case gets ``CRASHED``, if it does not answer in time ``TIMEOUT``, and the next case gets a
+new process. So does a case whose tensors cannot be made or judged any more in a process that was used before: after an
+illegal memory access every later request to the accelerator fails in that process. What a new process cannot judge
+either is ``CRASHED``: the candidate changed what it is judged with, or returned what torch cannot treat.
+
+Op sets that are not ours run so by default, ours on request (``--isolate``): the process takes some eight seconds to
+start, and then a few milliseconds a case. ``--no-isolate`` is for a debugger. An op set that was made in memory cannot
+be isolated: the process loads it from what ``--ops`` names.
+"""
+
+import dataclasses
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.errors import BadCall
+from validation.executor.base import Death, Executor, isolated_by_default
+from validation.executor.worker import LIMIT_SECONDS, Worker
+from validation.verdict import Status, Tier, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Isolated(Executor):
+    """Runs candidates in a child process.
+
+    Attributes:
+        worker: that process.
+    """
+
+    worker: Worker
+
+    def judge(self, case: Case, *, grad: bool = False) -> Verdict:
+        """As `Executor` says.
+
+        Raises:
+            UsageError: the process could not load the op set.
+            RuntimeError: the process could not start otherwise: a defect of the suite.
+        """
+        answer = self.worker.ask({"case": case.to_dict(), "grad": grad})
+        if isinstance(answer, Death):
+            return Verdict(answer.status, "runs", answer.reason)
+        tier = None if answer["tier"] is None else Tier(answer["tier"])
+        return Verdict(**{**answer, "status": Status(answer["status"]), "tier": tier, "lines": tuple(answer["lines"])})
+
+    def not_refused(self, bad: BadCall) -> str | Death:
+        """As `Executor` says; a `Death` if the call ended the process. Raises as `judge`."""
+        answer = self.worker.ask({"op": bad.case.op, "bad_call": bad.name})
+        return answer if isinstance(answer, Death) else str(answer)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As `Executor` says."""
+        return {
+            "isolate": None if isolated_by_default(self.ops.origin) else True,
+            "case_seconds": None if self.worker.limit == LIMIT_SECONDS else self.worker.limit,
+        }
+
+    @property
+    def deaths(self) -> int:
+        """As `Executor` says."""
+        return self.worker.deaths
+
+    def close(self) -> None:
+        """As `Executor` says."""
+        self.worker.close()

@@ -1,0 +1,45 @@
+"""From ``--ops`` to an executor."""
+
+import math
+
+from validation.device import Device
+from validation.errors import UsageError
+from validation.executor.base import Executor, isolated_by_default
+from validation.executor.in_process import InProcess
+from validation.executor.isolated import Isolated
+from validation.executor.worker import LIMIT_SECONDS, Worker
+from validation.ops import load_op_set
+
+
+def load(origin: str, device: Device, *, isolate: bool | None = None, limit: float = LIMIT_SECONDS) -> Executor:
+    """The executor of the op set that ``--ops`` names.
+
+    An isolated op set is loaded by its process first, and then here: an import that exits, crashes or hangs does so
+    there. The process stays for the cases; where none follow, ``close()`` ends it.
+
+    Args:
+        origin: what ``--ops`` names.
+        device: selected for this process.
+        isolate: whether to isolate it; None: if it is not ours.
+        limit: seconds that one case may take in a process of its own.
+
+    Raises:
+        UsageError: it cannot be loaded.
+        RuntimeError: the process could not be started.
+    """
+    if not (isolated_by_default(origin) if isolate is None else isolate):
+        return InProcess(load_op_set(origin), device)
+    worker = Worker(origin, device, limit=limit)
+    try:
+        worker.start()
+        return Isolated(load_op_set(origin), device, worker)
+    except BaseException:
+        worker.close()
+        raise
+
+
+def limit_of(case_seconds: float | None) -> float:
+    """The time limit that ``--case-seconds`` asks for; UsageError unless it is above 0."""
+    if case_seconds is not None and not 0.0 < case_seconds < math.inf:
+        raise UsageError(f"--case-seconds: {case_seconds:g}, expected a number above 0")
+    return LIMIT_SECONDS if case_seconds is None else case_seconds

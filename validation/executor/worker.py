@@ -1,0 +1,226 @@
+"""The parent's side of an isolated executor: start the child, ask it, and say how it died."""
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from validation.device import Device
+from validation.errors import UsageError
+from validation.executor.base import Death
+from validation.executor.protocol import Defect
+from validation.files import PACKAGE
+from validation.ops import tracebacks
+from validation.verdict import Status
+
+# For one case, truth included. The slowest of ours takes 2 s under the interpreter; a compiled candidate may
+# compile first, some 30 s.
+LIMIT_SECONDS = 120.0
+START_SECONDS = 300.0
+
+
+class Worker:
+    """A process that judges cases of one op set; started when first asked, and again after a death.
+
+    Attributes:
+        process: the one that runs, if one does.
+        deaths: how many processes were lost.
+    """
+
+    def __init__(self, origin: str, device: Device, *, limit: float = LIMIT_SECONDS) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            origin: of the op set, what ``--ops`` names.
+            device: the process selects the same.
+            limit: seconds that one case may take.
+        """
+        self.origin, self.device, self.limit = origin, device, limit
+        self.process: subprocess.Popen[bytes] | None = None
+        self.deaths = 0
+        self._folder = Path.cwd()  # where a relative origin is found: a candidate may go elsewhere in our process
+        self._used = False  # whether the process was asked for more than to load the op set
+        self._number = 0  # of the last request
+        self._requests: IO[bytes] | None = None
+        self._replies = -1
+        self._read = b""
+        self._trace = -1
+        atexit.register(self.close)
+
+    def start(self) -> None:
+        """Start the process, unless one runs, and have it load the op set.
+
+        Raises:
+            UsageError: it could not load the op set, died of it or did not come back in time.
+            RuntimeError: it failed otherwise: a defect of the suite.
+        """
+        death = None if self.process is not None else self._start()
+        if death is not None:
+            wanted = "expected a module or .py file that can be imported"
+            raise UsageError(f"--ops: cannot import {self.origin}: {death.reason}, {wanted}")
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """What the process answers, or a `Death`.
+
+        Raises:
+            UsageError: the process could not load the op set, or the request asks for what cannot be done.
+            RuntimeError: a new process failed to start otherwise than by dying: a defect of the suite.
+        """
+        new = self.process is None or not self._used
+        answer = self._asked(request)
+        if isinstance(answer, Defect) and not new:
+            self.close()
+            self.deaths += 1
+            answer = self._asked(request)
+        if isinstance(answer, Defect):
+            self.close()  # whatever failed may be of the process, and fail for all that is asked next
+            answer = answer.death
+        self.deaths += isinstance(answer, Death)
+        return answer
+
+    def _asked(self, request: dict[str, Any]) -> Any:
+        death = None if self.process is not None else self._start()
+        if death is not None:
+            return death
+        self._used = True
+        return self._exchange(request, self.limit)
+
+    def _start(self) -> Death | None:
+        """Start a process that loads the op set; a `Death` if it did not live to say so."""
+        self._launch()
+        path = [folder for folder in sys.path if isinstance(folder, str)]  # as Python itself does
+        try:
+            gpu = not self.device.interpreted
+            answer = self._exchange({"ops": self.origin, "gpu": gpu, "path": path}, START_SECONDS)
+        except UsageError:
+            self.close()
+            raise
+        if not isinstance(answer, Defect):
+            return answer if isinstance(answer, Death) else None
+        self.close()
+        if not answer.accelerator:
+            raise RuntimeError(f"the isolated process could not be started:\n{answer.trace}")
+        return answer.death
+
+    def _launch(self) -> None:
+        read, requests = os.pipe()
+        self._replies, write = os.pipe()
+        self._trace = os.memfd_create("trace")
+        theirs = (read, write, self._trace)
+        # -P, and no empty element in PYTHONPATH: the current folder is the user's, and a select.py in it would be
+        # imported for Python's. The process takes over our sys.path once it has imported what it needs itself.
+        command = [sys.executable, "-P", "-m", "validation.executor.child", *map(str, (*theirs, os.getpid()))]
+        folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        root = str(PACKAGE.parent)
+        # What a candidate prints goes to stderr, and it reads nothing: what it asks for on a terminal nobody sees.
+        # A session of its own, so that its children die with it.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=theirs,
+            cwd=self._folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *folders])},
+            start_new_session=True,
+        )
+        os.close(read)
+        os.close(write)
+        self._requests, self._read, self._used = os.fdopen(requests, "wb"), b"", False
+
+    def _exchange(self, request: dict[str, Any], limit: float) -> Any:
+        assert self.process is not None
+        assert self._requests is not None
+        self._number += 1
+        with contextlib.suppress(BrokenPipeError):  # dead since the last answer: the pipe's end says so
+            self._requests.write(json.dumps({**request, "number": self._number}).encode() + b"\n")
+            self._requests.flush()
+        line = self._line(time.monotonic() + limit)
+        if line is None:
+            self.process.send_signal(signal.SIGABRT)  # it writes down where it is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5.0)
+            death = Death(Status.TIMEOUT, f"did not return within {limit:g} s{self._place()}")
+            self.close()
+            return death
+        if not line:
+            ended = _how_it_ended(self.process.wait())
+            death = Death(Status.CRASHED, f"the process that ran it {ended}{self._place()}")
+            self.close()
+            return death
+        return self._answer_in(line)
+
+    def _answer_in(self, line: bytes) -> Any:
+        """The answer to the last request that a line holds: what was asked for, a `Defect` or a `Death`.
+
+        Raises:
+            UsageError: the process refused the request.
+        """
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or answer.get("number") != self._number:
+            self.close()
+            words = "was answered out of turn: the candidate writes where the process answers, or a child process does"
+            return Death(Status.CRASHED, f"{words} that this call or an earlier one left behind")
+        if "usage_error" in answer:
+            raise UsageError(answer["usage_error"])
+        if "defect" in answer:
+            return Defect(**answer["defect"])
+        return answer["answer"]
+
+    def _line(self, deadline: float) -> bytes | None:
+        """The next line of the answer; empty at the end of the pipe, None at the deadline."""
+        while b"\n" not in self._read:
+            ready, _, _ = select.select([self._replies], [], [], max(deadline - time.monotonic(), 0.0))
+            if not ready:
+                return None
+            chunk = os.read(self._replies, 1 << 16)
+            if not chunk:
+                return b""
+            self._read += chunk
+        line, _, self._read = self._read.partition(b"\n")
+        return line
+
+    def _place(self) -> str:
+        """Where the process was when it died, by the Python frames that faulthandler wrote down."""
+        # The thread that died comes first or last, and is called "Current"; in it, the innermost frame first.
+        text = os.pread(self._trace, 1 << 20, 0).decode(errors="replace").partition("Current thread")[2]
+        found = [(f[1], int(f[2]), f[3]) for f in re.finditer(r'File "(.+)", line (\d+) in (\S+)', text)]
+        place = tracebacks.place(found)
+        if place or not found:
+            return place
+        file, line, _ = found[0]
+        why = ": an earlier call may have damaged memory" if self._used else ""
+        return f", while no code of the candidate ran ({file}, line {line}){why}"
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self._requests is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        os.close(self._replies)
+        os.close(self._trace)
+        self.process = None
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-code}"

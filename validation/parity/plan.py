@@ -1,0 +1,195 @@
+"""The cases of a sweep: regressions, workloads, declared corners, free draws."""
+
+import dataclasses
+import functools
+import itertools
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from validation.cases.case import Case
+from validation.cases.corners import Corner, declared_corners
+from validation.cases.pool import Pool, draw_cases
+from validation.cases.signature import Signature
+from validation.cases.strategies import cases
+from validation.cases.workloads import Workload, workloads
+from validation.device import Device
+from validation.judge import same_bits
+from validation.judge.signature import signature_of
+from validation.parity.profiles import Profile
+from validation.parity.regressions import regressions
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A case of a sweep, and how to draw others like it.
+
+    Attributes:
+        case: the case.
+        forced: the choices that its corner asks for.
+        key: its compile key, with `forced` among it; empty for cases that are not drawn.
+    """
+
+    case: Case
+    forced: Mapping[str, Any]
+    key: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a sweep feeds an op.
+
+    Attributes:
+        signature: the op's.
+        corners: those that must be reached.
+        pool: the compile keys of all drawn cases.
+        device, profile, seed: as `sweep` takes them.
+    """
+
+    signature: Signature
+    corners: tuple[Corner, ...]
+    pool: Pool
+    device: Device
+    profile: Profile
+    seed: int
+
+    @classmethod
+    def of(cls, op: str, device: Device, profile: Profile, seed: int) -> "Plan":
+        """The plan for an op."""
+        signature, bfloat16 = signature_of(op), not device.bfloat16_problems
+        corners = declared_corners(signature, bfloat16=bfloat16, gpu=not device.interpreted)
+        corners += tuple(
+            Corner(w.name, {}, lambda case, whole=whole: case == whole)  # type: ignore[misc]
+            for w, whole in _real(op, device)
+        )
+        corners += _same_bits_corners(signature, device)
+        return cls(signature, corners, _pool(signature, corners, bfloat16, seed, profile.free), device, profile, seed)
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether bfloat16 can be judged."""
+        return not self.device.bfloat16_problems
+
+    def cases(self) -> Iterator[Planned]:
+        """All cases, in order; made as they are asked for."""
+        for case in regressions(self.signature.op):
+            if self.bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
+                yield Planned(case, {}, {})
+        # With few tokens the stages of a pyramid are one case.
+        for case in {case.to_json(): case for _, case in _real(self.signature.op, self.device)}.values():
+            yield Planned(case, {}, {})
+        for corner in self.corners:
+            if corner.forced:
+                for turn, (forced, count) in enumerate(shares(corner, self.profile, self.signature)):
+                    key = self.pool.of_corner(corner, forced, turn)
+                    for case in self._drawn(corner.name, {**key, **forced}, count):
+                        yield Planned(_made_due(case, corner, self.device), forced, key)
+        # As many of each key, of the first keys one more.
+        keys = tuple(itertools.islice(self.pool.open(), self.profile.free))
+        for i, key in enumerate(keys):
+            for case in self._drawn(f"free {i}", key, (self.profile.free + len(keys) - 1 - i) // len(keys)):
+                yield Planned(_made_due(case, None, self.device), {}, key)
+
+    def _drawn(self, label: str, forced: Mapping[str, Any], count: int) -> tuple[Case, ...]:
+        seed = zlib.crc32(f"{self.seed}/{self.signature.op}/{label}".encode())
+        return _drawn(self.signature, tuple(forced.items()), self.bfloat16, seed, count)
+
+
+def _real(op: str, device: Device) -> list[tuple[Workload, Case]]:
+    """The workloads of an op: whole on a GPU, with few tokens on the CPU; no bfloat16 where it cannot be judged."""
+    made = [(workload, workload.make(not device.interpreted)) for workload in workloads(op)]
+    return [(w, case) for w, case in made if not device.bfloat16_problems or case.dtype != "bfloat16"]
+
+
+@functools.lru_cache(maxsize=16)  # the planted faults of an op share it
+def _cached_pool(
+    signature: Signature,
+    wanted: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...],
+    bfloat16: bool,
+    seed: int,
+    free: int,
+) -> Pool:
+    asked = [(name, dict(forced)) for name, forced in wanted]
+    return Pool.draw(signature, asked, seed, bfloat16=bfloat16, cases=free)
+
+
+def _pool(signature: Signature, corners: tuple[Corner, ...], bfloat16: bool, seed: int, free: int) -> Pool:
+    """The pool of a sweep; what the first case of each corner is forced to is what the corner's key must have."""
+    wanted = tuple((c.name, tuple({**telling(signature), **c.forced}.items())) for c in corners if c.forced)
+    return _cached_pool(signature, wanted, bfloat16, seed, free)
+
+
+def telling(signature: Signature) -> dict[str, Any]:
+    """Choices that make every row tell.
+
+    Of zeros, modulated by zeros or by a row expanded over the batch, any row looks like any other: with these
+    left free in both of a corner's two cases, 7 of 60 sweeps missed a ``[B, D]`` row taken for a token's.
+    """
+    return {"values": "normal", **{f"{name}.layout": "contiguous" for name in signature.modulations}}
+
+
+def shares(corner: Corner, profile: Profile, signature: Signature) -> tuple[tuple[Mapping[str, Any], int], ...]:
+    """What to force in a corner's cases, and in how many. In the first every row tells."""
+    first, count = {**telling(signature), **corner.forced}, profile.per_corner // (1 + corner.sparse)
+    return ((first, 1), (corner.forced, count - 1)) if count > 1 else ((first, 1),)
+
+
+@functools.lru_cache(maxsize=512)  # an op's corners and its free draws: the planted faults of an op share them
+def _drawn(
+    signature: Signature, forced: tuple[tuple[str, Any], ...], bfloat16: bool, seed: int, count: int
+) -> tuple[Case, ...]:
+    """The cases of a compile key."""
+    return tuple(draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count))
+
+
+# What shows in the last bit of a sum alone: float32, rows long enough for two orders of adding them up to
+# differ, and several of them.
+LAST_BIT: Mapping[str, Any] = {
+    "dtype": "float32",
+    "values": "normal",
+    "literals": False,
+    "size": "frames",
+    "width": "model",
+    "rank": 3,
+    "heads": 2,
+    "k.shape": "same",
+}
+
+
+# What shows in the next call that a casting mode was kept: roundings on the way where it asks for none. It takes a
+# weight where nothing else follows a norm, and a shape that no earlier call had.
+FLAG_SHOWS: Mapping[str, Any] = {
+    **LAST_BIT,
+    "size": "ragged",
+    "dtype": "float16",
+    "casting_mode": "input",
+    "affine": "weight",
+    "qk.weights": "both",
+}
+
+
+def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ...]:
+    """One for each check that compares two calls: the lot that `same_bits.due` draws gives it to few cases."""
+
+    def corner(check: str) -> Corner:
+        forced = FLAG_SHOWS if check == "other flags" else LAST_BIT
+
+        def reached(case: Case) -> bool:
+            return case.dtype == forced["dtype"] and check in same_bits.due(case, device.torch)
+
+        return Corner(f"{same_bits.CORNER}{check}", forced, reached)
+
+    (example,) = draw_cases(cases(signature, LAST_BIT), seed=0, count=1)
+    return tuple(corner(check) for check in same_bits.CHECKS if same_bits.applies(check, example, device.torch))
+
+
+def _made_due(case: Case, corner: Corner | None, device: Device) -> Case:
+    """A case of one of those corners with the next seed for which the corner's check is due.
+
+    Others with the next seed for which only checks are due that cost few kernels (`same_bits.affordable`).
+    """
+    seeds = (dataclasses.replace(case, seed=case.seed + n) for n in range(10_000))
+    if corner is not None and corner.name.startswith(same_bits.CORNER):
+        return next(c for c in seeds if corner.reached(c))
+    affordable = same_bits.affordable(case)
+    return next(c for c in seeds if affordable.issuperset(same_bits.due(c, device.torch)))

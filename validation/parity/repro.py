@@ -1,0 +1,32 @@
+"""Command lines that judge a case or an op again."""
+
+from typing import Any
+
+from validation.cases.case import Case
+from validation.executor import Executor
+from validation.options import DEFAULT_OPS, repeat_line
+
+
+def case_command(case: Case, executor: Executor) -> str:
+    """The command line that judges a case again."""
+    origin = executor.ops.origin
+    return repeat_line(
+        "repro",
+        case.to_json(),
+        ops=None if origin == DEFAULT_OPS else origin,
+        **executor.options,
+        gpu=not executor.device.interpreted,
+    )
+
+
+def op_command(op: str, executor: Executor, **options: Any) -> str:
+    """The command line that judges an op again, with further options of ``validate parity``."""
+    return repeat_line(
+        "parity",
+        always=("ops", "seed"),
+        op=[op],
+        ops=executor.ops.origin,
+        **executor.options,
+        **options,
+        gpu=not executor.device.interpreted,
+    )

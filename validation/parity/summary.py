@@ -1,0 +1,100 @@
+"""One record on an op over all its cases: its tier, its bias, the corners that were not reached."""
+
+from collections import Counter
+
+from validation.cases.case import Case
+from validation.cases.corners import Corner
+from validation.judge import fingerprint
+from validation.ops import OpSet
+from validation.parity import tiers
+from validation.record import Level, Record
+from validation.verdict import Status, Tier
+
+
+def summary(
+    op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: Tier | None, command: str
+) -> Record:
+    """The record for an op, from those of its cases.
+
+    Args:
+        op: its name.
+        ops: the op set that was judged.
+        done: the records of all its cases.
+        corners: those declared.
+        require: the tier that the op must reach; None: any.
+        command: repeats the sweep.
+    """
+    drawn = {name for record in done for name in record.corners}
+    judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
+    missed = [corner.name for corner in corners if corner.name not in drawn]
+    unjudged = [corner.name for corner in corners if corner.name in drawn - judged]
+    passed = [record for record in done if record.status is Status.PASSED]
+    unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
+    tier = tiers.op_tier(passed)
+    bias = tiers.bias_over_cases(passed)
+    numbers: dict[str, float | int | str | None] = {
+        "cases": len(done),
+        "failed": sum(record.status.failed for record in done),
+        "xfailed": sum(record.status is Status.XFAILED for record in done),
+        "not_expressed": unexpressed.total(),
+        "corners": len(corners),
+        "corners_missed": len(missed),
+        "corners_not_expressed": len(unjudged),
+        "mean_rms_ratio": tier.mean_ratio,
+        **tier.ratios,
+        "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
+    }
+    # Of failed cases too: where a kernel rounds is asked most where it fails.
+    fingerprints = [
+        (str(r.numbers["fingerprint"]), share, int(r.numbers["elements"] or 0))
+        for r in done
+        if r.case["flags"].get("casting_mode", "float32") == "float32"
+        and (share := float(r.numbers.get("fingerprint_share") or 0.0)) > fingerprint.NAMED
+    ]
+    rounds = fingerprint.summary(fingerprints)
+    if rounds is not None:
+        numbers["fingerprint"], numbers["fingerprint_share"] = rounds
+        numbers["fingerprint_cases"] = sum(name == rounds[0] for name, _, _ in fingerprints)
+    status, check, reason = Status.PASSED, "tier", tier.reason
+    if unexpressed:
+        most_common = unexpressed.most_common(1)[0][0]
+        most = f"{unexpressed.total()} of {len(done)} cases cannot be expressed, most often: {most_common}"
+        reason = f"{reason}; {most}"
+        if unjudged:
+            reason = f"{reason}; corners of such cases alone: {', '.join(unjudged)}"
+    if unexpressed.total() == len(done) > 0:
+        status, check, reason = Status.NOT_EXPRESSED, "runs", most
+    elif missed:
+        status, check = Status.CORNER_NOT_REACHED, "corners"
+        reason = f"{len(missed)} of {len(corners)} declared corners were never reached: {', '.join(missed)}"
+    elif fallback := _fallback(done, ops):
+        status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
+    elif bias:
+        status, check, reason = Status.BIASED, "bias over all cases", bias
+    elif require is not None and (tier.tier is None or not Tier(tier.tier).meets(require)):
+        status = Status.BELOW_REQUIRED_TIER
+        reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
+    return Record(
+        level=Level.RUN,
+        subject=op,
+        op_set=ops.name,
+        status=status,
+        check=check,
+        reason=reason,
+        tier=tier.tier,
+        numbers=numbers,
+        message=f"{op}  {ops.name}  {status}\n{reason}\nrepeat: {command}" if status.failed else "",
+        repro=command,
+    )
+
+
+def _fallback(done: list[Record], ops: OpSet) -> str:
+    """In words: cases with elements that launched no kernel, where others did or ours must; "" if there are none."""
+    judged = [record for record in done if record.numbers.get("elements")]
+    without = [record for record in judged if not record.numbers["launches"]]
+    if not without or (len(without) == len(judged) and ops.origin != "fused_ops"):
+        return ""
+    return (
+        f"{len(without)} of {len(judged)} cases with elements launched no kernel (expected one in each: an op set "
+        f"that launches kernels may not fall back silently): the first is {Case.from_dict(without[0].case).describe()}"
+    )
