@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from validation import composed, sample_runs
+from validation import sample_runs
 from validation.device import Device
 from validation.drift import measure
 from validation.errors import UsageError
@@ -287,12 +287,10 @@ def drift_model(pipeline: Any, plan: Plan, device: Device, estimate: Estimate) -
     """A Helios pipeline as the drift sees it."""
     import diffusers
 
-    import reference_ops
-    from validation.drift import replay
+    from validation.chains import replay
     from validation.models import helios, mount
 
-    sources = [*sorted(Path(reference_ops.__path__[0]).rglob("*.py"))]
-    sources += [Path(str(module.__file__)) for module in (composed, replay, helios, mount, metrics)]
+    sources = [*replay.sources(), *(Path(str(module.__file__)) for module in (helios, mount, metrics))]
     parts = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
     names = [site.name for site in plan.sites]
 

@@ -32,10 +32,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-import reference_ops
-from validation import composed, sample_runs
+from validation import sample_runs
+from validation.chains import replay
 from validation.device import Device
-from validation.drift import measure, replay
+from validation.drift import measure
 from validation.drift.cache import PromptBand
 from validation.errors import UsageError
 from validation.files import FIXTURES, default_folder, hash_files
@@ -569,9 +569,8 @@ class ShapeRun:
 
 def identity_of(plan: Plan, device: Device) -> dict[str, Any]:
     """Everything that decides the latents but op set and prompt, as JSON values: the cache's key."""
-    sources = [*sorted(Path(reference_ops.__path__[0]).rglob("*.py"))]
-    modules = (composed, replay, hunyuan3d, flow_matching, mount)
-    sources += [Path(str(module.__file__)) for module in modules]
+    modules = (hunyuan3d, flow_matching, mount)
+    sources = [*replay.sources(), *(Path(str(module.__file__)) for module in modules)]
     return shape_pipeline.identity_of(
         plan.parts,
         # The q/k norm has one truth, on copies and on the packed projection.

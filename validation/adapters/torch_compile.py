@@ -19,7 +19,7 @@ import torch._dynamo
 from torch.utils._python_dispatch import _disable_current_modes
 
 from validation.adapters import torch_native
-from validation.ops import reference_op_names
+from validation.ops import reference_op, reference_op_names
 
 # More graphs than any sweep makes. By default Dynamo stops at 8 of a function that is compiled and at 256 of its code
 # object: a control's 373 cases came to 257. `torch.compile`'s own argument sets the first alone.
@@ -46,4 +46,5 @@ def compiled(function: Callable[..., Any], *, emulate_precision_casts: bool = Tr
     return call
 
 
-globals().update({op: compiled(getattr(torch_native, op)) for op in reference_op_names()})
+# An op that torch_native has no functions for is compiled as its reference writes it.
+globals().update({op: compiled(getattr(torch_native, op, reference_op(op))) for op in reference_op_names()})

@@ -17,11 +17,11 @@ import diffusers
 import torch
 from torch import Tensor
 
-import reference_ops
-from validation import composed
 from validation.bench.arms import Running
 from validation.bench.results import one_line
-from validation.drift import measure, replay, verdicts
+from validation.chains import replay
+from validation.chains.truth import truth
+from validation.drift import measure, verdicts
 from validation.drift.teacher import forwards_to_watch
 from validation.errors import UsageError
 from validation.files import hash_files
@@ -130,7 +130,7 @@ class DriftOfArms:
             reason = "the path before does not repeat itself to the bit: rounding cannot be told from chance here"
             return ArmVerdict((Verdict(Status.INCONCLUSIVE, "reference", reason),), reason)
         candidate = arm.ops or OpSet("none", {}, "")
-        with self.denoiser.mount(arm.ops or replay.truth(), arm.sites, arm.variant) as mounted:
+        with self.denoiser.mount(arm.ops or truth(), arm.sites, arm.variant) as mounted:
             chosen = tuple(mounted.sites.values())
 
         def sample(ops: OpSet, start: Start) -> list[Tensor]:
@@ -177,9 +177,8 @@ class DriftOfArms:
     def _identity(self) -> dict[str, Any]:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
         device = self.denoiser.device
-        folders = Path(reference_ops.__path__[0]), Path(getfile(type(self.denoiser))).parent
-        sources = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-        sources += [Path(str(module.__file__)) for module in (composed, replay, mount)]
+        sources = [*replay.sources(), *sorted(Path(getfile(type(self.denoiser))).parent.glob("*.py"))]
+        sources += [Path(str(mount.__file__))]
         return {
             "weights": self.denoiser.weights,
             "content": self.content,

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from validation.cases.roles import ACTIVATIONS
-from validation.controls.contract import checked
-from validation.controls.variants import ARITHMETIC
+from validation.chains.arithmetic import ARITHMETIC
+from validation.chains.chain import functions as functions_of
+from validation.chains.contract import checked
 from validation.errors import UsageError
 from validation.ops import OpSet, load_op_set
 
@@ -34,7 +35,7 @@ def op_set(name: str) -> OpSet:
         if name == "torch_compile":
             functions = {op: _rows_together(function) for op, function in functions.items()}
     elif name in ARITHMETIC:
-        functions = ARITHMETIC[name]().functions()
+        functions = functions_of(ARITHMETIC[name]())
     else:
         raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(NAMES)}")
     guarded = {op: checked(op, function) for op, function in functions.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from validation.drift.replay import KINDS, Kind
+from validation.chains.replay import KINDS, Kind
 from validation.errors import UsageError
 
 FORMAT = 1

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from validation.chains.replay import KINDS, Kind, Replay
 from validation.drift import band
 from validation.drift.cache import PromptBand
-from validation.drift.replay import KINDS, Kind, Replay
 from validation.drift.teacher import CallErrors, TeacherForced, forwards_to_watch
 from validation.models.mount import SiteCall
 from validation.ops import OpSet

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 import reference_ops
+from validation.chains.replay import Replay
+from validation.chains.truth import bound, delivered, exact_outputs, rounded_outputs
 from validation.drift.band import ALPHA
-from validation.drift.replay import Replay, bound, delivered, exact_outputs, output_dtypes
 from validation.models.mount import SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
 from validation.verdict import Status
@@ -161,8 +162,7 @@ class TeacherForced:
             def call(*given: Any, **named: Any) -> Any:
                 arguments, options = bound(op, given, named)
                 exact = exact_outputs(op, *arguments, **options)
-                dtypes = output_dtypes(op, arguments)
-                truth = tuple(y.to(dtype) for y, dtype in zip(exact, dtypes, strict=True))
+                truth = rounded_outputs(op, exact, arguments)
                 here = running_call()
                 if here.forward in indices and op in self.candidate:
                     functions = (getattr(reference_ops, op), replay[op], self.candidate[op])

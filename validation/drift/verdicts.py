@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from validation.chains.replay import KINDS, Kind
 from validation.drift import band
 from validation.drift.measure import Drift
-from validation.drift.replay import KINDS, Kind
 from validation.drift.teacher import ARMS, CallErrors, Place, can_reject, first_further, places
 from validation.verdict import TIERS, Numbers, Series, Status, Tier, Verdict
 

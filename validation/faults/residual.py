@@ -42,10 +42,8 @@ class NormOfX(RightOps):
 
 @fault("gate dropped from residual_out", SRRN, "residual_out is residual + x, y is right", NUMERICAL, NONFINITE)
 class GateDroppedFromResidualOut(RightOps):
-    def _scale_residual(
-        self, op: str, residual: Tensor, x: Tensor, gate: Any, *rest: Any, **kwargs: Any
-    ) -> tuple[Tensor, ...]:
-        y, residual_out = super()._scale_residual(op, residual, x, gate, *rest, **kwargs)
+    def _scale_residual(self, residual: Tensor, x: Tensor, gate: Any, *rest: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        y, residual_out = super()._scale_residual(residual, x, gate, *rest, **kwargs)
         return y, residual_out.copy_(self.gated(residual, x, None, "float32"))
 
 
@@ -63,8 +61,8 @@ class ResidualOutLeftOut(RightOps):
 
 @fault("residual_out is the residual", SRLN, "residual is updated in place and returned", MODIFIED, ALIAS)
 class ResidualOutIsTheResidual(RightOps):
-    def _scale_residual(self, op: str, residual: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        y, residual_out = super()._scale_residual(op, residual, *args, **kwargs)
+    def _scale_residual(self, residual: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        y, residual_out = super()._scale_residual(residual, *args, **kwargs)
         return y, residual.copy_(residual_out)
 
 

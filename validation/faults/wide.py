@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from validation.faults.fault import fault
-from validation.faults.rare import BLOCK, TILE
+from validation.faults.rare_layouts import BLOCK, TILE
 from validation.faults.right import RightOps
 from validation.verdict import Status
 

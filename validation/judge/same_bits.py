@@ -46,8 +46,9 @@ from reference_ops import IndexedRows
 from validation.cases.case import Case
 from validation.cases.roles import ACTIVATIONS, MODULATIONS
 from validation.cases.tensors import Arguments
+from validation.chains import bounds
 from validation.errors import CannotExpress
-from validation.judge import bounds, structure, where
+from validation.judge import structure, where
 from validation.judge.stats import Budget
 from validation.ops import reference_op, surroundings, tracebacks
 

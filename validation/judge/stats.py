@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from validation.judge.running_error import K, Running
-from validation.judge.ulp import ulp
+from validation.chains.running import K, Running
+from validation.chains.ulp import ulp
 
 # Second-order terms that first-order propagation leaves out: products of two bfloat16 roundings are 2^-8 of
 # one, and a chain has at most four.

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from validation.cases.tensors import Arguments, as_bits, guard_elements, poison
-from validation.judge import perturbed
+from validation.chains import tape
 
 aten = torch.ops.aten
 
@@ -201,7 +201,7 @@ class GuardedAllocations(TorchDispatchMode):
                 return self._guarded(out)
             if func.overloadpacket in _FILLED and out.layout is torch.strided:
                 return self._guarded(out, filled=True)
-        if not perturbed.is_exact(func) and func.overloadpacket not in _RESIZING:
+        if not tape.is_exact(func) and func.overloadpacket not in _RESIZING:
             self.computed = True
             self.basic = self.basic and _is_basic(func, args, out)
             self.uneven_on_cuda |= func.overloadpacket in _UNEVEN_ON_CUDA

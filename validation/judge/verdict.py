@@ -20,11 +20,12 @@ from torch import Tensor
 from validation.cases.case import Case
 from validation.cases.roles import ACTIVATIONS
 from validation.cases.tensors import Arguments, as_bits, materialise
+from validation.chains import bounds, perturbed
+from validation.chains.running import Running
 from validation.device import launches
 from validation.device.threads import one_thread
 from validation.errors import CannotExpress
-from validation.judge import bounds, fingerprint, perturbed, same_bits, structure, where
-from validation.judge.running_error import Running
+from validation.judge import fingerprint, same_bits, structure, where
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
 from validation.ops import reference_op, reference_op_names, surroundings, tracebacks
 from validation.verdict import Status, Tier, Verdict

@@ -11,9 +11,8 @@ from validation.adapters import torch_compile, torch_native
 from validation.cases.case import Case, TensorSpec
 from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
+from validation.chains.arithmetic import ARITHMETIC, Arithmetic
 from validation.controls.__main__ import judge_control, main
-from validation.controls.arithmetic import Arithmetic
-from validation.controls.variants import ARITHMETIC
 from validation.device import select
 from validation.errors import UsageError
 from validation.executor import InProcess
@@ -51,7 +50,7 @@ class _OnePass(Arithmetic):
 
 
 def test_a_control_with_a_fault_is_flagged() -> None:
-    assert Status.INCORRECT_NUMERICAL in _failures(_OnePass().functions()[NORM], NORM)
+    assert Status.INCORRECT_NUMERICAL in _failures(getattr(_OnePass(), NORM), NORM)
 
 
 def test_controls_refuse_bad_input_and_what_lacks_the_checks_does_not() -> None:

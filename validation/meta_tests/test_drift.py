@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import reference_ops
 from validation import controls
+from validation.chains.replay import KINDS
 from validation.controls import sampled
 from validation.drift import band, measure, verdicts
-from validation.drift.replay import KINDS
 from validation.drift.teacher import CallErrors, _own, can_reject, first_further, forwards_to_watch, places
 from validation.meta_tests.model_op_sets import reference
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import reference_ops
 from validation import controls
+from validation.chains.truth import truth
 from validation.drift import measure, verdicts
-from validation.drift.replay import truth
 from validation.meta_tests.model_op_sets import reference
 from validation.meta_tests.test_drift import STARTS, Start
 from validation.models import hunyuan3d

@@ -7,7 +7,8 @@ from torch import Tensor
 
 import reference_ops
 from reference_ops import IndexedRows
-from validation.drift.replay import KINDS, Kind, Replay, bound, exact_outputs, stochastically_rounded, truth
+from validation.chains.replay import KINDS, Kind, Replay, stochastically_rounded
+from validation.chains.truth import bound, exact_outputs, truth
 from validation.meta_tests.op_arguments import HAS_CASTING_MODE, HAS_INPLACE, arguments, same_bits, tuple_of
 
 MODES = [(op, mode) for op in reference_ops.OP_NAMES for mode in ("float32", "input")[: 1 + (op in HAS_CASTING_MODE)]]

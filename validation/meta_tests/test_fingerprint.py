@@ -11,6 +11,7 @@ from torch import Tensor
 import fused_ops
 import reference_ops
 from validation.cases.case import Case, TensorSpec
+from validation.chains import placement
 from validation.device import select
 from validation.executor import InProcess
 from validation.judge import fingerprint
@@ -48,19 +49,19 @@ def arguments_of(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", sorted(fingerprint.PLACEMENTS))
+@pytest.mark.parametrize("op", sorted(placement.PLACEMENTS))
 def test_each_placement_is_recognised(op: str, dtype: torch.dtype) -> None:
     arguments = arguments_of(op, dtype)
-    for placement in fingerprint.PLACEMENTS[op]:
-        outputs = fingerprint.replay(op, arguments, placement)
+    for placed in placement.PLACEMENTS[op]:
+        outputs = placement.replay(op, arguments, placed)
         found = fingerprint.shares(op, arguments, outputs)
-        assert found[placement] == 1.0
+        assert found[placed] == 1.0
         # Without a weight RMSNorm rounds its normalised value last: one and the same.
         same = [name for name, share in found.items() if share == 1.0]
-        assert same == [placement] or set(same) == {fingerprint.ONCE, fingerprint.EAGER}, (placement, found)
+        assert same == [placed] or set(same) == {placement.ONCE, placement.EAGER}, (placed, found)
 
 
-@pytest.mark.parametrize("op", sorted(fingerprint.PLACEMENTS))
+@pytest.mark.parametrize("op", sorted(placement.PLACEMENTS))
 def test_our_kernels_round_where_their_casting_mode_says(op: str) -> None:
     arguments = arguments_of(op, torch.bfloat16)
     modes = ("float32", "input") if "casting_mode" in signature_of(op) else ("float32",)
@@ -70,13 +71,13 @@ def test_our_kernels_round_where_their_casting_mode_says(op: str) -> None:
             result = getattr(ops, op)(**called)
             found = fingerprint.shares(op, called, result if isinstance(result, tuple) else (result,))
             best, share = next(iter(found.items()))
-            assert best == (fingerprint.ONCE if mode == "float32" else fingerprint.EAGER), (ops.__name__, found)
+            assert best == (placement.ONCE if mode == "float32" else placement.EAGER), (ops.__name__, found)
             # Float32 arithmetic turns about one rounding in a thousand.
             assert share > 0.99
 
 
 def test_what_has_none() -> None:
-    assert set(reference_op_names()) - set(fingerprint.PLACEMENTS) == {"rotary_embedding", "split_rotary_embedding"}
+    assert set(reference_op_names()) - set(placement.PLACEMENTS) == {"rotary_embedding", "split_rotary_embedding"}
     arguments = arguments_of(OP, torch.float32)
     assert fingerprint.shares(OP, arguments, (fused_ops.layer_norm_scale_shift(**arguments),)) == {}
     assert fingerprint.shares("rotary_embedding", {}, (torch.ones(2, dtype=torch.bfloat16),)) == {}
@@ -115,9 +116,9 @@ def test_the_extra_rounding_of_sglang_24059() -> None:
     assert float((before != after).double().mean()) == pytest.approx(0.287, abs=0.01)
     arguments = {"x": x, "shift": shift, "scale": scale, "eps": 1e-6, "casting_mode": "float32"}
     found = fingerprint.shares(OP, arguments, (after,))
-    assert next(iter(found)) == fingerprint.NORMALISED
-    assert found[fingerprint.NORMALISED] > 0.999
-    assert found[fingerprint.ONCE] == pytest.approx(1 - 0.287, abs=0.01)
+    assert next(iter(found)) == placement.NORMALISED
+    assert found[placement.NORMALISED] > 0.999
+    assert found[placement.ONCE] == pytest.approx(1 - 0.287, abs=0.01)
 
 
 def a_case(seed: int, dtype: str = "bfloat16") -> Case:
@@ -132,11 +133,11 @@ def test_the_message_says_it() -> None:
     assert record.status is Status.INCORRECT_NUMERICAL
     assert "matches 'normalised value rounded' in " in record.message
     assert "% of the elements, 'rounded once' in 7" in record.message
-    assert record.numbers["fingerprint"] == fingerprint.NORMALISED
+    assert record.numbers["fingerprint"] == placement.NORMALISED
     # Of what passes, one bfloat16 case in eight is asked.
     asked = [judge_call(a_case(seed), fused_ops.layer_norm_scale_shift, "cpu").numbers for seed in range(16)]
     assert sum("fingerprint" in numbers for numbers in asked) == 2
-    assert all(numbers["fingerprint"] == fingerprint.ONCE for numbers in asked if "fingerprint" in numbers)
+    assert all(numbers["fingerprint"] == placement.ONCE for numbers in asked if "fingerprint" in numbers)
 
 
 def gate_rounded(residual: Tensor, x: Tensor, gate: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -148,9 +149,9 @@ def test_residual_out_is_compared_too() -> None:
     op = "scale_residual_layer_norm_scale_shift"
     arguments = arguments_of(op, torch.bfloat16, modulation=torch.float32)
     right, wrong = reference_ops.scale_residual_layer_norm_scale_shift(**arguments), gate_rounded(**arguments)
-    assert fingerprint.shares(op, arguments, right)[fingerprint.ONCE] > 0.99
+    assert fingerprint.shares(op, arguments, right)[placement.ONCE] > 0.99
     # y is the norm of what came with it; only residual_out tells.
-    share = fingerprint.shares(op, arguments, (right[0], wrong[1]))[fingerprint.ONCE]
+    share = fingerprint.shares(op, arguments, (right[0], wrong[1]))[placement.ONCE]
     assert 0.5 < share < 0.99
 
 
@@ -159,7 +160,7 @@ def test_what_fails_has_a_fingerprint_of_the_whole_op(tmp_path: Path) -> None:
     profile = Profile("short", 1, 20)
     records = list(Sweep(InProcess(ops, select(gpu=False)), profile, 0, shrink=False).of_op(OP))
     summary = next(record for record in records if record.level is Level.RUN and "cases" in record.numbers)
-    assert summary.numbers["fingerprint"] == fingerprint.NORMALISED
+    assert summary.numbers["fingerprint"] == placement.NORMALISED
     assert int(summary.numbers["fingerprint_cases"] or 0) > 10
     made = section(tmp_path, records)
     assert made is not None
@@ -189,5 +190,5 @@ def test_an_op_is_summed_up_over_its_cases() -> None:
     profile = Profile("short", 1, 60)
     records = list(Sweep(InProcess(load_op_set("reference_ops"), select(gpu=False)), profile, 0).of_op("scale_shift"))
     (summary,) = [record for record in records if record.check == "tier"]
-    assert summary.numbers["fingerprint"] == fingerprint.ONCE
+    assert summary.numbers["fingerprint"] == placement.ONCE
     assert summary.numbers["fingerprint_share"] == pytest.approx(1.0, abs=0.01)

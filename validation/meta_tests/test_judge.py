@@ -22,13 +22,13 @@ import reference_ops
 from validation import cli
 from validation.cases.case import Case, TensorSpec
 from validation.cases.tensors import materialise
+from validation.chains.bounds import bound
+from validation.chains.ulp import ulp
 from validation.device import Device, select
 from validation.errors import UsageError
 from validation.executor import InProcess
 from validation.judge import structure, where
-from validation.judge.bounds import bound
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
-from validation.judge.ulp import ulp
 from validation.judge.verdict import judge_call
 from validation.ops import OpSet, load_op_set, op_set_from
 from validation.parity import regressions

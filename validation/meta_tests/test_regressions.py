@@ -11,11 +11,11 @@ from torch import Tensor
 
 import fused_ops
 import reference_ops
-from validation.controls.contract import checked
+from validation.chains.contract import checked
 from validation.device import select
 from validation.errors import UsageError
 from validation.executor import InProcess
-from validation.faults.heads import TheStrideOfOneToken
+from validation.faults.heads_rotation import TheStrideOfOneToken
 from validation.ops import OpSet, op_set_from
 from validation.parity import regressions
 from validation.parity.one_case import judge_case

@@ -1,10 +1,60 @@
-"""The controls: each one correct step that a kernel may well take instead of the plain one."""
+"""The chains in float32, and the controls: each takes one correct step that a kernel may well take instead."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from validation.controls.arithmetic import Arithmetic
+from validation.chains.chain import Chain
+from validation.chains.steps import INPUT
+
+
+class Arithmetic(Chain[Tensor]):
+    """float32 inside, rounded to the output's dtype at the end and where ``casting_mode="input"`` says so.
+
+    The plain thing: one ``sum``, one ``rsqrt``, products and sums one after the other.
+
+    Attributes:
+        wide: the dtype of the arithmetic between roundings.
+        rounds_midway: False leaves out the roundings that ``"input"`` mode and the rotations declare.
+            Rounding less often than declared is allowed.
+    """
+
+    wide = torch.float32
+    rounds_midway = True
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the last dimension, which stays, of size 1."""
+        return x.sum(-1, keepdim=True)
+
+    def moments(self, x: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """The deviation from the mean (x itself if not centred), and the mean of its square ``[..., 1]``."""
+        deviation = x - self.sum(x) / x.shape[-1] if centred else x
+        return deviation, self.sum(deviation * deviation) / x.shape[-1]
+
+    def over_root(self, value: Tensor, square: Tensor) -> Tensor:
+        """``value / sqrt(square)``."""
+        return value * torch.rsqrt(square)
+
+    def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
+        """See `Steps`. The order of torch's sums follows the strides; a slice of a batch must give the same bits."""
+        deviation, square = self.moments(x.to(self.wide).contiguous(), centred=centred)
+        return self.over_root(deviation, square + eps)
+
+    def taken(self, t: Tensor, mode: str) -> Tensor:
+        """See `Steps`."""
+        return t if mode == INPUT and self.rounds_midway else t.to(self.wide)
+
+    def midway(self, value: Tensor, dtype: torch.dtype, mode: str) -> Tensor:
+        """See `Steps`."""
+        return value.to(dtype) if mode == INPUT and self.rounds_midway else value
+
+    def part(self, value: Tensor, columns: slice) -> Tensor:
+        """See `Steps`."""
+        return value[..., columns]
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Steps`."""
+        return value.to(dtype)
 
 
 class Chunked(Arithmetic):

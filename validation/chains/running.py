@@ -9,7 +9,8 @@
 * ``declared``: what the casting mode's own rounding points may add, half an ulp of each value that the
   contract rounds. It is a hard bound, and the budget takes it as it is.
 
-A chain of these reads like the op itself; see `bounds`.
+Like a tensor of a chain in PyTorch, a result has a dtype. The rounding to it, of which one to float32 is noise, is
+made when the next step reads it; the last of a chain is the caller's.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from validation.judge.ulp import SMALLEST, UNIT_ROUNDOFF
+from validation.chains.ulp import SMALLEST, UNIT_ROUNDOFF
 
 # Factor on the noise bound. Measured (six value regimes, bf16 and fp32): 4 raises no alarm on six correct
 # variants and rejects N-1 variance, a mid-way bf16 rounding, rstd off by 1e-4 and truncation.
@@ -27,6 +28,7 @@ K = 4.0
 
 U = UNIT_ROUNDOFF[torch.float32]
 TINY = SMALLEST[torch.float32]
+FIELDS = ("value", "noise", "declared", "overflow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Running:
         overflow: bool, likewise: a declared rounding may have overflowed its dtype on the way here.
         dtype: what PyTorch's promotion makes of the chain so far.
         scalar: a 0-d tensor, which leaves the other operand's dtype as it is.
+        pending: the result of a step, not yet rounded to dtype.
     """
 
     value: Tensor
@@ -48,6 +51,12 @@ class Running:
     overflow: Tensor
     dtype: torch.dtype
     scalar: bool = False
+    pending: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the value."""
+        return self.value.shape
 
     @classmethod
     def exact(cls, t: Tensor) -> Self:
@@ -60,9 +69,6 @@ class Running:
         a, b = self._paired(other)
         value = a.value + b.value
         return a._arithmetic(b, value, a.noise + b.noise, a.declared + b.declared)
-
-    def __sub__(self, other: "Running") -> "Running":
-        return self + (-other)
 
     def __neg__(self) -> "Running":
         return dataclasses.replace(self, value=-self.value)
@@ -81,16 +87,18 @@ class Running:
         return self.value.abs() <= self.declared + K * self.noise
 
     def _paired(self, other: "Running | float") -> "tuple[Running, Running]":
+        a = self.settled()
         if not isinstance(other, Running):
-            zero = torch.zeros((), dtype=torch.float64, device=self.value.device)
-            return self, Running(zero + other, zero, zero, zero.bool(), self.dtype, scalar=True)
+            zero = torch.zeros((), dtype=torch.float64, device=a.value.device)
+            return a, Running(zero + other, zero, zero, zero.bool(), a.dtype, scalar=True)
+        b = other.settled()
         # PyTorch rounds a 0-d operand to the dtype of the other before it computes (float32 0-d scale with
         # bfloat16 x: measured 1.4x a budget without it).
-        if self.scalar and not other.scalar and self.dtype is not other.dtype:
-            return self.rounded(other.dtype), other
-        if other.scalar and not self.scalar and self.dtype is not other.dtype:
-            return self, other.rounded(self.dtype)
-        return self, other
+        if a.scalar and not b.scalar and a.dtype is not b.dtype:
+            return a.rounded(b.dtype), b
+        if b.scalar and not a.scalar and a.dtype is not b.dtype:
+            return a, b.rounded(a.dtype)
+        return a, b
 
     def _arithmetic(self, other: "Running", value: Tensor, noise: Tensor, declared: Tensor) -> "Running":
         if self.scalar == other.scalar:
@@ -99,18 +107,28 @@ class Running:
             dtype = other.dtype if self.scalar else self.dtype
         # A float32 operation: half an ulp of its result, or of the smallest subnormal.
         noise = noise + U * value.abs() + TINY
-        return Running(value, noise, declared, self.overflow | other.overflow, dtype, self.scalar and other.scalar)
+        overflow = self.overflow | other.overflow
+        return Running(value, noise, declared, overflow, dtype, self.scalar and other.scalar, pending=True)
 
-    def rounded(self, dtype: torch.dtype | None = None) -> "Running":
-        """Rounded once to dtype (by default to the promoted dtype of the chain so far)."""
-        dtype = dtype or self.dtype
+    def settled(self) -> "Running":
+        """Rounded to its dtype, if it is not yet."""
+        return self.rounded(self.dtype) if self.pending else self
+
+    def cast(self, dtype: torch.dtype) -> "Running":
+        """What ``.to(dtype)`` makes of it."""
+        held = self.settled()
+        return held if held.dtype is dtype else dataclasses.replace(held, dtype=dtype, pending=True)
+
+    def rounded(self, dtype: torch.dtype) -> "Running":
+        """Rounded once to dtype."""
         if dtype is torch.float32:
-            return dataclasses.replace(self, dtype=dtype)
+            return dataclasses.replace(self, dtype=dtype, pending=False)
         size = self.value.abs() + self.noise + self.declared
         half_ulp = size * UNIT_ROUNDOFF[dtype] + SMALLEST[dtype] / 2
         # Doubled, so that what rounds up to infinity is in it; an overflow here is rare and large.
         overflow = self.overflow | (size + 2 * half_ulp > torch.finfo(dtype).max)
-        return dataclasses.replace(self, declared=self.declared + half_ulp, overflow=overflow, dtype=dtype)
+        declared = self.declared + half_ulp
+        return dataclasses.replace(self, declared=declared, overflow=overflow, dtype=dtype, pending=False)
 
     def wide(self) -> "Running":
         """Taken into float32 without error: what ``.float()`` does to an input."""
@@ -153,5 +171,18 @@ class Running:
 
     def expanded(self, shape: torch.Size) -> "Running":
         """With every field of this shape."""
-        fields = {name: getattr(self, name).expand(shape) for name in ("value", "noise", "declared", "overflow")}
-        return dataclasses.replace(self, **fields)
+        return dataclasses.replace(self, **{name: getattr(self, name).expand(shape) for name in FIELDS})
+
+    def part(self, columns: slice) -> "Running":
+        """Some of the columns."""
+        held = self.settled().expanded(self.shape)
+        return dataclasses.replace(held, **{name: getattr(held, name)[..., columns] for name in FIELDS})
+
+    def put(self, columns: slice, other: "Running") -> None:
+        """Write another's values and bounds into some of the columns."""
+        for name in FIELDS:
+            getattr(self, name)[..., columns] = getattr(other, name)
+
+    def view(self, shape: torch.Size) -> "Running":
+        """Of another shape."""
+        return dataclasses.replace(self, **{name: getattr(self, name).view(shape) for name in FIELDS})

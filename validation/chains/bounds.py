@@ -1,0 +1,68 @@
+"""The forward error bound of each op: its chain over `Running` numbers.
+
+One `Running` for each output; the final rounding, to the output's dtype, is left out: the budget adds it as half an
+ulp. ``"float32"`` mode rounds nowhere else. ``"input"`` mode rounds the normalised value to ``x.dtype`` and then each
+intermediate to what PyTorch's promotion gives, as `reference_ops` does; the rotations, which have no mode, do the
+latter too.
+
+An op that hands on a rounded residual (``scale_residual_X``) is judged in two parts: ``residual_out``
+against the gated sum, and y as ``X`` of the residual_out that the candidate itself returned. So there is no
+bound for its y here: norm(residual_out) is what the caller sees, and a norm of the unrounded sum shows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from validation.chains.chain import OPS, Chain
+from validation.chains.running import Running
+from validation.chains.steps import INPUT
+
+BOUNDS = frozenset(op for op in OPS if not op.startswith("scale_residual_"))
+
+
+class _Bounds(Chain[Running]):
+    """Results are `Running` numbers, not yet rounded."""
+
+    def taken(self, t: Tensor, mode: str) -> Running:
+        running = Running.exact(t)
+        return running if mode == INPUT else running.wide()
+
+    def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Running:
+        deviation, rstd = Running.exact(x).wide().rstd(eps, centred=centred)
+        return deviation * rstd
+
+    def midway(self, value: Running, dtype: torch.dtype, mode: str) -> Running:
+        return value.cast(dtype) if mode == INPUT else value
+
+    def part(self, value: Running, columns: slice) -> Running:
+        return value.part(columns)
+
+    def rounded(self, value: Running, dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError("the last rounding is the budget's")
+
+    def room(self, shape: Sequence[int], x: Tensor) -> Running:
+        value, noise, declared = torch.empty(3, *shape, dtype=torch.float64, device=x.device)
+        return Running(value, noise, declared, torch.empty(shape, dtype=torch.bool, device=x.device), x.dtype)
+
+    def put(self, out: Running, columns: slice, value: Running) -> None:
+        out.put(columns, value)
+
+    def stored(self, value: Running, x: Tensor) -> Running:
+        del x
+        return value
+
+
+def bound(op: str, arguments: Mapping[str, Any]) -> tuple[Running, ...]:
+    """The bound of an op's outputs for these arguments (as the op is called, in their own dtypes).
+
+    Args:
+        op: one of `BOUNDS`.
+        arguments: by name.
+    """
+    named = {name: value for name, value in arguments.items() if name != "inplace"}
+    with torch.no_grad():
+        result = getattr(_Bounds(), op)(**named)
+    return result if isinstance(result, tuple) else (result,)
