@@ -1,10 +1,12 @@
 """Files and folders: where the fixtures lie, what can be written, and how it is written whole or not at all."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from validation.errors import UsageError
 
@@ -58,6 +60,21 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}, expected a writable place") from error
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected a file")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}, expected JSON") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
 
 
 def write_text(path: Path, text: str) -> None:

@@ -272,6 +272,15 @@ OPTIONS = (
         metavar="FILE",
     ),
     Option(
+        "until",
+        "end with the latents, or with a rung (default: the last)",
+        ("quality", "pytest"),
+        metavar="RUNG",
+    ),
+    Option("steps", "denoising steps (default: the prompt's)", ("quality", "pytest"), type=int, metavar="N"),
+    Option("guidance", "guidance scale (default: the prompt's)", ("quality", "pytest"), type=float, metavar="X"),
+    Option("seeds", "seeds of each prompt", ("quality", "pytest"), type=int, default=1, metavar="N"),
+    Option(
         "floors",
         "floors of PSNR and SSIM, as fixtures/tolerances has them (default: those of Helios)",
         ("compare",),
@@ -325,10 +334,23 @@ GPU = Option(
 
 @functools.cache
 def table() -> tuple[Option, ...]:
-    """All options: the suite's, the models', and --gpu."""
-    from validation.shape_options import OPTIONS as OF_SHAPES
+    """All options: the suite's, those of one model alone, and --gpu."""
+    from validation.samples import registry
 
-    return (*OPTIONS, *OF_SHAPES, GPU)
+    own = [
+        Option(
+            option.name.replace("_", "-"),
+            option.help,
+            ("quality", "pytest"),
+            type=option.type,
+            metavar=option.metavar,
+            repeated=option.repeated,
+            group=f"with --model {name}",
+        )
+        for name in registry.names()
+        for option in registry.options_of(name)
+    ]
+    return (*OPTIONS, *own, GPU)
 
 
 def options_of(command: str) -> tuple[Option, ...]:

@@ -181,10 +181,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Check what the quality tests ask for before the first of them runs."""
     if any(item.get_closest_marker("quality") for item in session.items):
-        from validation.quality import check_request
-
         try:
-            check_request(session.config.stash[VALIDATION].session)
+            session.config.stash[VALIDATION].session.check_quality()
         except UsageError as error:
             raise pytest.UsageError(as_pytest_says(str(error))) from error
 

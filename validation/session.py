@@ -3,19 +3,26 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from validation import device as devices
 from validation.errors import UsageError
 from validation.executor import Executor, limit_of, load
 from validation.ops import OpSet, check_op_name
+from validation.options import repeat_line
 from validation.parity.profiles import profile_named
 from validation.parity.regressions import save_failure
 from validation.parity.sweep import Sweep
 from validation.parity.xfail import XFail
 from validation.record import Environment, Level, Record, Run
+from validation.samples import registry
+from validation.samples.registry import model_class
 from validation.verdict import Tier
+
+if TYPE_CHECKING:
+    from validation.samples.model import Request
 
 
 class Session:
@@ -97,6 +104,109 @@ class Session:
             if record.level is Level.OP and record.status.failed:
                 save_failure(self.run.folder, record, self.ops.origin)
             yield record
+
+    def models(self) -> tuple[str, ...]:
+        """The models to sample: the one that was named, or those that the options can be meant for and that call an op
+        that the set provides.
+
+        Raises:
+            UsageError: an unknown model, or an option that it does not have.
+        """
+        options, own = self.options, self._own()
+        if options.model is not None:
+            kind = model_class(options.model)
+            for option, name in own.items():
+                if name != options.model:
+                    words = f"--{option.replace('_', '-')}: {options.model} has no such option"
+                    raise UsageError(f"{words}, expected --model {name}")
+            return (kind.name,)
+        classes = {name: model_class(name) for name in registry.names() if set(own.values()) <= {name}}
+        found = [name for name, kind in classes.items() if options.until is None or options.until in kind.ends()]
+        if not found:
+            ends = dict.fromkeys(end for kind in classes.values() for end in kind.ends())
+            raise UsageError(f"--until: {options.until!r}, expected one of: {', '.join(ends)}")
+        if self._of_one_model():
+            return (found[0],)
+        return tuple(name for name in found if classes[name].ops() & set(self.ops.functions))
+
+    def _own(self) -> dict[str, str]:
+        """The model of each option that was given and that it alone has."""
+        options_of = {option: name for name in registry.names() for option in registry.options_of(name)}
+        return {o.name: name for o, name in options_of.items() if getattr(self.options, o.name) not in (None, [])}
+
+    def _of_one_model(self) -> bool:
+        """Whether options were given that can only be meant for one model."""
+        options = self.options
+        given = (options.model, options.sites, options.checkpoint, options.prompts)
+        return bool(self._own()) or any(value is not None for value in given)
+
+    def check_quality(self) -> None:
+        """Check what `quality` will sample, before any work and without loading weights.
+
+        Raises:
+            UsageError: an unknown model or site, nothing to mount, a bad file, an unwritable folder.
+        """
+        from validation.samples.run import plan
+
+        for name in self.models():
+            plan(model_class(name), self.ops, self._request(name, self.options.out))
+
+    def quality(self, progress: Callable[[str], None] = lambda _text: None) -> Iterator[Record]:
+        """Judge the op set by sampled models, and keep what was sampled in the run folder.
+
+        Where no model was named, one that calls none of the set's ops is passed over.
+        """
+        from validation.samples.run import run
+
+        self.executor.close()  # a model runs here, and on a GPU has need of what that process holds of it
+        for name in registry.names():
+            if not self._of_one_model() and not model_class(name).ops() & set(self.ops.functions):
+                progress(f"{name}: calls no op that {self.ops.name} provides, not sampled")
+        for name in self.models():
+            yield from run(model_class(name), self.ops, self._request(name, self.run.folder, progress))
+
+    def _request(
+        self, name: str, folder: Path | None, progress: Callable[[str], None] = lambda _text: None
+    ) -> "Request":
+        """What is asked of a model."""
+        from validation.samples.model import Request
+
+        options, kind, require = self.options, model_class(name), self.require or "close"
+        embedded = options.checkpoint is not None and options.checkpoint.resolve() == kind.default_checkpoint
+        given = {option: getattr(options, option) for option in self._own()}
+        varied = {key: getattr(options, key) for key in ("until", "steps", "guidance")}
+        repro = repeat_line(
+            "quality",
+            always=("ops",),
+            model=name,
+            ops=self.ops.origin,
+            sites=options.sites,
+            checkpoint=None if embedded else options.checkpoint,
+            prompts=options.prompts,
+            seed=options.seed,
+            replays=options.replays,
+            require=None if require == (self.ops.default_tier or "close") else require,
+            **varied,
+            **given,
+            seeds=options.seeds,
+            gpu=not self.device.interpreted,
+        )
+        return Request(
+            self.device,
+            options.checkpoint,
+            options.sites,
+            options.prompts,
+            seed=options.seed,
+            seeds=options.seeds,
+            **varied,
+            own={option: tuple(value) if isinstance(value, list) else value for option, value in given.items()},
+            replays=options.replays,
+            require=require,
+            cache=options.cache,
+            folder=folder,
+            repro=repro,
+            progress=progress,
+        )
 
     def finish(self) -> Path:
         """Write the report, and the files asked for with --json and --junit; return the report's path.

@@ -3,10 +3,9 @@
 import pytest
 
 from validation.plugin import check
-from validation.quality import quality
 from validation.session import Session
 
 
 @pytest.mark.quality
 def test_quality(validation_session: Session) -> None:
-    check(validation_session, quality(validation_session))
+    check(validation_session, validation_session.quality())

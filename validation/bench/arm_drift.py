@@ -9,6 +9,7 @@ elsewhere too.
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from inspect import getfile
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,16 @@ from torch import Tensor
 
 from validation.bench.arms import Running
 from validation.bench.results import one_line
-from validation.chains import replay
 from validation.chains.truth import truth
 from validation.drift import measure, verdicts
 from validation.drift.teacher import forwards_to_watch
 from validation.errors import UsageError
 from validation.files import hash_files
-from validation.models import mount
-from validation.models.mount import SiteError
+from validation.models.mount import Mount, Site, SiteCall, SiteError
 from validation.ops import OpSet
 from validation.record import cpu_name
 from validation.samples.denoiser import BEFORE, Arm, Denoiser
+from validation.samples.model import REPLAYS, Progress, Sample, Sampler, silent
 from validation.verdict import Status, Tier, Verdict
 
 STARTS = 6
@@ -80,6 +80,35 @@ class ArmVerdict:
         return {"word": self.word, "reason": self.reason, **of}
 
 
+class _Sampler(Sampler[Start]):
+    """A denoiser as the drift samples it: with the sites and the variant of an arm."""
+
+    def __init__(self, denoiser: Denoiser, arm: Arm, sites: tuple[Site, ...], steps: int) -> None:
+        self.name, self.sites = f"bench {denoiser.name}", sites
+        self.denoiser, self.arm, self.count = denoiser, arm, steps
+
+    def mount(self, ops: OpSet) -> AbstractContextManager[Mount]:
+        """See `Denoiser.mount`."""
+        return self.denoiser.mount(ops, [site.name for site in self.sites], self.arm.variant)
+
+    def latents(self, prompt: Start, _mounted: Mount, _progress: Progress = silent) -> Sample:
+        """Of the steps that an arm's drift has."""
+        return Sample(_walk(self.denoiser, self.denoiser.model, prompt, self.count))
+
+    def steps(self, _prompt: Start) -> int:
+        """As many for every start."""
+        return self.count
+
+    def place_of(self, call: SiteCall) -> str:
+        """See `Denoiser.place_of`."""
+        return self.denoiser.place_of(call)
+
+
+def _walk(denoiser: Denoiser, forward: Callable[..., Any], start: Start, steps: int) -> list[Tensor]:
+    with torch.no_grad():
+        return [x.cpu() for x in denoiser.sample(forward, start.seed, steps)]
+
+
 class DriftOfArms:
     """Measures the arms of a denoiser.
 
@@ -93,7 +122,7 @@ class DriftOfArms:
         denoiser: Denoiser,
         *,
         cache: Path,
-        replays: int = measure.REPLAYS,
+        replays: int = REPLAYS,
         checkpoint: Path | None = None,
         progress: Callable[[str], None] = lambda _text: None,
     ) -> None:
@@ -133,22 +162,15 @@ class DriftOfArms:
         with self.denoiser.mount(arm.ops or truth(), arm.sites, arm.variant) as mounted:
             chosen = tuple(mounted.sites.values())
 
-        def sample(ops: OpSet, start: Start) -> list[Tensor]:
-            sites = [site.name for site in chosen]
-            with self.denoiser.mount(ops, sites, arm.variant):
-                return self._walk(self.denoiser.model, start)
-
-        seen: measure.Model[Start] = measure.Model(
-            name=f"bench {self.denoiser.name}",
-            identity=self._identity() | {"sites": [site.name for site in chosen]},
-            sample=sample,
-            steps=lambda _start: self.steps,
-            forwards_per_step=lambda _start: 1,
-            place_of=self.denoiser.place_of,
-            places=sum(site.calls for site in chosen),
-        )
+        sampler = _Sampler(self.denoiser, arm, chosen, self.steps)
         drift = measure.Drift(
-            seen, candidate, self.starts, cache=self.cache, replays=self.replays, progress=self.progress
+            sampler,
+            candidate,
+            self.starts,
+            identity=self._identity() | {"sites": [site.name for site in chosen]},
+            cache=self.cache,
+            replays=self.replays,
+            progress=self.progress,
         )
         try:
             running = Running(self.denoiser, arm)
@@ -168,17 +190,12 @@ class DriftOfArms:
 
     def _sample(self, running: Running, start: Start) -> list[Tensor]:
         with running.entered():
-            return self._walk(running.forward, start)
-
-    def _walk(self, forward: Callable[..., Any], start: Start) -> list[Tensor]:
-        with torch.no_grad():
-            return [x.cpu() for x in self.denoiser.sample(forward, start.seed, self.steps)]
+            return _walk(self.denoiser, running.forward, start, self.steps)
 
     def _identity(self) -> dict[str, Any]:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
         device = self.denoiser.device
-        sources = [*replay.sources(), *sorted(Path(getfile(type(self.denoiser))).parent.glob("*.py"))]
-        sources += [Path(str(mount.__file__))]
+        sources = [*measure.sources(), *sorted(Path(getfile(type(self.denoiser))).parent.glob("*.py"))]
         return {
             "weights": self.denoiser.weights,
             "content": self.content,

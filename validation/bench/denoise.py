@@ -32,22 +32,19 @@ from validation.bench.denoise_results import SEED, Activity, Result, TimedArm
 from validation.bench.forward_bytes import StepBytes
 from validation.bench.results import one_line
 from validation.bench.timing import GpuTimer, Marks, copy_bandwidth
-from validation.drift import measure
 from validation.errors import CannotExpress, UsageError
 from validation.files import default_folder
-from validation.models.clock import peak_memory, reset_peak_memory
-from validation.models.helios_denoiser import HeliosDenoiser
-from validation.models.hunyuan3d_denoiser import Hunyuan3DDenoiser
+from validation.models.helios.denoiser import HeliosDenoiser
+from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.models.mount import SiteError
 from validation.ops import OpSet
-from validation.quality import DEFAULT
+from validation.samples.clock import peak_memory, reset_peak_memory
 from validation.samples.denoiser import BEFORE, EMBEDDED, FULL, TINY, Arm, Denoiser
-from validation.shape_quality import TRAINED
+from validation.samples.model import REPLAYS
+from validation.samples.registry import model_class
 from validation.verdict import Status, Verdict
 
 STEPS, ROUNDS, DECODES = 4, 6, 2
-
-EMBEDDED_CHECKPOINTS = {"helios": DEFAULT, "hunyuan3d": TRAINED}
 
 
 def order(arms: Sequence[str], rounds: int) -> Iterator[str]:
@@ -243,7 +240,7 @@ def benchmark(
     rounds: int = ROUNDS,
     decodes: int = DECODES,
     drift: str | None = None,
-    replays: int = measure.REPLAYS,
+    replays: int = REPLAYS,
     cache: Path | None = None,
     keep: Callable[[Result], object] = lambda _result: None,
     progress: Callable[[str], None] = lambda _text: None,
@@ -276,7 +273,7 @@ def benchmark(
     def drift_of_arms() -> DriftOfArms:
         on, weights = denoiser, checkpoint
         if (drift or ("model" if tiny else "embedded")) == "embedded":
-            weights = EMBEDDED_CHECKPOINTS[model]
+            weights = model_class(model).default_checkpoint
             # Its own arms: what is mounted on one model is not on the other.
             on = kind(EMBEDDED, device, checkpoint=weights)
         return DriftOfArms(on, cache=cache or default_folder(), replays=replays, checkpoint=weights, progress=progress)

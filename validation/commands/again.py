@@ -35,11 +35,10 @@ def _repro(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from validation.files import FIXTURES
-    from validation.quality import read_floors
-    from validation.video_files import judge_files
+    from validation.samples.compare import judge_files
 
-    floors = read_floors(options.floors or FIXTURES / "tolerances" / "helios.json")
-    verdict = judge_files(Path(options.reference), Path(options.candidate), floors)
+    bounds = options.floors or FIXTURES / "tolerances" / "helios.json"
+    verdict = judge_files(Path(options.reference), Path(options.candidate), bounds)
     print(f"{verdict.status}{f' ({verdict.tier})' if verdict.tier else ''}: {verdict.reason}")
     return exit_status([verdict.status])
 

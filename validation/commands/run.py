@@ -30,9 +30,7 @@ def _judge(options: argparse.Namespace, *, parity: bool = False, quality: bool =
 
     session = Session(given(**vars(options)))
     if quality:
-        from validation.quality import check_request
-
-        check_request(session)
+        session.check_quality()
     ops = session.ops
     progress(f"{ops.name} on {session.device.name}, seed {session.options.seed}, to {session.run.folder}")
     if parity:
@@ -40,9 +38,7 @@ def _judge(options: argparse.Namespace, *, parity: bool = False, quality: bool =
             progress(f"{ops.name} does not provide: {', '.join(ops.missing)}")
         _keep(session, session.sweep.of_ops(session.names, progress))
     if quality:
-        from validation.quality import quality as sampled
-
-        _keep(session, sampled(session, progress=progress))
+        _keep(session, session.quality(progress=progress))
     path = session.finish()
     print_table(session.run.records, report=path)
     return exit_status(record.status for record in session.run.records)

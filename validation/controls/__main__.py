@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from validation import controls, quality
+from validation import controls
 from validation.device import Device, select
 from validation.errors import UsageError
 from validation.executor import InProcess
@@ -24,6 +24,7 @@ from validation.parity.profiles import Profile
 from validation.parity.sweep import Sweep
 from validation.parity.tiers import LOSSLESS_MEAN_RATIO
 from validation.record import Level, Record
+from validation.samples.registry import names
 from validation.verdict import Tier
 
 # Where --cases is not given.
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases are drawn from it (default: 0)")
-    parser.add_argument("--model", choices=quality.MODELS, help="judge the controls of a sampled model instead")
+    parser.add_argument("--model", choices=names(), help="judge the controls of a sampled model instead")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="with --model: as for validate quality")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="with --model: as for validate quality")
     parser.add_argument("--replays", type=int, default=8, metavar="N", help="with --model: as for validate quality")
@@ -140,7 +141,7 @@ def _run_model(arguments: argparse.Namespace) -> int:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     from validation.controls import separation, shape_separation
 
-    judged = shape_separation if arguments.model in quality.SHAPE_MODELS else separation
+    judged = shape_separation if arguments.model == "hunyuan3d" else separation
 
     def progress(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -18,11 +18,11 @@ from reference_ops.contract import Modulation, expand_modulation
 from validation import controls
 from validation.controls import planted
 from validation.controls.planted import Fault, Normalise, with_ops
-from validation.models.trajectory import Trajectory
 from validation.ops import OpSet
+from validation.samples.model import Sample
 
 Frames = npt.NDArray[np.float32]
-Spoil = Callable[[Trajectory], Trajectory]
+Spoil = Callable[[Sample], Sample]
 
 BLOCK_ROWS = 100  # of a kernel whose last, ragged block goes wrong
 LATENT_FRAMES = 9  # that Helios denoises at once
@@ -97,9 +97,10 @@ def _grey_tile(frames: Frames) -> Frames:
 
 
 def _frames_fault(bug: str, gate: str, change: Callable[[Frames], Frames]) -> Fault[Spoil]:
-    return Fault(
-        bug, frozenset({gate}), spoil=lambda sampled: dataclasses.replace(sampled, frames=change(sampled.frames.copy()))
-    )
+    def spoil(sample: Sample) -> Sample:
+        return dataclasses.replace(sample, made={"frames": change(sample.made["frames"].copy())})
+
+    return Fault(bug, frozenset({gate}), spoil=spoil)
 
 
 FAULTS: dict[str, Fault[Spoil]] = {

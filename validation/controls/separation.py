@@ -7,17 +7,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from validation import quality
 from validation.controls import sampled
+from validation.controls.planted import Fault
 from validation.device import Device
-from validation.drift import measure, verdicts
+from validation.drift import verdicts
 from validation.errors import UsageError
-from validation.files import default_folder
-from validation.models.trajectory import Trajectory
-from validation.ops import load_op_set
-from validation.progress import Estimate
-from validation.verdict import Numbers, Status, Verdict
+from validation.ops import OpSet, load_op_set
+from validation.samples.model import REPLAYS, Progress, Request, Sample, silent
+from validation.samples.registry import model_class
+from validation.samples.run import SampleRun, plan
+from validation.verdict import Status, Verdict
 
 NAMES = (*sampled.RIGHT, *sampled.FAULTS, *sampled.SHOWN)
 
@@ -44,12 +45,6 @@ class Separation:
     psnr_worst_frame: float
 
 
-def require_band(replays: int) -> None:
-    """UsageError where there would be no band."""
-    if not replays:
-        raise UsageError("--replays: 0, expected at least 4: controls are told apart by the band")
-
-
 def separate(
     names: Sequence[str],
     device: Device,
@@ -57,78 +52,95 @@ def separate(
     checkpoint: Path | None = None,
     prompts: Path | None = None,
     seed: int = 0,
-    replays: int = measure.REPLAYS,
+    replays: int = REPLAYS,
     cache: Path | None = None,
-    progress: Callable[[str], None] = lambda _text: None,
+    progress: Progress = silent,
 ) -> Iterator[Separation]:
-    """Judge controls on a Helios checkpoint; arguments as in `quality.make_plan` and `Request`.
+    """Judge controls on a Helios checkpoint; arguments as in `Request`.
 
     Raises:
         UsageError: an unknown control, a bad file, or a reference that does not repeat itself.
     """
-    from validation.models import helios
+    check_names(names, NAMES, replays)
+    request = Request(device, checkpoint, None, prompts, seed=seed, replays=replays, cache=cache, progress=progress)
+    model, gates = plan(model_class("helios"), load_op_set("reference_ops"), request)
+    model.load(device)
 
+    def run_of(ops: OpSet, drift: bool) -> SampleRun:
+        return SampleRun(
+            model,
+            ops,
+            device,
+            gates=gates,
+            cache=request.cache_folder,
+            replays=replays if drift else 0,
+            beside=False,
+        )
+
+    references = sample_references(run_of(load_op_set("reference_ops"), False))
+    faults = {**sampled.FAULTS, **sampled.SHOWN}
     for name in names:
-        if name not in NAMES:
-            raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(NAMES)}")
-    require_band(replays)
-    reference_ops = load_op_set("reference_ops")
-    plan = quality.make_plan("helios", reference_ops, checkpoint, None, prompts, replays=replays)
-    samples = [dataclasses.replace(prompt, seed=prompt.seed + seed) for prompt in plan.prompts]
-    pipeline = helios.load(plan.checkpoint, quality.DTYPE, device.torch)
-    estimate = Estimate({})
-    model = quality.drift_model(pipeline, plan, device, estimate)
-    references: list[Trajectory] = []
-    for prompt in samples:
-        progress(f"reference {prompt.name} seed {prompt.seed}")
-        arms = []
-        for _ in range(2):
-            with helios.mount(pipeline.transformer, reference_ops) as mounted:
-                arms.append(helios.sample(pipeline, prompt, mounted))
-        wrong = quality.check_reference(*arms)
+        fault = faults.get(name)
+        spoil = None if fault is None else fault.spoil
+        run = run_of(load_op_set("reference_ops") if spoil else sampled.op_set(name), spoil is None)
+        yield judged(name, run, references, fault, name in sampled.RIGHT, spoil, "psnr_worst_frame")
+
+
+def check_names(names: Sequence[str], known: Sequence[str], replays: int) -> None:
+    """UsageError unless all are names of controls, and there will be a band."""
+    if not replays:
+        raise UsageError("--replays: 0, expected at least 4: controls are told apart by the band")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(known)}")
+
+
+def sample_references(run: SampleRun) -> list[Sample]:
+    """The reference's sample of each prompt; UsageError where it is none or does not repeat itself."""
+    references = []
+    for prompt in run.model.prompts:
+        reference, wrong = run.sample_reference(prompt)
         if wrong is not None:
             raise UsageError(f"prompt {prompt.name}: {wrong.reason}, expected a reference that controls can be held to")
-        references.append(arms[0])
-    for name in names:
-        fault = {**sampled.FAULTS, **sampled.SHOWN}.get(name)
-        found: dict[str, Status] = {}
-        frames: list[float] = []
-        teacher = band = None
-        if fault is not None and fault.spoil is not None:
-            for reference in references:
-                verdict = quality.judge(reference, fault.spoil(reference), plan.floors)
-                _note(found, verdict.check, verdict.status)
-                frames += _psnr(verdict.numbers)
-        else:
-            ops = sampled.op_set(name)
-            drift = measure.Drift(model, ops, samples, cache=cache or default_folder(), replays=replays)
-            for prompt, reference in zip(samples, references, strict=True):
-                progress(f"{name} {prompt.name} seed {prompt.seed}")
-                record = quality.sample_and_judge(
-                    pipeline, ops, prompt, floors=plan.floors, drift=drift, reference=reference
-                )
-                _note(found, record.check, record.status)
-                frames += _psnr(record.numbers)
-            teacher, band = verdicts.verdicts(drift, "lossless")
-            for part in (teacher, band):
-                _note(found, part.check, part.status)
-        failed = tuple(check for check, status in found.items() if status.failed)
-        unsure = tuple(check for check, status in found.items() if status is Status.INCONCLUSIVE)
-        if name in sampled.RIGHT:
-            expected: bool | None = not failed and not unsure
-        else:
-            expected = bool(fault.gates & set(failed)) if fault is not None and fault.gates else None
-        yield Separation(name, failed, unsure, expected, teacher, band, min(frames, default=math.nan))
+        references.append(reference)
+    run.store.clear()
+    return references
+
+
+def judged(
+    name: str,
+    run: SampleRun,
+    references: Sequence[Sample],
+    fault: Fault[Any] | None,
+    right: bool,
+    spoil: Callable[[Sample], Sample] | None,
+    number: str,
+) -> Separation:
+    """What became of one control: the least of a number over all prompts is told too."""
+    found: dict[str, Status] = {}
+    worst: list[float] = []
+    for prompt, reference in zip(run.model.prompts, references, strict=True):
+        record = run.judge(prompt, reference=reference, spoil=spoil)
+        _note(found, record.check, record.status)
+        value = record.numbers.get(number)
+        worst += [float(value)] if isinstance(value, (int, float)) else []
+    run.store.clear()
+    teacher = band = None
+    if run.drift is not None:
+        teacher, band = verdicts.verdicts(run.drift, "lossless")
+        for part in (teacher, band):
+            _note(found, part.check, part.status)
+    failed = tuple(check for check, status in found.items() if status.failed)
+    unsure = tuple(check for check, status in found.items() if status is Status.INCONCLUSIVE)
+    expected = bool(fault.gates & set(failed)) if fault is not None and fault.gates else None
+    if right:
+        expected = not failed and not unsure
+    return Separation(name, failed, unsure, expected, teacher, band, min(worst, default=math.nan))
 
 
 def _note(found: dict[str, Status], check: str, status: Status) -> None:
     if check not in found or status.failed:
         found[check] = status
-
-
-def _psnr(numbers: Numbers) -> list[float]:
-    value = numbers.get("psnr_worst_frame")
-    return [float(value)] if isinstance(value, (int, float)) else []
 
 
 def _number(value: object) -> float:

@@ -18,10 +18,10 @@ from validation import controls
 from validation.controls import planted
 from validation.controls.planted import Fault, Normalise, bug_of, with_ops
 from validation.media.render import Camera, render
-from validation.models.shape_pipeline import Shape
 from validation.ops import OpSet
+from validation.samples.model import Sample
 
-Spoil = Callable[[Shape, Sequence[Camera]], Shape]
+Spoil = Callable[[Sample, Sequence[Camera]], Sample]
 
 BLOCK_ROWS = 20  # of a kernel whose last, ragged block goes wrong: 64 and 72 rows are none of its multiples
 
@@ -125,17 +125,18 @@ def qk_norm_through_a_packed_view() -> OpSet:
 # Faults of what is sampled
 
 
-def _with_mesh(shape: Shape, mesh: trimesh.Trimesh, cameras: Sequence[Camera]) -> Shape:
-    return dataclasses.replace(shape, mesh=mesh, views=render(mesh, cameras))
+def _with_mesh(shape: Sample, mesh: trimesh.Trimesh, cameras: Sequence[Camera]) -> Sample:
+    return dataclasses.replace(shape, made={**shape.made, "mesh": mesh, "views": render(mesh, cameras)})
 
 
-def _mesh_of(shape: Shape) -> trimesh.Trimesh:
-    if shape.mesh is None:
+def _mesh_of(shape: Sample) -> trimesh.Trimesh:
+    if "mesh" not in shape.made:
         raise ValueError("the shape has no mesh, expected one to spoil")
-    return shape.mesh
+    mesh: trimesh.Trimesh = shape.made["mesh"]
+    return mesh
 
 
-def hole_in_the_mesh(shape: Shape, cameras: Sequence[Camera]) -> Shape:
+def hole_in_the_mesh(shape: Sample, cameras: Sequence[Camera]) -> Sample:
     """A hole cut in the mesh: the faces within 0.05 of one of its corners."""
     mesh = _mesh_of(shape)
     away = ((mesh.triangles_center - mesh.vertices[len(mesh.vertices) // 2]) ** 2).sum(axis=1) > 0.05**2
@@ -143,12 +144,13 @@ def hole_in_the_mesh(shape: Shape, cameras: Sequence[Camera]) -> Shape:
     return _with_mesh(shape, cut, cameras)
 
 
-def camera_turned_by_one_pixel(shape: Shape, cameras: Sequence[Camera]) -> Shape:
+def camera_turned_by_one_pixel(shape: Sample, cameras: Sequence[Camera]) -> Sample:
     """The cameras turned by one pixel."""
-    return dataclasses.replace(shape, views=render(_mesh_of(shape), [camera.turned(1) for camera in cameras]))
+    views = render(_mesh_of(shape), [camera.turned(1) for camera in cameras])
+    return dataclasses.replace(shape, made={**shape.made, "views": views})
 
 
-def mesh_mirrored(shape: Shape, cameras: Sequence[Camera]) -> Shape:
+def mesh_mirrored(shape: Sample, cameras: Sequence[Camera]) -> Sample:
     """The mesh mirrored left to right."""
     mesh = _mesh_of(shape)
     mirrored = trimesh.Trimesh(mesh.vertices * (-1, 1, 1), mesh.faces[:, ::-1], process=False)

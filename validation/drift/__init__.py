@@ -7,5 +7,5 @@
     measure  the whole measurement over some prompts
     verdicts what the measurement says, held to a tier
 
-A model takes part by a `measure.Model`: callables that sample it with an op set mounted. Nothing here knows a model.
+A model takes part as a `validation.samples.model.Sampler`. Nothing here knows a model.
 """

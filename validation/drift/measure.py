@@ -2,69 +2,49 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from validation.chains import replay
 from validation.chains.replay import KINDS, Kind, Replay
 from validation.drift import band
 from validation.drift.cache import PromptBand
 from validation.drift.teacher import CallErrors, TeacherForced, forwards_to_watch
-from validation.models.mount import SiteCall
+from validation.models import mount
 from validation.ops import OpSet
+from validation.progress import Estimate
+from validation.samples.model import REPLAYS, Progress, Sampler, silent
+from validation.samples.prompts import P, Seeded
 from validation.samples.store import TAKEN, ArmStore
 
-REPLAYS = 8
+P_contra = TypeVar("P_contra", bound=Seeded, contravariant=True)
 
 
-class Seeded(Protocol):
-    """What is sampled: a dataclass with a name and a seed."""
+def sources() -> list[Path]:
+    """Files whose code decides the truth and its legal replays."""
+    return [*replay.sources(), Path(str(mount.__file__))]
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+class Beside(Protocol[P_contra]):
+    """What is measured of the lossless replays beside the distances of their latents: kept as these are, not judged."""
 
     @property
-    def name(self) -> str:
-        """For messages and file names."""
+    def replays(self) -> int | None:
+        """Of how many lossless replays; None: of all that the band has."""
 
-    @property
-    def seed(self) -> int:
-        """Of the noise."""
+    def identity(self, prompt: P_contra) -> Mapping[str, Any]:
+        """What decides the numbers but the latents, as JSON values."""
 
+    def begin(self, prompt: P_contra, truth: Sequence[Tensor]) -> bool:
+        """Take the truth's latents; False if there is nothing to measure against."""
 
-P = TypeVar("P", bound=Seeded)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model(Generic[P]):
-    """A model as the measurement sees it.
-
-    Attributes:
-        name: of the model.
-        identity: everything that decides its samples except op set and prompt (checkpoint content, dtype,
-            device, versions, mounted sites, code), as JSON values: the cache's key.
-        sample: ``(ops, prompt) -> latents after each step``, on the CPU, with the op set mounted; repeats
-            itself to the bit.
-        steps: denoising steps of a prompt's sample.
-        forwards_per_step: of the mounted model.
-        place_of: where in the model a site call is, such as ``block 3``: another name for each call of a site in a
-            forward.
-        places: how many calls of sites a forward has.
-        beside: ``(prompt, truth's latents, latents of a lossless replay) -> further numbers``, always as many, which
-            are kept with the replay's distances and not judged.
-    """
-
-    name: str
-    identity: Mapping[str, Any]
-    sample: Callable[[OpSet, P], Sequence[Tensor]]
-    steps: Callable[[P], int]
-    forwards_per_step: Callable[[P], int]
-    place_of: Callable[[SiteCall], str]
-    places: int
-    beside: Callable[[P, Sequence[Tensor], Sequence[Tensor]], Sequence[float]] = lambda _prompt, _truth, _latents: ()
+    def row(self, prompt: P_contra, latents: Sequence[Tensor], what: str) -> list[float]:
+        """The numbers of a replay's latents, always as many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +56,8 @@ class PromptDrift:
         replays: ``[K, S]`` by kind.
         bit_exact: the candidate's latents are the reference's.
         seconds: of the stages ``teacher_forced``, ``band``.
-        from_cache: replays that were not sampled now.
         truth: its latents, step by step.
-        beside: ``[K, n]``, what `Model.beside` says of the lossless replays.
+        beside: rows of `Beside`, one a lossless replay.
     """
 
     reference: list[float]
@@ -86,9 +65,8 @@ class PromptDrift:
     replays: dict[Kind, band.Distances]
     bit_exact: bool
     seconds: dict[str, float]
-    from_cache: int
     truth: Sequence[Tensor] = ()
-    beside: band.Distances = dataclasses.field(default_factory=lambda: np.empty((0, 0)))
+    beside: list[list[float]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,31 +93,40 @@ class Drift(Generic[P]):
 
     def __init__(
         self,
-        model: Model[P],
+        model: Sampler[P],
         candidate: OpSet,
         prompts: Sequence[P],
         *,
+        identity: Mapping[str, Any],
         cache: Path,
         replays: int = REPLAYS,
         store: ArmStore | None = None,
-        progress: Callable[[str], None] = lambda _text: None,
+        beside: Beside[P] | None = None,
+        estimate: Estimate | None = None,
+        progress: Progress = silent,
     ) -> None:
         """Prepare; nothing is sampled yet.
 
         Args:
-            model: see `Model`.
+            model: that samples latents.
             candidate: the op set to measure.
             prompts: all that `add` will be called with.
+            identity: everything that decides the latents but op set and prompt (checkpoint content, dtype, device,
+                versions, sites, code), as JSON values: the cache's key.
             cache: folder of the bands.
             replays: of each kind, at least 4.
             store: of finished arms, where the truths are kept too.
+            beside: what else is measured of the lossless replays.
+            estimate: told of each finished sample.
             progress: called with a line of text for each sample.
         """
         self.model, self.prompts, self.cache, self.progress = model, tuple(prompts), cache, progress
-        self.store = store
+        self.identity = {**identity, "model": model.name}
+        self.store, self.beside, self.estimate = store, beside, estimate or Estimate({})
         self.replays = band.replays_needed(len(self.prompts), replays)
         self.teacher = TeacherForced(candidate, model.place_of)
         self.measured: dict[int, PromptDrift] = {}
+        self.estimate.plan({"truth": len(self.prompts), "replay": 2 * self.replays * len(self.prompts)})
 
     def add(self, prompt: P, reference: Sequence[Tensor], candidate: Sequence[Tensor]) -> PromptDrift:
         """Measure one of the prompts, whose free-running latents these are.
@@ -153,14 +140,13 @@ class Drift(Generic[P]):
         start = time.perf_counter()
         truth = self._truth(number, prompt)
         taught = time.perf_counter()
-        replays, beside, from_cache = self._band(prompt, truth)
+        replays, beside = self._band(prompt, truth)
         found = PromptDrift(
             band.distances(reference, truth),
             band.distances(candidate, truth),
             replays,
             all(torch.equal(a, b) for a, b in zip(reference, candidate, strict=True)),
             {"teacher_forced": taught - start, "band": time.perf_counter() - taught},
-            from_cache,
             truth,
             beside,
         )
@@ -176,39 +162,61 @@ class Drift(Generic[P]):
             self.teacher.errors += [CallErrors(**error) for error in kept.errors]
             return kept.latents
         per_step = self.model.forwards_per_step(prompt)
-        families = 2 * self.model.places  # at most: a site has a place at least
+        families = 2 * sum(site.calls for site in self.model.sites)  # at most: a site has a place at least
         watched = forwards_to_watch(self.model.steps(prompt) * per_step, len(self.prompts), families)
         before = len(self.teacher.errors)
-        truth = self.model.sample(self.teacher.op_set(number, watched, per_step), prompt)
+        truth = self._latents("truth", self.teacher.op_set(number, watched, per_step), prompt)
         if self.store:
             errors = [dataclasses.asdict(error) for error in self.teacher.errors[before:]]
             self.store.put(name, _Taught(truth, errors), measured=["errors"])
         return truth
 
-    def _band(self, prompt: P, truth: Sequence[Tensor]) -> tuple[dict[Kind, band.Distances], band.Distances, int]:
-        identity = {**self.model.identity, "model": self.model.name, "prompt": dataclasses.asdict(prompt)}
+    def _latents(self, kind: str, ops: OpSet, prompt: P) -> list[Tensor]:
+        start = time.perf_counter()
+        latents = self.model.sample(ops, prompt).latents
+        self.estimate.done(kind, time.perf_counter() - start)
+        return latents
+
+    def _band(self, prompt: P, truth: Sequence[Tensor]) -> tuple[dict[Kind, band.Distances], list[list[float]]]:
+        identity = {**self.identity, "prompt": dataclasses.asdict(prompt)}
+        kept = self._kept(identity, truth)
+        beside, rows_beside, count = None, [], 0
+        if self.beside is not None and self.beside.begin(prompt, truth):
+            beside = self._kept({**identity, "beside": self.beside.identity(prompt)}, truth)
+            count = self.replays if self.beside.replays is None else self.beside.replays
+        found: dict[Kind, band.Distances] = {}
+        for kind in KINDS:
+            rows = []
+            more = count if kind == "lossless" else 0
+            for number in range(max(self.replays, more)):
+                row = kept.get(kind, number)
+                missing = number < self.replays and (row is None or len(row) != len(truth))
+                row_beside = beside.get(kind, number) if beside is not None and number < more else None
+                if missing or (number < more and row_beside is None):
+                    self.progress(f"{kind} replay {number + 1} of {max(self.replays, more)}")
+                    latents = self._latents(
+                        "replay", Replay(kind, f"{prompt.name} {prompt.seed} {number}").op_set(), prompt
+                    )
+                    if missing:
+                        row = band.distances(latents, truth)
+                        kept.put(kind, number, row)
+                    if beside is not None and self.beside is not None and number < more and row_beside is None:
+                        row_beside = self.beside.row(prompt, latents, f"{kind} replay {number + 1}")
+                        beside.put(kind, number, row_beside)
+                else:
+                    self.estimate.done("replay", 0.0)
+                if number < self.replays and row is not None:
+                    rows.append(row)
+                if row_beside is not None:
+                    rows_beside.append(row_beside)
+            found[kind] = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(truth))
+        return found, rows_beside
+
+    def _kept(self, identity: Mapping[str, Any], truth: Sequence[Tensor]) -> PromptBand:
         kept = PromptBand(self.cache, identity, self.progress)
         if not kept.begin(truth):
             self.progress(f"the cached band {kept.path} is of another truth than this machine makes, making it again")
-        from_cache, found, beside = 0, {}, []
-        for kind in KINDS:
-            rows = []
-            for number in range(self.replays):
-                row = kept.get(kind, number)
-                if row is None or len(row) < len(truth):
-                    self.progress(f"{kind} replay {number + 1} of {self.replays}")
-                    latents = self.model.sample(Replay(kind, f"{prompt.name} {prompt.seed} {number}").op_set(), prompt)
-                    row = band.distances(latents, truth)
-                    if kind == "lossless":
-                        row += self.model.beside(prompt, truth, latents)
-                    kept.put(kind, number, row)
-                else:
-                    from_cache += 1
-                rows.append(row[: len(truth)])
-                if kind == "lossless":
-                    beside.append(row[len(truth) :])
-            found[kind] = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(truth))
-        return found, np.asarray(beside, dtype=np.float64).reshape(len(beside), -1 if beside else 0), from_cache
+        return kept
 
     @property
     def bit_exact(self) -> bool:

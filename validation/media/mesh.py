@@ -11,8 +11,7 @@ from skimage.measure import marching_cubes
 
 from validation.errors import UsageError
 from validation.media.field import Field, ShapeError
-from validation.models.shape_vae import BOX, grid_to_world
-from validation.verdict import Status
+from validation.media.grid import BOX, grid_to_world
 
 SUFFIXES = (".glb", ".obj", ".stl")
 
@@ -54,7 +53,7 @@ def require_surface(field: Field) -> None:
         count, nan = int((~finite).sum()), int(np.isnan(field).sum())
         first = [int(i) for i in np.unravel_index(np.argmin(finite), field.shape)]
         raise ShapeError(
-            Status.INCORRECT_NONFINITE,
+            "INCORRECT_NONFINITE",
             "field",
             f"{count} of {field.size} logits are NaN or infinite ({nan} NaN), the first at {first}",
             {"nonfinite_logits": count, "nan_logits": nan},
@@ -63,7 +62,7 @@ def require_surface(field: Field) -> None:
     if inside in (0, field.size):
         least, most = float(field.min()), float(field.max())
         raise ShapeError(
-            Status.NO_SURFACE,
+            "NO_SURFACE",
             "field",
             f"{'all' if inside else 'none'} of {field.size} logits are above 0 (they go from {least:.4g} to "
             f"{most:.4g}): the field has no surface",
@@ -76,7 +75,7 @@ def require_solid(mesh: trimesh.Trimesh) -> None:
     numbers: dict[str, float | int] = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
     if not len(mesh.faces):
         reason = f"the mesh has {len(mesh.vertices)} vertices and no faces"
-        raise ShapeError(Status.DEGENERATE_MESH, "mesh", reason, numbers)
+        raise ShapeError("DEGENERATE_MESH", "mesh", reason, numbers)
     corners: npt.NDArray[np.float64] = mesh.vertices[mesh.faces].reshape(-1, 3)
     area = thickness = math.nan
     if np.isfinite(corners).all():
@@ -87,7 +86,7 @@ def require_solid(mesh: trimesh.Trimesh) -> None:
     # resolution 384 is 1e-3 thick.
     if not (area > 0 and thickness > 1e-6):
         raise ShapeError(
-            Status.DEGENERATE_MESH,
+            "DEGENERATE_MESH",
             "mesh",
             f"{len(mesh.faces)} faces have an area of {area:.3g} and are {thickness:.3g} thick: "
             "the mesh is flat, a point, or not finite",

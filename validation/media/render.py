@@ -17,8 +17,8 @@ import trimesh
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from validation.errors import UsageError
-from validation.models.prompts import read_json
-from validation.models.shape_vae import BOX
+from validation.files import read_json
+from validation.media.grid import BOX
 
 KINDS = ("shaded", "normal", "depth", "silhouette")
 

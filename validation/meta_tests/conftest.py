@@ -20,11 +20,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def forget_proofs() -> Iterator[None]:
     """Lets `helios.mount` prove itself against the installed diffusers anew."""
-    from validation.models import helios
+    from validation.models.helios import sites
 
-    helios._prove.cache_clear()
+    sites._prove.cache_clear()
     yield
-    helios._prove.cache_clear()
+    sites._prove.cache_clear()
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import torch
 
 from validation.media.field import Field
-from validation.models.shape_vae import BOX, grid_axis
-from validation.models.shapes import signed_distance
+from validation.media.grid import BOX, grid_axis
+from validation.models.hunyuan3d.shapes import signed_distance
 
 SPHERE = {"radius": 0.7}
 TORUS = {"ring": 0.6, "tube": 0.22}

@@ -30,8 +30,9 @@ from validation.bench.traffic import traffic
 from validation.cases.workloads import Workload, workloads
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
-from validation.models import helios, helios_denoiser
-from validation.models.hunyuan3d_denoiser import Hunyuan3DDenoiser
+from validation.models.helios import denoiser as helios_denoiser
+from validation.models.helios import sites
+from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.ops import OpSet, op_set_from
 from validation.samples.denoiser import TINY, Arm, Denoiser, Forward
 from validation.verdict import Status, Verdict
@@ -184,7 +185,7 @@ def test_only_full_size_on_a_gpu_counts() -> None:
 def test_random_helios_is_what_from_pretrained_would_leave() -> None:
     config = helios_denoiser.CONFIGS[TINY]
     plain = HeliosTransformer3DModel(**config)
-    helios.cast_parameters(plain, torch.bfloat16)
+    sites.cast_parameters(plain, torch.bfloat16)
     made, again = (denoise.denoiser_of("helios")(TINY, "cpu", seed=3).model for _ in range(2))
     assert {n: (p.shape, p.dtype) for n, p in made.named_parameters()} == {
         n: (p.shape, p.dtype) for n, p in plain.named_parameters()

@@ -16,7 +16,8 @@ from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import reference
 from validation.meta_tests.op_arguments import HAS_CASTING_MODE, MODULATION, arguments, same_bits
 from validation.meta_tests.test_helios import transformer
-from validation.models import helios
+from validation.models.helios import sites
+from validation.models.helios.modulation import DistinctRows
 from validation.ops import OpSet, op_set_from
 
 MODULATED = tuple(op for op in reference_ops.OP_NAMES if any(name in arguments(op) for name in MODULATION))
@@ -51,7 +52,7 @@ def test_every_modulation_op_gives_the_bits_of_the_expanded_form(
 
 
 def inputs_of(model: HeliosTransformer3DModel, batch: int, history: bool) -> dict[str, Any]:
-    inputs = helios.random_inputs(model, batch=batch, history=history, seed=2)
+    inputs = sites.random_inputs(model, batch=batch, history=history, seed=2)
     inputs["timestep"] = torch.tensor([600.0, 37.0])[:batch]
     return inputs
 
@@ -68,11 +69,11 @@ def test_helios_gives_the_bits_of_the_expanded_form(dtype: torch.dtype, settings
         for history in (False, True):
             inputs = inputs_of(model, batch, history)
             untouched = model(**inputs, return_dict=False)[0]
-            for sites in (helios.SITE_NAMES, ("norm1",), ("gate", "norm_out"), ("qk_norm",)):
-                with helios.mount(model, reference(), sites, compact=True) as mounted:
+            for names in (sites.SITE_NAMES, ("norm1",), ("gate", "norm_out"), ("qk_norm",)):
+                with sites.mount(model, reference(), names, compact=True) as mounted:
                     output = model(**inputs, return_dict=False)[0]
                     again = model(**inputs, return_dict=False)[0]
-                assert torch.equal(output, untouched), (batch, history, sites)
+                assert torch.equal(output, untouched), (batch, history, names)
                 assert torch.equal(again, untouched)
                 assert mounted.calls == {site.name: 2 * site.calls for site in mounted.sites.values()}
     assert "forward" not in vars(model.condition_embedder)
@@ -85,7 +86,7 @@ def test_fused_ops_in_helios_give_the_bits_of_the_expanded_form(dtype: torch.dty
         inputs = inputs_of(model, batch, history=True)
         outputs = []
         for compact in (False, True):
-            with helios.mount(model, FUSED, compact=compact):
+            with sites.mount(model, FUSED, compact=compact):
                 outputs.append(model(**inputs, return_dict=False)[0])
         assert torch.equal(*outputs), batch
 
@@ -111,7 +112,7 @@ def largest_allocation(model: HeliosTransformer3DModel, ops: OpSet, *, compact: 
         name: value.repeat(1, 1, 1, 2, 2) if isinstance(value, Tensor) and value.ndim == 5 else value
         for name, value in inputs_of(model, batch, history=True).items()
     }
-    with helios.mount(model, ops, compact=compact) as mounted:
+    with sites.mount(model, ops, compact=compact) as mounted:
         tokens: list[int] = []
         hook = model.blocks[0].attn1.to_q.register_forward_pre_hook(
             lambda _module, arguments: tokens.append(arguments[0].shape[1])
@@ -139,9 +140,9 @@ def test_no_tensor_holds_the_modulation_of_every_token(dtype: torch.dtype, batch
 @pytest.mark.usefixtures("forget_proofs")
 @pytest.mark.parametrize("planted", ["history takes the current row", "items share a row"])
 def test_rows_taken_for_each_other_are_refused(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = helios._DistinctRows.embed
+    known = DistinctRows.embed
 
-    def embed(self: helios._DistinctRows, *arguments: Any, **options: Any) -> Any:
+    def embed(self: DistinctRows, *arguments: Any, **options: Any) -> Any:
         time, modulation, text = known(self, *arguments, **options)
         if planted.startswith("history"):
             return time.fill_(1), modulation.fill_(1), text
@@ -149,16 +150,16 @@ def test_rows_taken_for_each_other_are_refused(planted: str, monkeypatch: pytest
             self.modulation = self.modulation[:1].roll(1, 1).expand_as(self.modulation)
         return time, modulation, text
 
-    monkeypatch.setattr(helios._DistinctRows, "embed", embed)
+    monkeypatch.setattr(DistinctRows, "embed", embed)
     with pytest.raises(UsageError, match=r"does not compute what is replaced.*values differ|expected \[0, "):
-        helios.mount(transformer(), reference(), compact=True)
+        sites.mount(transformer(), reference(), compact=True)
 
 
 def test_a_forward_that_broke_off_leaves_no_row_behind() -> None:
     model = transformer()
     inputs = inputs_of(model, 1, history=True)
     untouched = model(**inputs, return_dict=False)[0]
-    with helios.mount(model, reference(), compact=True):
+    with sites.mount(model, reference(), compact=True):
         broken = model.condition_embedder.text_embedder.register_forward_pre_hook(_raise)
         with pytest.raises(RuntimeError, match="broken off"):
             model(**inputs, return_dict=False)

@@ -20,6 +20,7 @@ from validation.drift.teacher import CallErrors, _own, can_reject, first_further
 from validation.meta_tests.model_op_sets import reference
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
+from validation.samples.model import Progress, Sample, Sampler, silent
 from validation.verdict import TIERS, Status
 
 LAYERS, WIDTH, TOKENS, STEPS = 2, 128, 200, 6
@@ -63,26 +64,48 @@ class Small(nn.Module):
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+class SmallSampler(Sampler[Start]):
+    """The model as the drift samples it, with a change after each step."""
+
+    name, sites = "small", SITES
+
+    def __init__(self, change: Change) -> None:
+        self.model, self.change = Small(), change
+
+    def mount(self, ops: OpSet) -> Mount:
+        self.model.mounted = Mount(self.model, ops, SITES)
+        return self.model.mounted
+
+    def latents(self, prompt: Start, _mounted: Mount, _progress: Progress = silent) -> Sample:
+        latents = []
+        x = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(prompt.seed))
+        with torch.no_grad():
+            for step in range(STEPS):
+                x = self.change(step, x + 0.3 * (self.model(x.bfloat16()).float() - x))
+                latents.append(x)
+        return Sample(latents)
+
+    def steps(self, _prompt: Start) -> int:
+        return STEPS
+
+    def place_of(self, call: SiteCall) -> str:
+        return f"layer {call.index}"
+
+
 def sample(ops: OpSet, start: Start, change: Change = lambda _step, x: x) -> list[Tensor]:
-    model, latents = Small(), []
-    x = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(start.seed))
-    with torch.no_grad(), Mount(model, ops, SITES) as model.mounted:
-        for step in range(STEPS):
-            x = change(step, x + 0.3 * (model(x.bfloat16()).float() - x))
-            latents.append(x)
-    return latents
+    return SmallSampler(change).sample(ops, start).latents
 
 
-def model_of(change: Change = lambda _step, x: x) -> measure.Model[Start]:
-    return measure.Model(
-        name="small",
-        identity={"change": change.__name__},
-        sample=lambda ops, start: sample(ops, start, change),
-        steps=lambda _start: STEPS,
-        forwards_per_step=lambda _start: 1,
-        place_of=lambda call: f"layer {call.index}",
-        places=sum(site.calls for site in SITES),
-    )
+def unmeasured(
+    ops: OpSet,
+    cache: Path,
+    *,
+    starts: Sequence[Start] = STARTS,
+    change: Change = lambda _step, x: x,
+    progress: Progress = silent,
+) -> measure.Drift[Start]:
+    identity = {"change": change.__name__}
+    return measure.Drift(SmallSampler(change), ops, starts, identity=identity, cache=cache, progress=progress)
 
 
 def drift_of(
@@ -94,7 +117,7 @@ def drift_of(
     told: list[str] | None = None,
 ) -> measure.Drift[Start]:
     progress = (lambda _text: None) if told is None else told.append
-    drift = measure.Drift(model_of(change), ops, starts, cache=cache, progress=progress)
+    drift = unmeasured(ops, cache, starts=starts, change=change, progress=progress)
     for start in starts:
         drift.add(start, sample(reference(), start, change), sample(ops, start, change))
     return drift
@@ -181,7 +204,7 @@ def test_a_wrong_op_is_outside_both_bands_whatever_is_required(cache: Path) -> N
 
 
 def test_a_prompt_that_was_not_measured_leaves_it_open(cache: Path) -> None:
-    drift = measure.Drift(model_of(), reference(), STARTS, cache=cache)
+    drift = unmeasured(reference(), cache)
     drift.add(STARTS[0], sample(reference(), STARTS[0]), sample(reference(), STARTS[0]))
     for verdict in verdicts.verdicts(drift, "lossless"):
         assert verdict.status is Status.INCONCLUSIVE
@@ -224,11 +247,11 @@ def test_few_roundings_are_no_second_way(tmp_path: Path, other_way: float, statu
 
 def with_distances(cache: Path, candidate: float, replays: float) -> measure.Drift[Start]:
     """A drift in which replays lie about as far from the truth as that at every step, and the candidate as that."""
-    drift = measure.Drift(model_of(), controls.op_set("division"), STARTS, cache=cache)
+    drift = unmeasured(controls.op_set("division"), cache)
     generator = np.random.default_rng(0)
     for n in range(len(STARTS)):
         rows = {kind: replays * generator.uniform(0.99, 1.01, (drift.replays, STEPS)) for kind in KINDS}
-        drift.measured[n] = measure.PromptDrift([replays] * STEPS, [candidate] * STEPS, rows, False, {}, 0)
+        drift.measured[n] = measure.PromptDrift([replays] * STEPS, [candidate] * STEPS, rows, False, {})
     return drift
 
 
@@ -329,7 +352,7 @@ def test_an_op_that_returns_something_else_is_an_error(tmp_path: Path, result: C
     def residual_gate_add(residual: Tensor, _x: Tensor, _gate: Tensor) -> Any:
         return result(residual)
 
-    drift = measure.Drift(model_of(), reference(residual_gate_add=residual_gate_add), STARTS, cache=tmp_path)
+    drift = unmeasured(reference(residual_gate_add=residual_gate_add), tmp_path)
     latents = sample(reference(), STARTS[0])
     with pytest.raises(SiteError, match=r"residual_gate_add returned .* at site gate, expected"):
         drift.add(STARTS[0], latents, latents)
@@ -337,7 +360,7 @@ def test_an_op_that_returns_something_else_is_an_error(tmp_path: Path, result: C
 
 def test_an_op_that_the_set_lacks_is_not_compared(tmp_path: Path) -> None:
     only: dict[str, Op] = {"residual_gate_add": reference()["residual_gate_add"]}
-    drift = measure.Drift(model_of(), OpSet("one", only, "one"), STARTS, cache=tmp_path)
+    drift = unmeasured(OpSet("one", only, "one"), tmp_path)
     latents = sample(reference(), STARTS[0])
     drift.add(STARTS[0], latents, latents)
     assert {error.site for error in drift.teacher.errors} == {"gate"}
@@ -400,15 +423,14 @@ def test_an_interrupted_band_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     ops = controls.op_set("division")
     arms = sample(reference(), STARTS[0]), sample(ops, STARTS[0])
-    drift = measure.Drift(model_of(), ops, STARTS, cache=tmp_path, progress=interrupt)
+    drift = unmeasured(ops, tmp_path, progress=interrupt)
     with pytest.raises(StopError):
         drift.add(STARTS[0], *arms)
     again: list[str] = []
-    drift = measure.Drift(model_of(), ops, STARTS, cache=tmp_path, progress=again.append)
+    drift = unmeasured(ops, tmp_path, progress=again.append)
     found = drift.add(STARTS[0], *arms)
     assert again == ["truth, teacher-forced", *(f"close replay {n} of 8" for n in range(3, 9))]
-    assert found.from_cache == 10
-    fresh = measure.Drift(model_of(), ops, STARTS, cache=tmp_path / "other").add(STARTS[0], *arms)
+    fresh = unmeasured(ops, tmp_path / "other").add(STARTS[0], *arms)
     for kind, rows in fresh.replays.items():
         assert rows.tolist() == found.replays[kind].tolist()
 

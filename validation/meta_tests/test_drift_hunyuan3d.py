@@ -13,17 +13,19 @@ from validation.chains.truth import truth
 from validation.drift import measure, verdicts
 from validation.meta_tests.model_op_sets import reference
 from validation.meta_tests.test_drift import STARTS, Start
-from validation.models import hunyuan3d
-from validation.models.flow_matching import FlowMatchEuler
-from validation.models.mount import SiteCall
+from validation.models.hunyuan3d import dit, sampling, sites
+from validation.models.hunyuan3d.flow_matching import FlowMatchEuler
+from validation.models.hunyuan3d.sites import SiteMount
+from validation.models.mount import Mount
 from validation.ops import OpSet
+from validation.samples.model import Progress, Sample, Sampler, silent
 from validation.verdict import Status
 
 STEPS = 4
 
 
-def small(*, packed: bool) -> hunyuan3d.Hunyuan3DDiT:
-    model = hunyuan3d.Hunyuan3DDiT(
+def small(*, packed: bool) -> dit.Hunyuan3DDiT:
+    model = dit.Hunyuan3DDiT(
         in_channels=8,
         context_in_dim=16,
         hidden_size=128,
@@ -39,37 +41,43 @@ def small(*, packed: bool) -> hunyuan3d.Hunyuan3DDiT:
     return model.half()
 
 
-def sample(model: hunyuan3d.Hunyuan3DDiT, ops: OpSet, start: Start) -> list[Tensor]:
-    context = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(5)).half()
-    with hunyuan3d.mount(model, ops) as mounted:
-        return hunyuan3d.sample(
-            model,
+class Small(Sampler[Start]):
+    """The small model as the drift samples it."""
+
+    name = "hunyuan3d"
+    sites = sites.sites_of({"depth": 1, "depth_single_blocks": 1})
+
+    def __init__(self, model: dit.Hunyuan3DDiT) -> None:
+        self.model = model
+
+    def mount(self, ops: OpSet) -> SiteMount:
+        return dit.mount(self.model, ops)
+
+    def latents(self, prompt: Start, mounted: Mount, _progress: Progress = silent) -> Sample:
+        context = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(5)).half()
+        latents = sampling.sample(
+            self.model,
             context,
             schedule=FlowMatchEuler(),
             steps=STEPS,
             num_latents=100,
-            seed=start.seed,
+            seed=prompt.seed,
             guidance_scale=2.0,
             mounted=mounted,
         )
+        return Sample(latents)
+
+    def steps(self, _prompt: Start) -> int:
+        return STEPS
 
 
-def place_of(call: SiteCall) -> str:
-    return f"call {call.index}"
+def sample(model: dit.Hunyuan3DDiT, ops: OpSet, start: Start) -> list[Tensor]:
+    return Small(model).sample(ops, start).latents
 
 
 def drift_of(ops: OpSet, cache: Path, *, packed: bool = False) -> measure.Drift[Start]:
     model = small(packed=packed)
-    seen: measure.Model[Start] = measure.Model(
-        name="hunyuan3d",
-        identity={},
-        sample=lambda ops, start: sample(model, ops, start),
-        steps=lambda _start: STEPS,
-        forwards_per_step=lambda _start: 1,
-        place_of=place_of,
-        places=sum(site.calls for site in hunyuan3d.sites_of({"depth": 1, "depth_single_blocks": 1})),
-    )
-    drift = measure.Drift(seen, ops, STARTS, cache=cache)
+    drift = measure.Drift(Small(model), ops, STARTS, identity={}, cache=cache)
     for start in STARTS:
         drift.add(start, sample(model, reference(), start), sample(model, ops, start))
     return drift

@@ -15,13 +15,13 @@ from validation.ops import OpSet
 from validation.record import Level, Record
 from validation.report.drift_section import distance_figure
 from validation.report.pull_request import pull_request_text
-from validation.sample_runs import Subject
+from validation.samples.records import Records
 from validation.verdict import Status
 
 
 def records_of(ops: OpSet, cache: Path, require: str = "lossless") -> list[Record]:
-    subject = Subject("small", ops, "bfloat16", "validate quality")
-    return list(subject.drift_records(drift_of(ops, cache), require, ["norm"], {}))
+    records = Records("small", ops.name, "bfloat16", "validate quality")
+    return list(records.of_drift(drift_of(ops, cache), require, ["norm"]))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from diffusers import HeliosPipeline
 
 from validation.files import FIXTURES
-from validation.models import helios
+from validation.models.helios import loading, sampling
 from validation.models.prompts import Prompt
 
 TRAINED = FIXTURES / "checkpoints" / "helios-trained"
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def pipeline() -> HeliosPipeline:
-    return helios.load(TRAINED, torch.bfloat16, "cpu")
+    return loading.load(TRAINED, torch.bfloat16, "cpu")
 
 
 def test_the_checkpoint_is_small() -> None:
@@ -80,11 +80,11 @@ def test_descriptions_are_read_off_rendered_clips(recipe: Any) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS[:3], ids=lambda prompt: prompt.name)
 def test_a_sampled_video_shows_its_caption(recipe: Any, pipeline: HeliosPipeline, prompt: Prompt) -> None:
     recognise = importlib.import_module("recognise").recognise
-    trajectory = helios.sample(pipeline, prompt)
-    assert trajectory.frames.shape == (65, recipe.SIZE, recipe.SIZE, 3)
+    frames = sampling.decode(pipeline, sampling.sample(pipeline, prompt).latents, prompt.frames)
+    assert frames.shape == (65, recipe.SIZE, recipe.SIZE, 3)
     _, colour, shape, motion = prompt.text.split(maxsplit=3)
-    assert recognise(trajectory.frames) == (colour, shape, motion)
-    assert recognise(trajectory.frames[::-1])[2] != motion or motion in ("bounces", "turns")
+    assert recognise(frames) == (colour, shape, motion)
+    assert recognise(frames[::-1])[2] != motion or motion in ("bounces", "turns")
 
 
 def test_history_is_laid_out_as_the_pipeline_does(
@@ -98,7 +98,7 @@ def test_history_is_laid_out_as_the_pipeline_does(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(pipeline.transformer, "forward", record)
-    trajectory = helios.sample(pipeline, Prompt("x", "a red ring", 0, 64, 64, 66, steps=2, guidance_scale=1.0))
+    trajectory = sampling.sample(pipeline, Prompt("x", "a red ring", 0, 64, 64, 66, steps=2, guidance_scale=1.0))
     for call, first in ((calls[0], torch.zeros_like(trajectory.latents[1])), (calls[2], trajectory.latents[1])):
         for name, value in recipe.history_of(first).items():
             assert torch.equal(call[name], value.to(call[name].dtype)), name
@@ -114,8 +114,8 @@ def test_the_recipe_makes_a_checkpoint_that_loads(recipe: Any, tmp_path: Path, m
     options = [str(word) for pair in steps.items() for word in pair]
     monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "made"), "--state", str(tmp_path / "state"), *options])
     recipe.main()
-    made = helios.load(tmp_path / "made", torch.bfloat16, "cpu")
-    kept = helios.load(TRAINED, torch.bfloat16, "cpu")
+    made = loading.load(tmp_path / "made", torch.bfloat16, "cpu")
+    kept = loading.load(TRAINED, torch.bfloat16, "cpu")
     for part in ("transformer", "vae", "scheduler"):
         configs = [dict(getattr(pipeline, part).config) for pipeline in (made, kept)]
         for name in ("latents_mean", "latents_std", "_name_or_path", "_diffusers_version"):

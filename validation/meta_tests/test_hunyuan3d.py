@@ -17,17 +17,17 @@ from validation.errors import UsageError
 from validation.files import FIXTURES
 from validation.meta_tests import plain_hunyuan3d as plain
 from validation.meta_tests.model_op_sets import reference
-from validation.models import flow_matching, hunyuan3d
-from validation.models.flow_matching import ConsistencyFlowMatchEuler, FlowMatchEuler, denoise, guided
-from validation.models.hunyuan3d import Hunyuan3DDiT
+from validation.models.hunyuan3d import dit, flow_matching, loading, sampling, sites
+from validation.models.hunyuan3d.dit import Hunyuan3DDiT
+from validation.models.hunyuan3d.flow_matching import ConsistencyFlowMatchEuler, FlowMatchEuler, denoise, guided
+from validation.models.hunyuan3d.shape_vae import ShapeVAE
 from validation.models.mount import SiteError
-from validation.models.shape_vae import ShapeVAE
 from validation.ops import Op, OpSet, op_set_from
 from validation.session import Session
 from validation.verdict import Status
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-SITE_SETS = [*((name,) for name in hunyuan3d.SITE_NAMES), hunyuan3d.SITE_NAMES]
+SITE_SETS = [*((name,) for name in sites.SITE_NAMES), sites.SITE_NAMES]
 
 CONFIG: dict[str, Any] = {
     "in_channels": 4,
@@ -295,11 +295,11 @@ def test_mounted_reference_ops_are_counted_and_bit_identical(dtype: torch.dtype,
     inputs = inputs_of(model)
     untouched = model(**inputs)
     expected = {"norm1": 4, "qk_norm": 7, "norm2": 4, "gate": 7, "pre_norm": 3, "norm_final": 1}
-    for sites in SITE_SETS:
-        with hunyuan3d.mount(model, reference(), sites) as mounted:
+    for names in SITE_SETS:
+        with dit.mount(model, reference(), names) as mounted:
             assert torch.equal(model(**inputs), untouched)
             model(**inputs)
-        assert mounted.calls == {site: 2 * expected[site] for site in sites}
+        assert mounted.calls == {site: 2 * expected[site] for site in names}
         mounted.require_forwards(2)
     assert torch.equal(model(**inputs), untouched)
 
@@ -323,8 +323,8 @@ def test_each_site_matters_and_is_mounted_alone() -> None:
     inputs = inputs_of(model)
     untouched = model(**inputs)
     outputs = [untouched]
-    for site in hunyuan3d.sites_of(CONFIG):
-        with hunyuan3d.mount(model, scaled(site.op), [site.name]):
+    for site in sites.sites_of(CONFIG):
+        with dit.mount(model, scaled(site.op), [site.name]):
             outputs.append(model(**inputs))
     for i, output in enumerate(outputs):
         assert not any(torch.allclose(output, other, rtol=1e-2) for other in outputs[:i])
@@ -355,8 +355,8 @@ def test_what_reaches_the_ops() -> None:
 
         return op
 
-    ops = {site.op: spy(site.op) for site in hunyuan3d.sites_of(CONFIG)}
-    with hunyuan3d.mount(model, reference(**ops)):
+    ops = {site.op: spy(site.op) for site in sites.sites_of(CONFIG)}
+    with dit.mount(model, reference(**ops)):
         model(**inputs)
     assert len(seen) == 26
 
@@ -365,11 +365,11 @@ def test_what_reaches_the_ops() -> None:
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_q_and_k_are_copies_or_views_of_the_packed_projection(packed: bool, tokens: int) -> None:
     """A single token of a single item is contiguous where it lies: it must be copied all the same."""
-    sites = small(packed_qk_norm=packed).sites
-    norm = hunyuan3d.QKNorm(16).requires_grad_(False)
+    table = small(packed_qk_norm=packed).sites
+    norm = dit.QKNorm(16).requires_grad_(False)
     projection = torch.randn(1, tokens, 3 * 32 + 8, generator=torch.Generator().manual_seed(0))
     before = projection.clone()
-    q, k, v = sites.normalised_qkv(projection[..., : 3 * 32], 2, norm)
+    q, k, v = table.normalised_qkv(projection[..., : 3 * 32], 2, *norm.weights)
     assert {t.shape for t in (q, k, v)} == {(1, tokens, 2, 16)}
     assert v.untyped_storage().data_ptr() == projection.untyped_storage().data_ptr()
     for t in (q, k):
@@ -389,9 +389,9 @@ def test_fused_ops_run_at_every_site(validation_session: Session) -> None:
         outputs = []
         for packed in (False, True):
             model = golden_model(dtype, packed_qk_norm=packed).to(device)
-            with hunyuan3d.mount(model, ops) as mounted:
+            with dit.mount(model, ops) as mounted:
                 outputs.append(model(**inputs))
-            assert mounted.calls == {site.name: site.calls for site in hunyuan3d.sites_of(GOLDEN.config)}
+            assert mounted.calls == {site.name: site.calls for site in sites.sites_of(GOLDEN.config)}
         outputs.append(golden_model(dtype, ops=fused_ops).to(device)(**inputs))
         assert torch.equal(outputs[0], outputs[1])
         assert torch.equal(outputs[0], outputs[2])
@@ -403,7 +403,7 @@ def test_ops_of_the_model_are_used_where_nothing_is_mounted() -> None:
     inputs = inputs_of(small())
     wrong = small(ops=scaled("qk_norm"))
     assert not torch.allclose(wrong(**inputs), small()(**inputs), rtol=1e-2)
-    with hunyuan3d.mount(wrong, reference(), ["qk_norm"]):
+    with dit.mount(wrong, reference(), ["qk_norm"]):
         assert torch.equal(wrong(**inputs), small()(**inputs))
     assert torch.equal(small(ops=reference_ops)(**inputs), small()(**inputs))
 
@@ -414,18 +414,18 @@ def test_a_set_that_lacks_an_op_is_mounted_on_the_others_and_never_built_in() ->
     with pytest.raises(UsageError, match=r"partial does not provide layer_norm_scale_shift, qk_norm, scale_residual"):
         small(ops=module)
     ops = OpSet("partial", {"residual_gate_add": reference()["residual_gate_add"]}, "partial.py")
-    with hunyuan3d.mount(small(), ops) as mounted:
+    with dit.mount(small(), ops) as mounted:
         assert tuple(mounted.sites) == ("gate",)
     with pytest.raises(UsageError, match=r"norm1 calls layer_norm_scale_shift, which partial\.py does not provide"):
-        hunyuan3d.mount(small(), ops, ["norm1"])
+        dit.mount(small(), ops, ["norm1"])
     with pytest.raises(UsageError, match="this model has no pre_norm"):
-        hunyuan3d.mount(small(depth_single_blocks=0), reference(), ["pre_norm"])
+        dit.mount(small(depth_single_blocks=0), reference(), ["pre_norm"])
 
 
 def test_unmount_restores_exactly() -> None:
     model = small()
     before = dict(model.sites.ops)
-    with hunyuan3d.mount(model, reference(), ["norm2", "gate"]):
+    with dit.mount(model, reference(), ["norm2", "gate"]):
         changed = {site for site, op in model.sites.ops.items() if op is not before[site]}
         assert changed == {"norm2", "gate"}
     assert model.sites.ops == before
@@ -435,10 +435,10 @@ def test_unmount_restores_exactly() -> None:
 
 def test_a_site_is_mounted_once_and_two_mounts_may_share_a_model() -> None:
     model = small()
-    with hunyuan3d.mount(model, reference(), ["norm2", "gate"]) as first:
+    with dit.mount(model, reference(), ["norm2", "gate"]) as first:
         with pytest.raises(UsageError, match="site gate is mounted already"):
-            hunyuan3d.mount(model, reference(), ["norm1", "gate"])
-        with hunyuan3d.mount(model, reference(), ["norm1"]) as second:
+            dit.mount(model, reference(), ["norm1", "gate"])
+        with dit.mount(model, reference(), ["norm1"]) as second:
             model(**inputs_of(model))
     assert (first.calls, second.calls) == ({"norm2": 4, "gate": 7}, {"norm1": 4})
 
@@ -446,7 +446,7 @@ def test_a_site_is_mounted_once_and_two_mounts_may_share_a_model() -> None:
 def test_a_site_that_is_not_reached_is_an_error() -> None:
     model = small()
     direct = model.sites.ops["gate"]
-    with hunyuan3d.mount(model, reference()):
+    with dit.mount(model, reference()):
         model.sites.ops["gate"] = direct
         with pytest.raises(SiteError, match="gate was called 0 times in forward 1, expected 7") as caught:
             model(**inputs_of(model))
@@ -479,9 +479,9 @@ PAIR_FAULTS: list[tuple[str, Callable[..., Any], Status, str]] = [
 @pytest.mark.parametrize(("site", "op", "status", "reason"), PAIR_FAULTS)
 def test_pairs_that_ops_return_are_checked(site: str, op: Op, status: Status, reason: str) -> None:
     model = small()
-    name = next(s.op for s in hunyuan3d.sites_of(CONFIG) if s.name == site)
+    name = next(s.op for s in sites.sites_of(CONFIG) if s.name == site)
     with (
-        hunyuan3d.mount(model, reference(**{name: op}), [site]),
+        dit.mount(model, reference(**{name: op}), [site]),
         pytest.raises(SiteError, match=reason) as caught,
     ):
         model(**inputs_of(model))
@@ -600,36 +600,36 @@ def vae_folder(folder: Path) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
 def test_a_denoiser_loads_from_the_official_layout(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = denoiser_folder(tmp_path / "hunyuan3d-dit-v2-0")
-    loaded = hunyuan3d.load_denoiser(folder, dtype)
+    loaded = loading.load_denoiser(folder, dtype)
     expected = small(torch.float16).to(dtype)
     inputs = inputs_of(expected)
     assert torch.equal(loaded(**inputs), expected(**inputs))
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    packed = hunyuan3d.load_denoiser(folder, dtype, ops=scaled("qk_norm"), packed_qk_norm=True)
+    packed = loading.load_denoiser(folder, dtype, ops=scaled("qk_norm"), packed_qk_norm=True)
     assert packed.sites.packed_qk_norm
     assert not torch.allclose(packed(**inputs), expected(**inputs), rtol=1e-2)
-    assert hunyuan3d.load_schedule(folder) == FlowMatchEuler(1000)
+    assert loading.load_schedule(folder) == FlowMatchEuler(1000)
 
 
 def test_turbo_and_mini_load_from_the_official_layout(tmp_path: Path) -> None:
     config = DIT_YAML.replace("qkv_bias: true", "qkv_bias: true\n    guidance_embed: true")
     config = re.sub(r"(?<=\nscheduler:).*(?=\npipeline:)", TURBO_SCHEDULER, config, flags=re.DOTALL)
     turbo = denoiser_folder(tmp_path / "hunyuan3d-dit-v2-0-turbo", config, guidance_embed=True)
-    model = hunyuan3d.load_denoiser(turbo)
+    model = loading.load_denoiser(turbo)
     expected = small(torch.float16, guidance_embed=True)
     assert torch.equal(model(**inputs_of(model)), expected(**inputs_of(expected)))
-    assert hunyuan3d.load_schedule(turbo) == ConsistencyFlowMatchEuler(1000, 100)
+    assert loading.load_schedule(turbo) == ConsistencyFlowMatchEuler(1000, 100)
 
     config = DIT_YAML.replace("depth: 2", "depth: 1").replace("depth_single_blocks: 3", "depth_single_blocks: 2")
     mini = denoiser_folder(tmp_path / "hunyuan3d-dit-v2-mini", config, depth=1, depth_single_blocks=2)
-    assert len(hunyuan3d.load_denoiser(mini).single_blocks) == 2
+    assert len(loading.load_denoiser(mini).single_blocks) == 2
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["vae folder", "denoiser folder"])
 def test_a_decoder_loads_from_the_official_layout(tmp_path: Path, own: bool) -> None:
     folder = vae_folder(tmp_path / "vae") if own else denoiser_folder(tmp_path / "dit")
-    vae = hunyuan3d.load_shape_vae(folder)
+    vae = loading.load_shape_vae(folder)
     assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
     latents = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(vae.decode(latents), drawn(ShapeVAE(**VAE)).half().float().decode(latents))
@@ -640,9 +640,9 @@ def test_a_file_of_the_denoiser_alone_loads_and_float16_is_preferred(tmp_path: P
     whole = load_file(folder / "model.fp16.safetensors")
     bare = {key.removeprefix("model."): t for key, t in whole.items() if key.startswith("model.")}
     save_file({key: torch.zeros_like(t) for key, t in bare.items()}, folder / "model.safetensors")
-    assert hunyuan3d.load_denoiser(folder).latent_in.weight.any()
+    assert loading.load_denoiser(folder).latent_in.weight.any()
     (folder / "model.fp16.safetensors").unlink()
-    assert not hunyuan3d.load_denoiser(folder).latent_in.weight.any()
+    assert not loading.load_denoiser(folder).latent_in.weight.any()
 
 
 def test_bits_do_not_depend_on_where_a_tensor_lies_in_the_file(tmp_path: Path) -> None:
@@ -653,7 +653,7 @@ def test_bits_do_not_depend_on_where_a_tensor_lies_in_the_file(tmp_path: Path) -
     outputs = []
     for note in ("", "x" * 8, "x" * 16):
         save_file(weights, path, {"note": note})
-        model = hunyuan3d.load_denoiser(folder, torch.float32)
+        model = loading.load_denoiser(folder, torch.float32)
         assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
         outputs.append(model(**inputs_of(model, batch=1, tokens=1)))
     assert torch.equal(outputs[0], outputs[1])
@@ -715,31 +715,31 @@ def test_a_broken_denoiser_folder_is_one_clear_error(
     folder = denoiser_folder(tmp_path / "dit")
     damage(folder)
     with pytest.raises(UsageError, match=reason) as caught:
-        hunyuan3d.load_denoiser(folder)
+        loading.load_denoiser(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_broken_decoders_and_schedulers_are_one_clear_error(tmp_path: Path) -> None:
     vae = vae_folder(tmp_path / "vae")
     with pytest.raises(UsageError, match="has no model with a target"):
-        hunyuan3d.load_denoiser(vae)
+        loading.load_denoiser(vae)
     with pytest.raises(UsageError, match="has no scheduler with a target"):
-        hunyuan3d.load_schedule(vae)
+        loading.load_schedule(vae)
     edit_config(vae, "  heads: 2", "  num_encoder_layers: 8\n  heads: 2")
     with pytest.raises(UsageError, match="unexpected keyword argument 'num_encoder_layers'"):
-        hunyuan3d.load_shape_vae(vae)
+        loading.load_shape_vae(vae)
 
     dit = denoiser_folder(tmp_path / "dit")
     edit_weights(dit, lambda w: w.pop("vae.post_kl.bias"))
     with pytest.raises(UsageError, match=r"has 1 missing keys \(post_kl.bias\)"):
-        hunyuan3d.load_shape_vae(dit)
+        loading.load_shape_vae(dit)
     edit_config(dit, "schedulers.FlowMatch", "schedulers.Other")
     with pytest.raises(UsageError, match="scheduler is a OtherEulerDiscreteScheduler, expected one of: FlowMatchEuler"):
-        hunyuan3d.load_schedule(dit)
+        loading.load_schedule(dit)
     edit_config(dit, "schedulers.Other", "schedulers.FlowMatch")
     edit_config(dit, "num_train_timesteps", "shift")
     with pytest.raises(UsageError, match="unexpected keyword argument 'shift'"):
-        hunyuan3d.load_schedule(dit)
+        loading.load_schedule(dit)
 
 
 # Sampling
@@ -814,7 +814,7 @@ def test_float16_follows_the_official_chain() -> None:
     model = small(torch.float16)
     context = inputs_of(model, batch=1)["context"]
     schedule = FlowMatchEuler()
-    latents = hunyuan3d.sample(model, context, schedule=schedule, steps=4, num_latents=7, seed=3)
+    latents = sampling.sample(model, context, schedule=schedule, steps=4, num_latents=7, seed=3)
 
     sigmas = torch.cat([torch.from_numpy(np.linspace(0, 1, 4)).float(), torch.ones(1)])
     x = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(3)).half()
@@ -867,9 +867,9 @@ def test_a_model_with_embedded_guidance_runs_one_batch_and_sees_the_scale() -> N
     schedule = ConsistencyFlowMatchEuler(1000, 100)
     batches: list[int] = []
     model.register_forward_pre_hook(lambda _model, arguments: batches.append(len(arguments[0])))
-    few = hunyuan3d.sample(model, context, schedule=schedule, steps=3, num_latents=7, seed=0)
+    few = sampling.sample(model, context, schedule=schedule, steps=3, num_latents=7, seed=0)
     assert batches == [2, 2, 2]
-    other = hunyuan3d.sample(model, context, schedule=schedule, steps=3, num_latents=7, seed=0, guidance_scale=2.0)
+    other = sampling.sample(model, context, schedule=schedule, steps=3, num_latents=7, seed=0, guidance_scale=2.0)
     assert not torch.equal(few[-1], other[-1])
     t = torch.zeros(2).half()
     v = model(few[0], t, context, torch.full((2,), 5.0).half())
@@ -878,7 +878,7 @@ def test_a_model_with_embedded_guidance_runs_one_batch_and_sees_the_scale() -> N
 
 def sample(model: Hunyuan3DDiT, context: Tensor, **options: Any) -> list[Tensor]:
     defaults: dict[str, Any] = {"schedule": FlowMatchEuler(), "steps": 4, "num_latents": 7, "seed": 3}
-    return hunyuan3d.sample(model, context, **{**defaults, **options})
+    return sampling.sample(model, context, **{**defaults, **options})
 
 
 def test_the_seed_decides_everything() -> None:
@@ -918,7 +918,7 @@ def test_sampling_can_be_cancelled() -> None:
     model = small(torch.float16)
     context = inputs_of(model)["context"]
     torch.set_num_threads(2)
-    with hunyuan3d.mount(model, reference()) as mounted:
+    with dit.mount(model, reference()) as mounted:
         with pytest.raises(KeyboardInterrupt):
             sample(model, context, progress=stop)
         assert mounted.forwards == 2
@@ -926,7 +926,7 @@ def test_sampling_can_be_cancelled() -> None:
     assert torch.is_grad_enabled()
 
     steps = denoise(guided(model, context, 5.0), torch.zeros(2, 7, 4).half(), FlowMatchEuler().sigmas(9))
-    with hunyuan3d.mount(model, reference()) as mounted:
+    with dit.mount(model, reference()) as mounted:
         next(steps)
         steps.close()  # type: ignore[attr-defined]
         assert mounted.forwards == 1
@@ -936,10 +936,10 @@ def test_mounted_calls_are_counted_over_a_sampling() -> None:
     model = small(torch.float16)
     context = inputs_of(model)["context"]
     bare = sample(model, context)
-    with hunyuan3d.mount(model, reference()) as mounted:
+    with dit.mount(model, reference()) as mounted:
         assert all(torch.equal(a, b) for a, b in zip(sample(model, context, mounted=mounted), bare, strict=True))
     assert mounted.calls["qk_norm"] == 4 * 7
-    with hunyuan3d.mount(model, reference(), ["norm_final"]) as mounted:
+    with dit.mount(model, reference(), ["norm_final"]) as mounted:
         mounted.forwards = 1
         with pytest.raises(SiteError, match="5 forwards ran through the mounted model, expected 4"):
             sample(model, context, mounted=mounted)

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 
 from validation.errors import UsageError
 from validation.files import FIXTURES
-from validation.models import hunyuan3d
-from validation.models.shapes import CONTEXT_TOKENS, KINDS, ShapePrompt, embed_shape, shape_iou, signed_distance
+from validation.models.hunyuan3d import dit, loading, sampling
+from validation.models.hunyuan3d.shapes import (
+    CONTEXT_TOKENS,
+    KINDS,
+    ShapePrompt,
+    embed_shape,
+    shape_iou,
+    signed_distance,
+)
 
 CHECKPOINT = FIXTURES / "checkpoints" / "hunyuan3d-trained"
 DENOISER = CHECKPOINT / "hunyuan3d-dit-v2-0"
@@ -148,7 +155,7 @@ def test_named_shapes_are_sampled(prompt: ShapePrompt) -> None:
             assert shape_iou(field[::2, ::2, ::2], other.kind, other.parameters) < LEAST_IOU
 
 
-def largest_activation(model: hunyuan3d.Hunyuan3DDiT) -> float:
+def largest_activation(model: dit.Hunyuan3DDiT) -> float:
     """Of any module's output in a whole sampling; NaN or infinity if there is one."""
     prompt = ShapePrompt.read(PROMPTS)[-1]
     largest = torch.zeros(())
@@ -161,10 +168,10 @@ def largest_activation(model: hunyuan3d.Hunyuan3DDiT) -> float:
 
     for module in model.modules():
         module.register_forward_hook(watch)
-    hunyuan3d.sample(
+    sampling.sample(
         model,
         embed_shape(prompt.kind, prompt.parameters, model.config.context_in_dim).half(),
-        schedule=hunyuan3d.load_schedule(DENOISER),
+        schedule=loading.load_schedule(DENOISER),
         steps=prompt.steps,
         num_latents=32,
         seed=prompt.seed,
@@ -175,11 +182,11 @@ def largest_activation(model: hunyuan3d.Hunyuan3DDiT) -> float:
 
 def test_float16_activations_are_far_from_overflow() -> None:
     limit = torch.finfo(torch.float16).max / 64
-    model = hunyuan3d.load_denoiser(DENOISER)
+    model = loading.load_denoiser(DENOISER)
     assert 1 < largest_activation(model) < limit
 
     for module in model.modules():
-        if isinstance(module, hunyuan3d.SingleStreamBlock):
+        if isinstance(module, dit.SingleStreamBlock):
             module.linear2.weight *= 1000
     assert not largest_activation(model) < limit
 
@@ -210,8 +217,8 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         one, other = (torch.load(tmp_path / f"state-{name}" / f"{stage}.pt") for name in ("whole", "parts"))
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     model, vae = (
-        hunyuan3d.load_denoiser(whole / "hunyuan3d-dit-v2-0"),
-        hunyuan3d.load_shape_vae(whole / "hunyuan3d-vae-v2-0"),
+        loading.load_denoiser(whole / "hunyuan3d-dit-v2-0"),
+        loading.load_shape_vae(whole / "hunyuan3d-vae-v2-0"),
     )
     assert model.config.in_channels == vae.config.embed_dim
 

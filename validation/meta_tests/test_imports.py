@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # Words, files, a clock and the table of options: every folder may use them.
 _PLAIN = ("errors", "verdict", "files", "progress", "options")
 
-_SHARED = ("models/mount", "models/clock", "models/prompts")
 
 # A unit is a package, a folder or a file of `validation`; a file that has a line of its own is no part of its folder.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -23,7 +22,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "verdict": (),
     "progress": (),
     "files": ("errors",),
-    "options": ("errors", "files", "verdict"),
+    "options": ("errors", "files", "samples/registry", "verdict"),
+    "samples/options": (),
+    "samples/registry": ("errors", "samples", "samples/options"),
     "record": _PLAIN,
     "diff": (*_PLAIN, "record"),
     # Tensors, arithmetic and judgement: they know no record, no model and no test framework.
@@ -37,10 +38,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "parity": (*_PLAIN, "cases", "compiled", "device", "executor", "fused_ops", "judge", "ops", "record"),
     # Sampled models. `samples` knows the contract of a model, and no model.
     "media": (*_PLAIN, "device"),
-    # What all models share: hooks on sites, time and memory, what is sampled.
+    # What all models share: hooks on sites.
     "models/mount": (*_PLAIN, "ops"),
-    "models/clock": _PLAIN,
-    "models/prompts": _PLAIN,
     "drift/band": (*_PLAIN,),  # distances and ranks, numbers alone
     "drift": (
         *_PLAIN,
@@ -52,8 +51,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "reference_ops/contract",
         "samples",
     ),
-    "samples": (*_PLAIN, "device", "drift", "drift/band", "media", *_SHARED, "ops", "record"),
-    "models": (*_PLAIN, "device", "media", *_SHARED, "ops", "reference_ops", "reference_ops/contract", "samples"),
+    "samples": (*_PLAIN, "device", "drift", "drift/band", "media", "models/mount", "ops", "record", "samples/options"),
+    "models": (
+        *_PLAIN,
+        "device",
+        "media",
+        "models/mount",
+        "ops",
+        "reference_ops",
+        "reference_ops/contract",
+        "samples",
+        "samples/options",
+    ),
     # What is built on all that.
     "report": (*_PLAIN, "drift/band", "record"),
     "adapters": (*_PLAIN, "chains", "ops", "reference_ops", "reference_ops/contract"),
@@ -79,11 +88,9 @@ PENDING = {
     ("cases", "reference_ops"),
     ("device", "judge"),
     ("drift", "composed"),
-    ("media", "models"),
-    ("media", "models/prompts"),
 }
-PENDING_FILES = ("composed", "quality", "sample_runs", "shape_options", "shape_quality", "video_files")
-PENDING_CIRCLES = {("validation.options", "validation.shape_options")}
+PENDING_FILES = ("composed",)
+PENDING_CIRCLES: set[tuple[str, ...]] = set()
 
 
 def _unit(path: Path) -> str:

@@ -9,12 +9,14 @@ import torch
 import trimesh
 
 from validation.errors import UsageError
-from validation.media.field import Field, ShapeError, sample_field
+from validation.media.field import Field, ShapeError
+from validation.media.grid import BOX
 from validation.media.mesh import SUFFIXES, extract, require_solid, write_mesh
 from validation.meta_tests import plain_hunyuan3d as plain
 from validation.meta_tests.shape_fields import BOX_AND_SPHERE, SPHERE, TORUS, field_of, step
-from validation.models.shape_vae import BOX, ShapeVAE
-from validation.models.shapes import signed_distance
+from validation.models.hunyuan3d.field import sample_field
+from validation.models.hunyuan3d.shape_vae import ShapeVAE
+from validation.models.hunyuan3d.shapes import signed_distance
 from validation.verdict import Status
 
 GOLDEN = plain.read_golden("hunyuan3d-shape-vae-tiny")

@@ -12,12 +12,12 @@ import trimesh
 
 from validation.errors import UsageError
 from validation.media import render as renderer
+from validation.media.grid import BOX
 from validation.media.mesh import extract
 from validation.media.metrics import psnr
 from validation.media.render import KINDS, Camera, Views, render, turntable
 from validation.media.video import read_video, to_uint8, write_video
 from validation.meta_tests.shape_fields import BOX_AND_SPHERE, field_of
-from validation.models.shape_vae import BOX
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 CAMERAS = Camera.read(FIXTURES / "cameras" / "views.json")

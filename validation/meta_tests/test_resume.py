@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from validation.quality import TINY
+from validation.meta_tests.sampled_models import TINY
 from validation.record import Record, read_run
 from validation.samples.store import TAKEN
 

@@ -10,7 +10,7 @@ from validation.controls import planted, sampled, separation
 from validation.controls.__main__ import main
 from validation.device import select
 from validation.errors import UsageError
-from validation.quality import TINY
+from validation.meta_tests.sampled_models import TINY
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,14 @@ from transformers import Dinov2Config, Dinov2Model
 from validation import cli
 from validation.drift import band
 from validation.errors import UsageError
-from validation.models import hunyuan3d, shape_pipeline
-from validation.models.dinov2 import MEAN, STD, ImagePrompt, load_image_encoder, prepare_image
-from validation.models.flow_matching import ConsistencyFlowMatchEuler
-from validation.models.shapes import ShapePrompt
+from validation.meta_tests.sampled_models import SHAPE_PROMPTS as PROMPTS
+from validation.meta_tests.sampled_models import SHAPES_TRAINED as TRAINED
+from validation.models.hunyuan3d import dit, parts, sampling, sites
+from validation.models.hunyuan3d.dinov2 import MEAN, STD, ImagePrompt, load_image_encoder, prepare_image
+from validation.models.hunyuan3d.flow_matching import ConsistencyFlowMatchEuler
+from validation.models.hunyuan3d.shapes import ShapePrompt
 from validation.ops import load_op_set
 from validation.record import Record, read_run
-from validation.shape_quality import PROMPTS, TRAINED
 from validation.verdict import Status
 
 DINO = Dinov2Config(
@@ -222,13 +223,13 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_parts_are_found_from_either_folder(official_folder: Path, transformers_folder: Path) -> None:
     for folder in (official_folder, official_folder.parent):
-        parts = shape_pipeline.find_parts(folder)
-        assert (parts.denoiser, parts.vae, parts.encoder) == (official_folder,) * 3
-        assert parts.folders == [official_folder]
-    assert shape_pipeline.find_parts(official_folder, transformers_folder).encoder == transformers_folder
-    trained = shape_pipeline.find_parts(TRAINED)
+        found = parts.find_parts(folder)
+        assert (found.denoiser, found.vae, found.encoder) == (official_folder,) * 3
+        assert found.folders == [official_folder]
+    assert parts.find_parts(official_folder, transformers_folder).encoder == transformers_folder
+    trained = parts.find_parts(TRAINED)
     assert (trained.vae.name, trained.encoder) == ("hunyuan3d-vae-v2-0", None)
-    assert shape_pipeline.find_parts(TRAINED / "hunyuan3d-dit-v2-0") == trained
+    assert parts.find_parts(TRAINED / "hunyuan3d-dit-v2-0") == trained
 
 
 # The command
@@ -354,16 +355,15 @@ def test_a_turbo_checkpoint_takes_one_batch_item_a_step_and_its_guidance_as_an_i
 
 def test_fused_ops_pass_on_a_turbo_checkpoint(tmp_path: Path) -> None:
     """At a batch of one, as no other sampled model has it."""
-    parts = dataclasses.replace(shape_pipeline.find_parts(TRAINED), denoiser=turbo_folder(tmp_path))
-    pipeline = shape_pipeline.load(parts, "cpu")
+    pipeline = sampling.load(dataclasses.replace(parts.find_parts(TRAINED), denoiser=turbo_folder(tmp_path)), "cpu")
     assert isinstance(pipeline.schedule, ConsistencyFlowMatchEuler)
     prompt = dataclasses.replace(ShapePrompt.read(PROMPTS)[0], steps=1, octree_resolution=16)
-    arms = [
-        shape_pipeline.sample(pipeline, prompt, load_op_set(name), hunyuan3d.SITE_NAMES, until="shape")
-        for name in ("reference_ops", "fused_ops")
-    ]
-    assert arms[1].calls["qk_norm"] == 7
-    distance = band.distance(arms[1].latents[-1], arms[0].latents[-1])
+    arms = []
+    for name in ("reference_ops", "fused_ops"):
+        with dit.mount(pipeline.denoiser, load_op_set(name), sites.SITE_NAMES) as mounted:
+            arms.append(sampling.sample_prompt(pipeline, prompt, mounted)[0])
+        assert mounted.calls["qk_norm"] == 7
+    distance = band.distance(arms[1][-1], arms[0][-1])
     assert 0 < distance < 2e-3
 
 

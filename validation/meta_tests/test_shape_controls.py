@@ -12,14 +12,13 @@ from validation.controls import shape_separation, shapes
 from validation.controls.separation import Separation, line
 from validation.device import Device
 from validation.errors import UsageError
-from validation.shape_options import ShapeOptions
-from validation.shape_quality import PROMPTS
+from validation.meta_tests.sampled_models import SHAPE_PROMPTS as PROMPTS
 
 CPU = Device("interpreter", "cpu")
 
 # On six prompts with eight replays of a few steps the test can reject as it does on the whole set.
 PROMPT_COUNT = 6
-SHAPE = ShapeOptions(until="shape", steps=4, octree_resolution=12)
+VARIED = {"until": "field", "steps": 4, "own": {"octree_resolution": 12}}
 
 RIGHT = ("torch_native", "pairwise")
 WRONG = (
@@ -40,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Separa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     judged = shape_separation.separate(
-        (*RIGHT, *WRONG), CPU, prompts=folder / "prompts.json", cache=folder / "cache", shape=SHAPE
+        (*RIGHT, *WRONG), CPU, prompts=folder / "prompts.json", cache=folder / "cache", varied=VARIED
     )
     yield {separation.name: separation for separation in judged}
     torch.set_num_threads(threads)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from validation.media.grid import grid_axis, grid_to_world
 from validation.meta_tests import plain_hunyuan3d as plain
-from validation.models import shape_vae
-from validation.models.shape_vae import ShapeVAE, grid_axis, grid_to_world
+from validation.models.hunyuan3d import shape_vae
+from validation.models.hunyuan3d.shape_vae import ShapeVAE
 
 GOLDEN = plain.read_golden("hunyuan3d-shape-vae-tiny")
 MARKS = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -2,32 +2,17 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from validation.errors import UsageError
+from validation.samples.prompts import read_prompts
 
 PROMPT_TOKENS = 16
-
-
-class _Named(Protocol):
-    """A dataclass of what `read_prompts` tells apart."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
-P = TypeVar("P", bound=_Named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,38 +93,3 @@ def embed_key(key: str, width: int) -> Tensor:
     """A standard normal vector ``[width]``, float32, that is the key's alone, by way of SHA-256."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
-
-
-def read_prompts(cls: type[P], path: Path) -> tuple[P, ...]:
-    """The prompts of a JSON file: `Prompt.read` for any dataclass with a name and a seed.
-
-    Raises:
-        UsageError: as there.
-    """
-    shared = read_json(path)
-    prompts = shared.pop("prompts", None)
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, dict) for p in prompts):
-        raise UsageError(f"{path} has no list of prompts, expected at least one under 'prompts'")
-    try:
-        read = tuple(cls(**{**shared, **prompt}) for prompt in prompts)
-    except TypeError as error:
-        fields = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise UsageError(f"{path}: {str(error).partition(' ')[2]}, expected the fields {fields}") from error
-    if len({(p.name, p.seed) for p in read}) < len(read):
-        raise UsageError(f"{path} has two prompts of one name and seed, expected each once")
-    return read
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UsageError: it cannot be read, or holds something else.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}, expected JSON") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data

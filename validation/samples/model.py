@@ -29,7 +29,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal
 
 import torch
 from torch import Tensor
@@ -38,10 +38,11 @@ from validation import files
 from validation.device import Device
 from validation.errors import UsageError
 from validation.files import FIXTURES, default_folder
-from validation.models.clock import Clock
 from validation.models.mount import Mount, Site, SiteCall
-from validation.models.prompts import read_prompts
 from validation.ops import OpSet
+from validation.samples.clock import Clock
+from validation.samples.options import Option
+from validation.samples.prompts import P, read_prompts
 from validation.verdict import Numbers, Series, Status
 
 REPLAYS = 8
@@ -54,43 +55,6 @@ Progress = Callable[[str], None]
 
 def silent(_text: str) -> None:
     """Progress that is reported to nobody."""
-
-
-class Seeded(Protocol):
-    """What is sampled: a dataclass with a name and a seed."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """For messages and file names."""
-
-    @property
-    def seed(self) -> int:
-        """Of the noise."""
-
-
-P = TypeVar("P", bound=Seeded)
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """An option that one model alone has.
-
-    Attributes:
-        name: such as ``octree_resolution``, which is ``--octree-resolution`` on the command line.
-        type: reads a word of the command line.
-        help, metavar: for the command's help.
-        default: where it is not given.
-        repeated: may be given several times; its value is a tuple.
-    """
-
-    name: str
-    type: Callable[[str], Any]
-    help: str
-    metavar: str
-    default: Any = None
-    repeated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +71,13 @@ class Request:
         seed: added to the seed of each prompt. seeds: how many seeds each prompt gets, from its own on.
         steps, guidance: denoising steps and guidance scale instead of the prompts' own.
         until: where a sample ends: `LATENTS`, or a rung; None is the last rung.
-        own: values of the model's own options, by name.
+        own: values of the model's own options that were given, by name.
         replays: legal replays of each kind for each prompt, at least 4; where there are so few prompts that the
             test could not reject, more are made. 0 leaves the drift out: the gates alone are judged then.
         require: the tier that the drift is held to.
         cache: where the replays' distances and finished arms are kept; None is `validation.files.default_folder`.
         folder: the run folder, for what was sampled; None keeps none.
+        repro: the command line that repeats the run, or "".
         progress: called with a line of text as the work goes on.
     """
 
@@ -131,12 +96,18 @@ class Request:
     require: str = "lossless"
     cache: Path | None = None
     folder: Path | None = None
+    repro: str = ""
     progress: Progress = silent
 
     @property
     def cache_folder(self) -> Path:
         """`cache`, or the user's."""
         return self.cache or default_folder()
+
+    @property
+    def changes_prompts(self) -> bool:
+        """Whether options change what the prompts ask for."""
+        return self.steps is not None or self.guidance is not None or bool(self.own)
 
     def check_folders(self) -> None:
         """UsageError unless the folders that will be written to can be."""
@@ -311,11 +282,6 @@ class Sampler(ABC, Generic[P]):
     name: str
     sites: tuple[Site, ...]
 
-    @property
-    @abstractmethod
-    def identity(self) -> Mapping[str, Any]:
-        """What decides the latents but op set, prompt, sites and name, as JSON values: the cache's key."""
-
     @abstractmethod
     def mount(self, ops: OpSet) -> AbstractContextManager[Mount]:
         """Mount an op set on the `sites`."""
@@ -443,6 +409,14 @@ class Model(Sampler[P]):
         named = FIXTURES / folder / f"{self.checkpoint.resolve().name}.json"
         return named if named.is_file() else FIXTURES / folder / f"{otherwise}.json"
 
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides the latents but op set, prompt, sites, dtype, device and code, as JSON values."""
+
+    def finish_identity(self) -> dict[str, Any]:
+        """What decides what is made of latents but `identity` and code, as JSON values; nothing by default."""
+        return {}
+
     @property
     def site_names(self) -> list[str]:
         """The mounted sites as ``--sites`` names them."""
@@ -452,6 +426,11 @@ class Model(Sampler[P]):
     def sources(self) -> list[Path]:
         """Files whose content decides what is sampled; by default those of the model's folder."""
         return sorted(Path(inspect.getfile(type(self))).parent.glob("*.py"))
+
+    def own(self, name: str) -> Any:
+        """The value of an option that this model alone has."""
+        default = next(option.default for option in self.options if option.name == name)
+        return self.request.own.get(name, default)
 
     def rungs_to(self, until: str) -> tuple[Rung, ...]:
         """The rungs up to where a sample ends."""
@@ -507,7 +486,8 @@ class Model(Sampler[P]):
                 values = [row[i] for row in replays]
                 numbers[f"replays_{measure.name}_least"] = min(values)
                 numbers[f"replays_{measure.name}_greatest"] = max(values)
-            numbers |= {f"{arm}_{measure.name}": row[i] for arm, row in arms.items()}
+            # Of a rung that an arm did not reach there is none.
+            numbers |= {f"{arm}_{measure.name}": row[i] for arm, row in arms.items() if not math.isnan(row[i])}
         return numbers, {}
 
     def measures(self) -> list[Measure]:

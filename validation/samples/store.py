@@ -12,42 +12,16 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from validation.errors import UsageError
 from validation.ops import OpSet
-
-
-class Arm(Protocol):
-    """What was sampled with one op set: a `Trajectory` or a `Shape`."""
-
-    @property
-    def latents(self) -> list[Tensor]:
-        """After each denoising step, on the CPU."""
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds by stage."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """The greatest memory held meanwhile."""
-
-    @property
-    def calls(self) -> dict[str, int]:
-        """Of each mounted site."""
-
-    @property
-    def forwards(self) -> int:
-        """Of the denoiser."""
-
 
 T = TypeVar("T")
 
@@ -106,11 +80,11 @@ class ArmStore:
     def put(
         self, name: str, arm: Any, decoded: npt.NDArray[Any] | None = None, measured: Sequence[str] = MEASURED
     ) -> None:
-        """Keep a finished arm, with what was decoded of it on the device: a video's frames, a shape's field.
+        """Keep a finished arm, with what was decoded of it on the device: what the first rung has.
 
         Args:
             name: under which `get` finds it.
-            arm: an `Arm`, or whatever has latents.
+            arm: a `Sample`, or whatever has latents.
             decoded: an array or None.
             measured: names of its attributes that are JSON values, to keep.
 

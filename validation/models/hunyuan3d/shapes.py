@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from validation.errors import UsageError
-from validation.models.prompts import embed_key, read_prompts
-from validation.models.shape_vae import grid_axis
+from validation.media.grid import grid_axis
+from validation.models.prompts import embed_key
+from validation.samples.prompts import read_prompts
 
 CONTEXT_TOKENS = 4
 

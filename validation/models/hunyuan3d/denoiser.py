@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from reference_ops.contract import Modulation, expand_modulation
-from validation.models import hunyuan3d, shape_pipeline
-from validation.models.flow_matching import FlowMatchEuler, denoise, guided
+from validation.models.hunyuan3d import sampling
+from validation.models.hunyuan3d.dit import Hunyuan3DDiT, mount
+from validation.models.hunyuan3d.flow_matching import FlowMatchEuler, denoise, guided
+from validation.models.hunyuan3d.loading import denoiser_params, read_config
+from validation.models.hunyuan3d.parts import find_parts
+from validation.models.hunyuan3d.shape_vae import ShapeVAE
+from validation.models.hunyuan3d.sites import place_of, sites_of
 from validation.models.mount import Mount, SiteCall
-from validation.models.shape_vae import ShapeVAE
 from validation.ops import OpSet
 from validation.samples.denoiser import (
     ALL,
@@ -74,23 +78,23 @@ class Hunyuan3DDenoiser(Denoiser):
         self, size: str, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
     ) -> None:
         """See `Denoiser`; of a checkpoint, in the official layout, shapes have as many latents as its decoder."""
-        self._size, self._dtype = SIZES[size], shape_pipeline.DTYPE
+        self._size, self._dtype = SIZES[size], sampling.DTYPE
         self.vae: ShapeVAE | None = None
         if checkpoint is not None and weights:
-            pipeline = shape_pipeline.load(shape_pipeline.find_parts(checkpoint), device)
+            pipeline = sampling.load(find_parts(checkpoint), device)
             self.model, self.vae = pipeline.denoiser, pipeline.vae
             self._size = dataclasses.replace(self._size, latents=pipeline.num_latents)
             self.weights = checkpoint.resolve().name
         else:
             config = CONFIGS[size]
             if checkpoint is not None:
-                parts = shape_pipeline.find_parts(checkpoint)
-                config = hunyuan3d.denoiser_params(parts.denoiser)
-                decoder = hunyuan3d.read_config(parts.vae)
+                parts = find_parts(checkpoint)
+                config = denoiser_params(parts.denoiser)
+                decoder = read_config(parts.vae)
                 trained = decoder.get("vae", decoder).get("params", {}).get("num_latents", self._size.latents)
                 self._size = dataclasses.replace(self._size, latents=int(trained))
             with torch.device("meta"):
-                self.model = hunyuan3d.Hunyuan3DDiT(**config)
+                self.model = Hunyuan3DDiT(**config)
             allocate(self.model.eval(), device, self._dtype)
             self.weights = f"random, seed {seed}" if checkpoint is None else checkpoint.resolve().name
             if weights:
@@ -106,7 +110,7 @@ class Hunyuan3DDenoiser(Denoiser):
                     )
                 allocate(self.vae.eval(), device)
                 draw_weights(self.vae, seed)
-        self.sites = hunyuan3d.sites_of(dataclasses.asdict(self.model.config))
+        self.sites = sites_of(dataclasses.asdict(self.model.config))
         generator = torch.Generator(device).manual_seed(seed) if weights else None
         self._context = torch.empty(
             1, self._size.context, self.model.config.context_in_dim, dtype=self._dtype, device=device
@@ -151,7 +155,7 @@ class Hunyuan3DDenoiser(Denoiser):
     @contextlib.contextmanager
     def mount(self, ops: OpSet, sites: Iterable[str] | None, variant: str = "") -> Iterator[Mount]:
         """See `Denoiser.mount`; the variant `COPIES` makes contiguous copies of q and k before it normalises them."""
-        with self.path_before(), hunyuan3d.mount(self.model, ops, sites) as mounted:
+        with self.path_before(), mount(self.model, ops, sites) as mounted:
             if "qk_norm" in mounted:
                 self.model.sites.packed_qk_norm = variant != COPIES
             yield mounted
@@ -172,8 +176,8 @@ class Hunyuan3DDenoiser(Denoiser):
         self.vae.latents_to_grid(decoded, min(self._size.resolution, 32) if warm_up else self._size.resolution)
 
     def place_of(self, call: SiteCall) -> str:
-        """See `hunyuan3d.place_of`."""
-        return hunyuan3d.place_of(call, self.model.config.depth)
+        """See `sites.place_of`."""
+        return place_of(call, self.model.config.depth)
 
 
 def _addcmul(residual: Tensor, x: Tensor, gate: Modulation, **_: Any) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from diffusers import AutoencoderKLWan, HeliosTransformer3DModel
 from torch import Tensor
 
-from validation.models import helios
+from validation.files import read_json
+from validation.models.helios import loading
+from validation.models.helios.sites import cast_parameters, mount, place_of, sites_of
 from validation.models.mount import Mount, SiteCall
-from validation.models.prompts import read_json
 from validation.ops import OpSet
 from validation.samples.denoiser import (
     ALL,
@@ -75,7 +76,7 @@ class HeliosDenoiser(Denoiser):
         self._size, self._dtype = SIZES[size], torch.bfloat16
         self.vae: Any = None
         if checkpoint is not None and weights:
-            pipeline = helios.load(checkpoint, self._dtype, device)
+            pipeline = loading.load(checkpoint, self._dtype, device)
             self.model, self.vae = pipeline.transformer, pipeline.vae
             self.weights = f"{checkpoint.resolve().name}"
         else:
@@ -86,7 +87,7 @@ class HeliosDenoiser(Denoiser):
                 with torch.device(device), torch.random.fork_rng(_cuda_devices(device)):
                     torch.manual_seed(seed)
                     self.vae = AutoencoderKLWan(**(TINY_VAE if size == TINY else {})).eval().requires_grad_(False)
-        self.sites = helios.sites_of(self.model.config)
+        self.sites = sites_of(self.model.config)
         self._fixed = self._inputs(device, seed, drawn=weights)
 
     @property
@@ -123,7 +124,7 @@ class HeliosDenoiser(Denoiser):
         self, ops: OpSet, sites: Iterable[str] | None, variant: str = ""
     ) -> contextlib.AbstractContextManager[Mount]:
         """See `Denoiser.mount`; the variant `COMPACT` has modulation as `IndexedRows`."""
-        return helios.mount(self.model, ops, sites, compact=variant == COMPACT)
+        return mount(self.model, ops, sites, compact=variant == COMPACT)
 
     def sample(self, forward: Forward, seed: int, steps: int) -> Iterator[Tensor]:
         """Latents ``[1, C, T, H, W]``, float32: flow matching from noise at sigma 1 to data at 0."""
@@ -143,8 +144,8 @@ class HeliosDenoiser(Denoiser):
         self.vae.decode(latents.to(self.vae.dtype), return_dict=False)
 
     def place_of(self, call: SiteCall) -> str:
-        """See `helios.place_of`."""
-        return helios.place_of(call)
+        """See `sites.place_of`."""
+        return place_of(call)
 
     def _inputs(self, device: str, seed: int, *, drawn: bool) -> dict[str, Tensor]:
         s, config = self._size, self.model.config
@@ -168,7 +169,7 @@ def _random_model(config: Mapping[str, Any], dtype: torch.dtype, device: str, se
     """A transformer as ``from_pretrained(torch_dtype=dtype)`` would leave it, its weights made on the device."""
     with torch.device("meta"):
         model = HeliosTransformer3DModel.from_config(dict(config))
-    helios.cast_parameters(model, dtype)
+    cast_parameters(model, dtype)
     allocate(model, device)
     # Its frequencies are no weights: they come from the configuration.
     model.rope = type(model.rope)(model.config.rope_dim, model.config.rope_theta).to(device)

@@ -6,20 +6,13 @@ those of the official checkpoint. None of this is fused upstream, so it has no s
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BOX = 1.01
-"""Half the edge of the cube in which the field is sampled: ``[-1.01, 1.01]^3``."""
-
-RESOLUTION = 384
-"""Cells along an edge of the dense grid."""
+from validation.media.grid import BOX, RESOLUTION, grid_axis
 
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that `ShapeVAE.query` may allocate for one chunk of points; at full size some 10 000 points."""
@@ -171,28 +164,6 @@ class ShapeVAE(nn.Module):
         if memory_limit < needed:
             raise ValueError(f"memory_limit is {memory_limit} bytes, expected at least {needed}, what one point takes")
         return memory_limit // max(needed, 1)
-
-
-def grid_axis(resolution: int = RESOLUTION, box: float = BOX) -> Tensor:
-    """The coordinates of the grid along an axis: float32 ``[resolution + 1]`` from -box to box."""
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
-        raise ValueError(f"resolution is {resolution!r}, expected an integer of at least 1")
-    if not 0 < box < math.inf:
-        raise ValueError(f"box is {box}, expected a positive number")
-    return torch.from_numpy(np.linspace(-box, box, resolution + 1).astype(np.float32))
-
-
-def grid_to_world(
-    vertices: npt.NDArray[np.floating], resolution: int = RESOLUTION, box: float = BOX
-) -> npt.NDArray[np.floating]:
-    """Vertices ``[V, 3]`` in grid indices -> coordinates, as upstream scales them.
-
-    ``v / (resolution + 1) * (2 * box) - box``. The grid has resolution + 1 points and resolution cells, so
-    this shrinks a shape by resolution / (resolution + 1) towards the cube's lowest corner; what upstream
-    shows is what must be compared.
-    """
-    scaled: npt.NDArray[np.floating] = vertices / (resolution + 1) * (2 * box) - box
-    return scaled
 
 
 class Transformer(nn.Module):

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from validation.errors import UsageError
-from validation.models.hunyuan3d import read_config
-from validation.models.prompts import read_json
+from validation.files import read_json
+from validation.models.hunyuan3d.loading import read_config
 
 SIZE = 512
 BORDER = 0.15

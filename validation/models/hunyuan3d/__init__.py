@@ -1,0 +1,25 @@
+"""Hunyuan3D-2's shape model, whose blocks ask a table for the op of each site.
+
+sites          which op runs where; dit is the denoiser, flow_matching its noise levels and steps
+parts          of a checkpoint; loading reads their configuration and weights
+shapes, dinov2 what a shape is conditioned on: a formula, or a picture
+sampling       latents of a prompt; field (by shape_vae), mesh and views are made of them
+rungs, model   what `validation.samples.model` asks of a model
+"""
+
+from pathlib import Path
+
+from validation.samples.options import Option
+
+OPTIONS = (
+    Option(
+        "image",
+        Path,
+        "picture to make a shape of, background removed (alpha 0)",
+        "FILE",
+        default=(),
+        repeated=True,
+    ),
+    Option("image_encoder", Path, "DINOv2 as transformers saves it (default: the checkpoint's)", "DIR"),
+    Option("octree_resolution", int, "cells along the grid's edge (default: the prompt's; 384 for a picture)", "N"),
+)

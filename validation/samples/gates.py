@@ -1,0 +1,96 @@
+"""Bounds on what a model's rungs measure: a guard against catastrophe, since sampling amplifies every rounding and no
+fixed number tells a legal one from a wrong one."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from validation.errors import UsageError
+from validation.files import FIXTURES, read_json
+from validation.samples.model import Measure, Model, Rung
+from validation.verdict import Numbers
+
+SECTIONS = {"ceilings": "low", "floors": "high"}
+"""By section of a file, which value is better of the measures that it bounds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """Ceilings on measures of which a low value is better, floors on the others; one without a bound is not judged.
+
+    Attributes:
+        name: of their file; "none" where there is none.
+    """
+
+    name: str
+    ceilings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, measures: Iterable[Measure]) -> Self:
+        """The gates of a JSON file: under ``ceilings`` and ``floors``, numbers for some of the measures.
+
+        Raises:
+            UsageError: no such file, an unknown name, no number, no gate at all, or none for a measure that needs one.
+        """
+        content, known = read_json(path), list(measures)
+        found = {
+            section: _section(path, content.get(section, {}), section, [m.name for m in known if m.better == better])
+            for section, better in SECTIONS.items()
+        }
+        if not any(found.values()):
+            raise UsageError(f"{path} has no gates, expected some under 'ceilings' or 'floors'")
+        for measure in known:
+            if measure.required and not any(measure.name in bounds for bounds in found.values()):
+                section = "ceilings" if measure.better == "low" else "floors"
+                raise UsageError(f"{path} has no gate for {measure.name}, expected one under '{section}'")
+        return cls(path.stem, **found)
+
+    @classmethod
+    def of(cls, model: Model[Any]) -> Self:
+        """The gates of a run: those asked for, or the checkpoint's own among the fixtures, or else the model's.
+
+        Measured gates are of the prompts as they stand: on a grid of 20 a single point is 1e-4 of all. So where
+        options change these, the model's are taken. A model without a file has none.
+
+        Raises:
+            UsageError: as in `read`.
+        """
+        request, default = model.request, FIXTURES / "tolerances" / f"{model.name}.json"
+        path = request.bounds or (default if request.changes_prompts else model.fixture("tolerances", model.name))
+        if request.bounds is None and not path.is_file():
+            return cls("none")
+        return cls.read(path, (measure for rung in model.rungs for measure in rung.measures))
+
+    def failures(self, numbers: Numbers, rungs: Sequence[Rung]) -> list[tuple[Rung, str]]:
+        """Rung and words of each bound that the numbers are beyond; a NaN is beyond every bound, None is not judged."""
+        found = []
+        for rung in rungs:
+            for name in (measure.name for measure in rung.measures):
+                value = numbers.get(name)
+                if not isinstance(value, (int, float)):
+                    continue
+                if name in self.ceilings and not value <= self.ceilings[name]:
+                    found.append((rung, f"{name} {value:.4g} (ceiling {self.ceilings[name]:.4g})"))
+                if name in self.floors and not value >= self.floors[name]:
+                    found.append((rung, f"{name} {value:.4g} (floor {self.floors[name]:.4g})"))
+        return found
+
+    def bounds_of(self, numbers: Numbers) -> Numbers:
+        """For `Record.numbers`: the bounds of those numbers."""
+        named = (("ceiling", self.ceilings), ("floor", self.floors))
+        return {f"{kind}_{name}": bound for kind, bounds in named for name, bound in bounds.items() if name in numbers}
+
+
+def _section(path: Path, bounds: Any, section: str, known: Sequence[str]) -> dict[str, float]:
+    if not isinstance(bounds, dict):
+        raise UsageError(f"{path}: {section} is a {type(bounds).__name__}, expected names and numbers")
+    for name, value in bounds.items():
+        if name not in known:
+            raise UsageError(f"{path}: unknown name {name!r} in {section}, expected some of: {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UsageError(f"{path}: {name} in {section} is {json.dumps(value)}, expected a finite number")
+    return {name: float(value) for name, value in bounds.items()}

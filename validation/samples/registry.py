@@ -1,0 +1,36 @@
+"""The models that there are: the folders of `validation.models`, and of whatever else is on that package's path."""
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from validation.errors import UsageError
+from validation.samples.options import Option
+
+if TYPE_CHECKING:
+    from validation.samples.model import Model
+
+_PACKAGE = "validation.models"
+
+
+def names() -> tuple[str, ...]:
+    """The models, in alphabetical order."""
+    path = importlib.import_module(_PACKAGE).__path__
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if module.ispkg))
+
+
+def options_of(name: str) -> tuple[Option, ...]:
+    """The options that one model alone has: its folder's ``OPTIONS``. Imports no model."""
+    return tuple(getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "OPTIONS", ()))
+
+
+def model_class(name: str) -> "type[Model[Any]]":
+    """The class of a model: ``MODEL`` of its folder's module ``model``.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    if name not in names():
+        raise UsageError(f"--model: unknown model {name!r}, expected one of: {', '.join(names())}")
+    found: type[Model[Any]] = importlib.import_module(f"{_PACKAGE}.{name}.model").MODEL
+    return found
