@@ -22,7 +22,7 @@ from validation.samples.registry import model_class
 from validation.verdict import Tier
 
 if TYPE_CHECKING:
-    from validation.samples.model import Request
+    from validation.samples.request import Request
 
 
 class Session:
@@ -169,7 +169,7 @@ class Session:
         self, name: str, folder: Path | None, progress: Callable[[str], None] = lambda _text: None
     ) -> "Request":
         """What is asked of a model."""
-        from validation.samples.model import Request
+        from validation.samples.request import Request
 
         options, kind, require = self.options, model_class(name), self.require or "close"
         embedded = options.checkpoint is not None and options.checkpoint.resolve() == kind.default_checkpoint

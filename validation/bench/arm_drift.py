@@ -29,7 +29,9 @@ from validation.models.mount import Mount, Site, SiteCall, SiteError
 from validation.ops import OpSet
 from validation.record import cpu_name
 from validation.samples.denoiser import BEFORE, Arm, Denoiser
-from validation.samples.model import REPLAYS, Progress, Sample, Sampler, silent
+from validation.samples.model import Sampler
+from validation.samples.request import REPLAYS, Progress, silent
+from validation.samples.rung import Sample
 from validation.verdict import Status, Tier, Verdict
 
 STARTS = 6

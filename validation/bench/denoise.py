@@ -40,8 +40,8 @@ from validation.models.mount import SiteError
 from validation.ops import OpSet
 from validation.samples.clock import peak_memory, reset_peak_memory
 from validation.samples.denoiser import BEFORE, EMBEDDED, FULL, TINY, Arm, Denoiser
-from validation.samples.model import REPLAYS
 from validation.samples.registry import model_class
+from validation.samples.request import REPLAYS
 from validation.verdict import Status, Verdict
 
 STEPS, ROUNDS, DECODES = 4, 6, 2

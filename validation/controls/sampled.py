@@ -19,7 +19,7 @@ from validation import controls
 from validation.controls import planted
 from validation.controls.planted import Fault, Normalise, with_ops
 from validation.ops import OpSet
-from validation.samples.model import Sample
+from validation.samples.rung import Sample
 
 Frames = npt.NDArray[np.float32]
 Spoil = Callable[[Sample], Sample]

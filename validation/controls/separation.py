@@ -15,9 +15,10 @@ from validation.device import Device
 from validation.drift import verdicts
 from validation.errors import UsageError
 from validation.ops import OpSet, load_op_set
-from validation.samples.model import REPLAYS, Progress, Request, Sample, silent
 from validation.samples.registry import model_class
+from validation.samples.request import REPLAYS, Progress, Request, silent
 from validation.samples.run import SampleRun, plan
+from validation.samples.rung import Sample
 from validation.verdict import Status, Verdict
 
 NAMES = (*sampled.RIGHT, *sampled.FAULTS, *sampled.SHOWN)

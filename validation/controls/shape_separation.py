@@ -13,8 +13,9 @@ from validation.device import Device
 from validation.models.hunyuan3d.model import Hunyuan3D
 from validation.models.hunyuan3d.sites import PACKED, SITE_NAMES
 from validation.ops import OpSet, load_op_set
-from validation.samples.model import REPLAYS, Progress, Request, Sample, silent
+from validation.samples.request import REPLAYS, Progress, Request, silent
 from validation.samples.run import SampleRun, plan
+from validation.samples.rung import Sample
 
 NAMES = (*shapes.RIGHT, *shapes.FAULTS, *shapes.SHOWN)
 

@@ -19,7 +19,7 @@ from validation.controls import planted
 from validation.controls.planted import Fault, Normalise, bug_of, with_ops
 from validation.media.render import Camera, render
 from validation.ops import OpSet
-from validation.samples.model import Sample
+from validation.samples.rung import Sample
 
 Spoil = Callable[[Sample, Sequence[Camera]], Sample]
 

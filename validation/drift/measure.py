@@ -18,8 +18,9 @@ from validation.drift.teacher import CallErrors, TeacherForced, forwards_to_watc
 from validation.models import mount
 from validation.ops import OpSet
 from validation.progress import Estimate
-from validation.samples.model import REPLAYS, Progress, Sampler, silent
+from validation.samples.model import Sampler
 from validation.samples.prompts import P, Seeded
+from validation.samples.request import REPLAYS, Progress, silent
 from validation.samples.store import TAKEN, ArmStore
 
 P_contra = TypeVar("P_contra", bound=Seeded, contravariant=True)

@@ -9,7 +9,7 @@ import torch
 
 from validation.errors import UsageError
 from validation.ops import OpSet, load_op_set
-from validation.samples.model import Sample
+from validation.samples.rung import Sample
 from validation.samples.store import ArmStore
 
 LATENTS = [torch.arange(6.0).view(1, 3, 2) + step for step in range(2)]

@@ -20,7 +20,9 @@ from validation.drift.teacher import CallErrors, _own, can_reject, first_further
 from validation.meta_tests.model_op_sets import reference
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
-from validation.samples.model import Progress, Sample, Sampler, silent
+from validation.samples.model import Sampler
+from validation.samples.request import Progress, silent
+from validation.samples.rung import Sample
 from validation.verdict import TIERS, Status
 
 LAYERS, WIDTH, TOKENS, STEPS = 2, 128, 200, 6

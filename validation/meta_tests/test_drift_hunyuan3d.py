@@ -18,7 +18,9 @@ from validation.models.hunyuan3d.flow_matching import FlowMatchEuler
 from validation.models.hunyuan3d.sites import SiteMount
 from validation.models.mount import Mount
 from validation.ops import OpSet
-from validation.samples.model import Progress, Sample, Sampler, silent
+from validation.samples.model import Sampler
+from validation.samples.request import Progress, silent
+from validation.samples.rung import Sample
 from validation.verdict import Status
 
 STEPS = 4

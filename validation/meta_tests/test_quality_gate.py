@@ -29,9 +29,10 @@ from validation.samples.compare import check_reference
 from validation.samples.compare import judge as judge_samples
 from validation.samples.frames import Frames
 from validation.samples.gates import Gates
-from validation.samples.model import Request, Sample, SampleError
 from validation.samples.records import Records
+from validation.samples.request import Request
 from validation.samples.run import SampleRun, run
+from validation.samples.rung import Sample, SampleError
 from validation.session import Session
 from validation.verdict import Status, Verdict
 

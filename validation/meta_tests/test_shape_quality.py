@@ -33,8 +33,9 @@ from validation.options import given
 from validation.record import Level, Record, read_run
 from validation.samples.compare import check_reference, judge
 from validation.samples.gates import Gates
-from validation.samples.model import Request, Sample, SampleError
+from validation.samples.request import Request
 from validation.samples.run import SampleRun, plan, run
+from validation.samples.rung import Sample, SampleError
 from validation.session import Session
 from validation.verdict import Status
 

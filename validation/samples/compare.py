@@ -12,7 +12,7 @@ from validation.media import video
 from validation.models.mount import SiteError
 from validation.samples.frames import FileFrames
 from validation.samples.gates import Gates
-from validation.samples.model import Rung, Sample, SampleError
+from validation.samples.rung import Rung, Sample, SampleError
 from validation.verdict import Numbers, Series, Status, Tier, Verdict
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from validation.media import metrics
-from validation.samples.model import Measure, Rung, SampleError
+from validation.samples.rung import Measure, Rung, SampleError
 from validation.verdict import Numbers, Series, Status
 
 

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from validation.errors import UsageError
 from validation.files import FIXTURES, read_json
-from validation.samples.model import Measure, Model, Rung
+from validation.samples.model import Model
+from validation.samples.rung import Measure, Rung
 from validation.verdict import Numbers
 
 SECTIONS = {"ceilings": "low", "floors": "high"}

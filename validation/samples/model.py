@@ -26,249 +26,24 @@ import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal
+from typing import Any, ClassVar, Generic
 
 import torch
-from torch import Tensor
 
-from validation import files
 from validation.device import Device
 from validation.errors import UsageError
-from validation.files import FIXTURES, default_folder
+from validation.files import FIXTURES
 from validation.models.mount import Mount, Site, SiteCall
 from validation.ops import OpSet
 from validation.samples.clock import Clock
 from validation.samples.options import Option
 from validation.samples.prompts import P, read_prompts
-from validation.verdict import Numbers, Series, Status
-
-REPLAYS = 8
-
-LATENTS = "latents"
-"""``--until latents``: nothing is made of them."""
-
-Progress = Callable[[str], None]
-
-
-def silent(_text: str) -> None:
-    """Progress that is reported to nobody."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of a run over sampled output.
-
-    Attributes:
-        device: where to sample.
-        checkpoint: its folder; None is `Model.default_checkpoint`.
-        sites: where to mount; None is wherever the set has the op.
-        prompts: a JSON file of what to sample; None is the checkpoint's own among the fixtures.
-        bounds: a JSON file for `validation.samples.gates.Gates.read`; None is the checkpoint's own among the
-            fixtures, or else the model's.
-        seed: added to the seed of each prompt. seeds: how many seeds each prompt gets, from its own on.
-        steps, guidance: denoising steps and guidance scale instead of the prompts' own.
-        until: where a sample ends: `LATENTS`, or a rung; None is the last rung.
-        own: values of the model's own options that were given, by name.
-        replays: legal replays of each kind for each prompt, at least 4; where there are so few prompts that the
-            test could not reject, more are made. 0 leaves the drift out: the gates alone are judged then.
-        require: the tier that the drift is held to.
-        cache: where the replays' distances and finished arms are kept; None is `validation.files.default_folder`.
-        folder: the run folder, for what was sampled; None keeps none.
-        repro: the command line that repeats the run, or "".
-        progress: called with a line of text as the work goes on.
-    """
-
-    device: Device
-    checkpoint: Path | None = None
-    sites: Sequence[str] | None = None
-    prompts: Path | None = None
-    bounds: Path | None = None
-    seed: int = 0
-    seeds: int = 1
-    steps: int | None = None
-    guidance: float | None = None
-    until: str | None = None
-    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    replays: int = REPLAYS
-    require: str = "lossless"
-    cache: Path | None = None
-    folder: Path | None = None
-    repro: str = ""
-    progress: Progress = silent
-
-    @property
-    def cache_folder(self) -> Path:
-        """`cache`, or the user's."""
-        return self.cache or default_folder()
-
-    @property
-    def changes_prompts(self) -> bool:
-        """Whether options change what the prompts ask for."""
-        return self.steps is not None or self.guidance is not None or bool(self.own)
-
-    def check_folders(self) -> None:
-        """UsageError unless the folders that will be written to can be."""
-        for folder in (self.folder, self.cache_folder):
-            if folder is not None:
-                files.require_writable(folder)
-
-    def check_numbers(self) -> None:
-        """UsageError naming the first number that cannot be met."""
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"--steps: {self.steps}, expected an integer >= 1")
-        if self.seeds < 1:
-            raise UsageError(f"--seeds: {self.seeds}, expected an integer >= 1")
-        if self.guidance is not None and not 1 <= self.guidance < math.inf:
-            raise UsageError(f"--guidance: {self.guidance}, expected a number of at least 1")
-        if self.replays != 0 and self.replays < 4:
-            raise UsageError(f"--replays: {self.replays}, expected at least 4, or 0 to leave the drift out")
-
-
-# Samples and what they are compared by
-
-
-class SampleError(Exception):
-    """A sample is none: what came is known, and there is nothing further to make of it.
-
-    Attributes:
-        status: what a `Record` says of it.
-        check: what found it, such as a rung's name.
-        numbers, series: what was found, for the record.
-    """
-
-    def __init__(
-        self,
-        status: Status,
-        check: str,
-        reason: str,
-        numbers: Mapping[str, float | int | str | None] | None = None,
-        series: Mapping[str, list[float]] | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.status, self.check = status, check
-        self.numbers, self.series = dict(numbers or {}), dict(series or {})
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """What one sampling left behind, as far as it was made.
-
-    Attributes:
-        latents: after each denoising step, on the CPU.
-        made: by rung's name, what was made of them. The first rung's is a numpy array, the last that is computed on
-            the device.
-        problem: why it ends early.
-        seconds: wall-clock seconds by stage; a stage that was not reached is left out.
-        peak_bytes: the greatest memory held meanwhile: allocated on the GPU, resident on the CPU.
-        calls: calls of each mounted site. forwards: of the denoiser.
-    """
-
-    latents: list[Tensor]
-    made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    problem: SampleError | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    peak_bytes: int = 0
-    calls: dict[str, int] = dataclasses.field(default_factory=dict)
-    forwards: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A number that says how far two samples are apart on a rung.
-
-    Attributes:
-        name: in `Record.numbers`. label: in a table. unit: such as "dB", or "".
-        better: whether a low or a high value is nearer.
-        required: a file of gates must bound it.
-    """
-
-    name: str
-    label: str
-    unit: str
-    better: Literal["low", "high"]
-    required: bool = False
-
-
-class Rung(ABC):
-    """One form of a sample, and how two of that form are compared.
-
-    Attributes:
-        name: for ``--until``, and the key in `Sample.made`.
-        stage: of `Sample.seconds`: making it.
-        check: that a record names where its gates decide; its name, unless it says otherwise.
-        measures: what `compare` gives and gates may bound, in the order in which failures are told.
-    """
-
-    name: ClassVar[str]
-    stage: ClassVar[str] = "decode"
-    check: ClassVar[str] = ""
-    measures: ClassVar[tuple[Measure, ...]]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """A rung's check is named like the rung, unless it says otherwise."""
-        super().__init_subclass__(**options)
-        if not cls.check:
-            cls.check = cls.name
-
-    @abstractmethod
-    def compare(self, reference: Any, candidate: Any) -> tuple[Numbers, Series]:
-        """The measures, and whatever else there is to say; a measure that does not apply is None.
-
-        Raises:
-            SampleError: they cannot be compared.
-        """
-
-    def require(self, _made: Any) -> None:
-        """SampleError if nothing further can be made of what was made; nothing by default."""
-        return
-
-    def demands(self, _numbers: Numbers) -> list[str]:
-        """What is wrong whatever the gates are, in words; nothing by default."""
-        return []
-
-    def words(self, numbers: Numbers) -> str:
-        """The measures in a sentence that passed."""
-        return ", ".join(f"{m.label} {numbers[m.name]:.3g} {m.unit}".rstrip() for m in self.measures[:2])
-
-    def worst(self, _numbers: Numbers) -> str:
-        """Where it is worst, for the message of a failure; "" by default."""
-        return ""
-
-    def same(self, _made: Any) -> str:
-        """What is equal bit for bit where it is, with its verb."""
-        return f"the {self.name} is"
-
-
-@dataclasses.dataclass(frozen=True)
-class Player:
-    """How artifacts are shown: see ``players`` above."""
-
-    role: str
-    unit: str
-    rate: float
-    width: int | None = None
-    captions: list[str] | None = None
-    worst: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """What was written of some samples.
-
-    Attributes:
-        artifacts: files by role, relative to the run folder.
-        numbers: for the record. seconds: by stage.
-    """
-
-    artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
-    numbers: Numbers = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-# Models
+from validation.samples.request import LATENTS, Progress, Request, silent
+from validation.samples.rung import Kept, Measure, Player, Rung, Sample, SampleError, as_number
+from validation.verdict import Numbers, Series
 
 
 class Sampler(ABC, Generic[P]):
@@ -504,11 +279,6 @@ class Model(Sampler[P]):
                 numbers |= found[0]
                 series |= found[1]
         return numbers, series
-
-
-def as_number(value: object) -> float:
-    """A float, NaN for anything that is no number."""
-    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _varied(prompts: Sequence[P], request: Request) -> tuple[P, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from validation.drift import band, measure, verdicts
 from validation.record import Level, Record
-from validation.samples.model import Sample
+from validation.samples.rung import Sample
 from validation.verdict import Numbers, Verdict
 
 

@@ -39,9 +39,11 @@ from validation.record import Level, Record, cpu_name
 from validation.samples import compare
 from validation.samples.clock import peak_memory, reset_peak_memory
 from validation.samples.gates import Gates
-from validation.samples.model import Kept, Model, Progress, Request, Rung, Sample
+from validation.samples.model import Model
 from validation.samples.prompts import Seeded
 from validation.samples.records import Records
+from validation.samples.request import Progress, Request
+from validation.samples.rung import Kept, Rung, Sample
 from validation.samples.store import TAKEN, ArmStore
 from validation.verdict import Numbers, Status, Verdict
 

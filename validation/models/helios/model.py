@@ -16,7 +16,9 @@ from validation.models.mount import Mount, Site, SiteCall
 from validation.models.prompts import Prompt, embed_prompt
 from validation.ops import OpSet, load_op_set
 from validation.samples.frames import Frames
-from validation.samples.model import LATENTS, Kept, Model, Player, Progress, Sample, silent
+from validation.samples.model import Model
+from validation.samples.request import LATENTS, Progress, silent
+from validation.samples.rung import Kept, Player, Sample
 from validation.verdict import Numbers, Series
 
 _PARTS = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")

@@ -14,7 +14,7 @@ from validation.device.threads import one_thread
 from validation.models.mount import Mount
 from validation.models.prompts import Prompt, embed_prompt
 from validation.samples.clock import Clock
-from validation.samples.model import Sample
+from validation.samples.rung import Sample
 
 CHUNK_FRAMES = 33  # frames that a pipeline denoises at once: 9 latent frames at a stride of 4
 

@@ -23,7 +23,9 @@ from validation.models.hunyuan3d.sampling import Prompt, ShapePipeline
 from validation.models.hunyuan3d.shapes import ShapePrompt
 from validation.models.mount import Mount, Site, SiteCall
 from validation.ops import OpSet
-from validation.samples.model import Kept, Model, Player, Progress, Sample, silent
+from validation.samples.model import Model
+from validation.samples.request import Progress, silent
+from validation.samples.rung import Kept, Player, Sample
 from validation.verdict import Numbers
 
 CAMERAS = FIXTURES / "cameras" / "views.json"

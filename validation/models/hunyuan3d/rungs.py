@@ -10,7 +10,7 @@ from validation.media import shape_metrics
 from validation.media.field import ShapeError
 from validation.media.mesh import require_surface
 from validation.media.render import KINDS
-from validation.samples.model import Measure, Rung, SampleError, as_number
+from validation.samples.rung import Measure, Rung, SampleError, as_number
 from validation.verdict import Numbers, Series, Status
 
 
