@@ -1,8 +1,8 @@
 """A tape of a reference: the ATen operations that it ran in its working dtypes, to be run again in float64.
 
-Ops that hide several roundings (layer norm, softmax, attention) are recorded as the steps inside them. What a
-reference computes outside of PyTorch (``.item()``, NumPy, a kernel of its own) enters as a constant in its working
-precision.
+Ops that hide several roundings (layer norm, softmax, attention) or an exponential that may overflow (silu) are
+recorded as the steps inside them. What a reference computes outside of PyTorch (``.item()``, NumPy, a kernel of its
+own) enters as a constant in its working precision.
 """
 
 import dataclasses
@@ -89,6 +89,14 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return y if half_to_float else y.to(x.dtype)
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    return (1.0 / (1.0 + torch.exp(-_wide(x)))).to(x.dtype)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return (_wide(x) / (1.0 + torch.exp(-_wide(x)))).to(x.dtype)
+
+
 def _attention(*args: Any, **kwargs: Any) -> Any:
     # Here, for its import takes a second and few references attend.
     from torch._decomp import decomposition_table
@@ -103,6 +111,8 @@ _DECOMPOSED: dict[Any, Callable[..., Any]] = {
     aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
     aten._softmax.default: _softmax,
+    aten.sigmoid.default: _sigmoid,
+    aten.silu.default: _silu,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
 }
 
