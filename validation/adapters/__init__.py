@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from validation.device.private import triton_module
 from validation.errors import CannotExpress, UsageError
 
 __all__ = ["CannotExpress", "interpreted", "one_program_each", "qk_norm_of", "required"]
@@ -21,9 +22,7 @@ MAX_INTERPRETED_PROGRAMS = 16_384
 
 def interpreted() -> bool:
     """Whether kernels run under Triton's interpreter."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    return bool(triton_module("triton.knobs").runtime.interpret)
 
 
 def one_program_each(rows: int) -> None:

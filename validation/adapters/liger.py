@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reference_ops.contract import expand_modulation
 from validation.adapters import CannotExpress, interpreted, one_program_each, qk_norm_of, required
+from validation.device.private import triton_module
 
 liger_ops = required("liger_kernel.ops", "liger-kernel")
 
@@ -30,9 +31,7 @@ class _Scalar(float):
 
     def to(self, dtype: Any) -> Any:
         """As ``tl.tensor.to``."""
-        from triton.runtime.interpreter import interpreter_semantic
-
-        return interpreter_semantic.scalar_constant(float(self), dtype)
+        return triton_module("triton.runtime.interpreter").interpreter_semantic.scalar_constant(float(self), dtype)
 
 
 def _rsqrt(x: Any) -> Any:

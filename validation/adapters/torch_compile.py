@@ -15,10 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo
-from torch.utils._python_dispatch import _disable_current_modes
 
 from validation.adapters import torch_native
+from validation.device.private import disable_current_modes, dynamo
 from validation.ops import reference_op, reference_op_names
 
 # More graphs than any sweep makes. By default Dynamo stops at 8 of a function that is compiled and at 256 of its code
@@ -40,7 +39,7 @@ def compiled(function: Callable[..., Any], *, emulate_precision_casts: bool = Tr
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _disable_current_modes(), torch._dynamo.config.patch(limits):
+        with disable_current_modes(), dynamo().config.patch(limits):
             return fused(*args, **kwargs)
 
     return call

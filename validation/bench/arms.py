@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from validation.device.private import tree_map
 from validation.ops import OpSet
 from validation.samples.denoiser import Arm, Denoiser
 

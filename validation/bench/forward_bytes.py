@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from validation.bench.results import aligned
 from validation.bench.traffic import distinct, outputs, traffic
 from validation.cases.case import Case, TensorSpec
+from validation.device.private import TorchDispatchMode, fake_tensor_mode, tree_leaves
 from validation.models.mount import running_call
 from validation.ops import Op, OpSet, reference_op
 from validation.samples.denoiser import Arm, Denoiser
@@ -40,7 +38,7 @@ def fake_tensors() -> Iterator[None]:
     On the CPU, since a PyTorch without CUDA cannot compute with fake tensors on a GPU; the operators that a GPU has
     one kernel for and the CPU has not are counted as such (`_WholeKernels`).
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with fake_tensor_mode(), torch.no_grad():
         yield
 
 

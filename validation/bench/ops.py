@@ -22,6 +22,7 @@ from validation.bench.results import one_line
 from validation.bench.timing import Timer, random_pair
 from validation.bench.traffic import argument_sets, outputs, traffic
 from validation.cases.workloads import Workload
+from validation.device.private import dynamo
 from validation.errors import CannotExpress, UsageError
 from validation.ops import load_op_set, reference_op
 
@@ -53,7 +54,7 @@ def arm(name: str, op: str) -> Callable[..., Any]:
         CannotExpress, UsageError: the library has no such op, or is not installed.
     """
     if name == "torch.compile":
-        torch._dynamo.reset()
+        dynamo().reset()
         compiled: Callable[..., Any] = torch.compile(reference_op(op), fullgraph=True, dynamic=False)
         return compiled
     if name == NORM_ALONE:

@@ -15,7 +15,8 @@ from validation.bench.results import aligned, one_line, write_anew
 from validation.bench.timing import CallTime, Timer
 from validation.bench.traffic import Traffic, outputs, traffic
 from validation.cases.workloads import Workload
-from validation.device import aot
+from validation.compiled import aot
+from validation.compiled.kernel import Compiled, widths_text
 from validation.errors import UsageError
 from validation.record import Environment
 
@@ -246,14 +247,14 @@ def byte_table(found: Sequence[Workload]) -> str:
     return "\n".join(lines[1:])
 
 
-def kernel_table(found: Sequence[Workload], kernels: Sequence[aot.Compiled]) -> str:
+def kernel_table(found: Sequence[Workload], kernels: Sequence[Compiled]) -> str:
     """What the compiler made of the kernel of each workload, as text."""
     lines = []
     for op in dict.fromkeys(workload.op for workload in found):
         cells: list[Sequence[str]] = [("workload", "loads", "stores", "registers", "local B", "shared B", "warps")]
         for workload, kernel in zip(found, kernels, strict=True):
             if workload.op == op:
-                accesses = (aot.widths_text(bits) for bits in (kernel.load_bits, kernel.store_bits))
+                accesses = (widths_text(bits) for bits in (kernel.load_bits, kernel.store_bits))
                 sizes = (kernel.registers, kernel.local_bytes, kernel.shared_bytes, kernel.warps)
                 cells.append((workload.name, *accesses, *map(str, sizes)))
         lines += ["", op, *aligned(cells)]

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from validation.device.private import cuda_sleep
+
 _COPY_BYTES = 1 << 30
 
 
@@ -58,7 +60,7 @@ class GpuTimer:
         cycles = 20_000_000
         for _ in range(2):  # the first finds the GPU at a low clock
             self.start.record()
-            torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+            cuda_sleep(cycles)  # type: ignore[no-untyped-call]
             self.end.record()
             self.end.synchronize()
         self.cycles_per_second = cycles / (self.start.elapsed_time(self.end) * 1e-3)
@@ -71,7 +73,7 @@ class GpuTimer:
         """
         while True:
             torch.cuda.synchronize()
-            torch.cuda._sleep(int(self.wait * self.cycles_per_second))  # type: ignore[no-untyped-call]
+            cuda_sleep(int(self.wait * self.cycles_per_second))  # type: ignore[no-untyped-call]
             self.start.record()
             begin = time.perf_counter()
             for _ in range(calls):

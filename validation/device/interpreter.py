@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from validation.device.private import triton_module
+
 
 def enable() -> None:
     """Make ``triton.jit`` give interpreted kernels. Must run before anything imports triton.
@@ -63,9 +65,7 @@ def repair() -> None:
     habits that cost half of what then was left: `_skip_unused_overflow_check`, `_remember_types`. Autotuned kernels
     run with one configuration: `_take_first_configuration`.
     """
-    import triton.language as tl
-    from triton.runtime import interpreter
-
+    tl, interpreter = triton_module("triton.language"), triton_module("triton.runtime.interpreter")
     builder = interpreter.InterpreterBuilder
     if getattr(builder, "_bfloat16_repaired", False):
         return
@@ -119,7 +119,7 @@ def _take_first_configuration() -> None:
     kernel tuned before: the configuration's own ``pre_hook`` runs, and the tuner's hooks (``pre_hook``,
     ``reset_to_zero``, ``restore_value``), which undo what timing did, do not. The interpreter has no warps or stages.
     """
-    from triton.runtime.autotuner import Autotuner
+    tuner = triton_module("triton.runtime.autotuner").Autotuner
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -131,7 +131,7 @@ def _take_first_configuration() -> None:
         self.nargs = None
         return result
 
-    Autotuner.run = run
+    tuner.run = run
 
 
 def _allowed(tuner: Any, kwargs: dict[str, Any]) -> Any:
@@ -160,15 +160,14 @@ def _skip_unused_overflow_check() -> None:
 
     It ends in a ``device_assert``, which does nothing unless ``debug`` is on; a quarter of a launch's time went there.
     """
-    from triton.language.semantic import TritonSemantic
-
-    check = TritonSemantic.binary_op_sanitize_overflow_impl
+    semantic = triton_module("triton.language.semantic").TritonSemantic
+    check = semantic.binary_op_sanitize_overflow_impl
 
     @functools.wraps(check)
     def checked(self: Any, *args: Any) -> Any:
         return check(self, *args) if self.builder.options.debug else None
 
-    TritonSemantic.binary_op_sanitize_overflow_impl = checked
+    semantic.binary_op_sanitize_overflow_impl = checked
 
 
 def _remember_types(interpreter: Any) -> None:
@@ -177,8 +176,7 @@ def _remember_types(interpreter: Any) -> None:
     Each operation of a kernel makes such types and tensors anew, a few dozen in all, and they cost more than the
     arithmetic. Types of one name are equal (``dtype.__eq__``).
     """
-    import triton.language as tl
-
+    tl = triton_module("triton.language")
     dtype_of, init_block, init_tensor = interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__
     dtypes: dict[str, Any] = {}
     blocks: dict[Any, dict[str, Any]] = {}
@@ -214,8 +212,7 @@ def _remember_types(interpreter: Any) -> None:
 
 
 def _patch_once_a_launch(interpreter: Any) -> None:
-    import triton.language as tl
-
+    tl = triton_module("triton.language")
     launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
     # One entry a running launch: the language modules patched for it, and the scopes that undo that.
     running: list[tuple[set[int], list[Any]]] = []

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from validation.device.private import triton_module
+
 
 @dataclasses.dataclass
 class Launches:
@@ -16,11 +18,10 @@ class Launches:
 @contextlib.contextmanager
 def counted() -> Iterator[Launches]:
     """Count the launches of this process: of compiled kernels by Triton's launch hook, of interpreted ones too."""
-    from triton import knobs
-    from triton.runtime.interpreter import GridExecutor
-
+    executor = triton_module("triton.runtime.interpreter").GridExecutor
+    hook = triton_module("triton.knobs").runtime.launch_enter_hook
     launches = Launches()
-    launch = GridExecutor.__call__
+    launch = executor.__call__
 
     def interpreted(self: Any, *args: Any, **kwargs: Any) -> Any:
         launches.count += 1
@@ -29,10 +30,10 @@ def counted() -> Iterator[Launches]:
     def compiled(_: Any) -> None:
         launches.count += 1
 
-    GridExecutor.__call__ = interpreted
-    knobs.runtime.launch_enter_hook.add(compiled)
+    executor.__call__ = interpreted
+    hook.add(compiled)
     try:
         yield launches
     finally:
-        GridExecutor.__call__ = launch
-        knobs.runtime.launch_enter_hook.remove(compiled)
+        executor.__call__ = launch
+        hook.remove(compiled)

@@ -8,14 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.library
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from validation.cases.tensors import Arguments, as_bits, guard_elements, poison
 from validation.chains import tape
+from validation.device import private
+from validation.device.private import DispatchKey, DispatchKeySet, TorchDispatchMode, tree_leaves
+from validation.device.private import storage_identity as identity
 
 aten = torch.ops.aten
 
@@ -41,7 +40,7 @@ _WITHOUT_FILL = frozenset({torch.float4_e2m1fn_x2})
 # PyTorch's own operations: what their C++ kernels do inside is one step of arithmetic.
 _OWN = frozenset({"aten", "prims", "prim"})
 # What the dispatcher still asks once a mode has seen an operation.
-_BELOW_PYTHON = torch._C._dispatch_keyset_full_after(DispatchKey.Python)
+_BELOW_PYTHON = private.keys_after(DispatchKey.Python)
 # Registered operations in which Dynamo compiled something in this process. They run without guards from then on: under
 # a mode it would compile anew at each call (torch 2.13), and what it compiles allocates past the guards anyway.
 _COMPILING: set[Any] = set()
@@ -77,7 +76,7 @@ def _is_basic(func: Any, args: Sequence[Any], out: Any) -> bool:
 
 
 def _has_kernel(func: Any, key: DispatchKey | str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    return private.has_kernel(func.name(), key)
 
 
 @functools.cache
@@ -95,8 +94,8 @@ def _keys_below(func: Any, tensors: Sequence[Tensor]) -> DispatchKeySet | None:
 
     What comes above a mode (autograd, autocast, conjugation) has had its turn by then.
     """
-    keys = [torch._C._dispatch_keys(t) & _BELOW_PYTHON for t in tensors]
-    if any(torch._C._dispatch_keys(t).has(DispatchKey.Python) for t in tensors):
+    keys = [private.dispatch_keys(t) & _BELOW_PYTHON for t in tensors]
+    if any(private.dispatch_keys(t).has(DispatchKey.Python) for t in tensors):
         return None  # a tensor class with a handler of its own
     if _has_kernel(func, DispatchKey.BackendSelect):
         keys.append(DispatchKeySet(DispatchKey.BackendSelect))  # a factory: its device is an argument
@@ -107,8 +106,8 @@ def _keys_below(func: Any, tensors: Sequence[Tensor]) -> DispatchKeySet | None:
 
 def _is_python(func: Any, device: str) -> bool:
     """Whether the kernel that a library registered is a Python function: all that it calls is seen then."""
-    registered: Collection[str] = getattr(torch.library, "_impls", ())
-    for key in (torch._C._dispatch_key_for_device(device), *_COMPOSITES):
+    registered: Collection[str] = private.library_impls
+    for key in (private.dispatch_key_for_device(device), *_COMPOSITES):
         if _has_kernel(func, key):
             entry = f"{func.namespace}/{func.name().split('::')[-1]}"
             # Without a key, which means the last of them, the entry ends in the stroke.
@@ -121,7 +120,7 @@ def _may_resize(func: Any) -> tuple[tuple[int, str], ...]:
     """Positions and names of the arguments that an operation of PyTorch's may resize."""
     if func.namespace != "aten":
         return ()
-    arguments = enumerate(func._schema.arguments)
+    arguments = enumerate(private.schema_of(func).arguments)
     return tuple((i, a.name) for i, a in arguments if a.is_out or (func.overloadpacket in _RESIZING and i == 0))
 
 
@@ -242,7 +241,7 @@ class GuardedAllocations(TorchDispatchMode):
         if t.layout is not torch.strided:
             return
         storage = t.untyped_storage()
-        found = [a for a in self.allocations if a.memory.untyped_storage()._cdata == storage._cdata]
+        found = [a for a in self.allocations if identity(a.memory.untyped_storage()) == identity(storage)]
         if not found:
             return
         allocation, width = found[0], found[0].memory.element_size()

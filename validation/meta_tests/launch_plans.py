@@ -29,7 +29,7 @@ from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
 from validation.cases.workloads import workloads
-from validation.device import aot
+from validation.compiled import aot
 from validation.judge.signature import signature_of
 from validation.judge.verdict import outputs_of
 
@@ -40,9 +40,7 @@ launched: list[tuple[Any, ...]] = []
 
 def note_launches() -> None:
     """Let a launch be noted in `launched` instead of made."""
-    from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import CompiledKernel
-    from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
     from fused_ops import _launch
@@ -58,7 +56,7 @@ def note_launches() -> None:
         self.device_caches[device][0][key] = kernel
         return kernel
 
-    driver.set_active(aot.Driver(GPUTarget(*aot.TARGETS["sm_90"])))
+    aot.compile_for("sm_90")
     _launch.DEVICE_TYPES = ("cpu",)
     JITFunction._do_compile = compile_nothing
     CompiledKernel._init_handles = lambda _self: None

@@ -9,10 +9,10 @@ import pytest
 
 import reference_ops
 from validation.cases.case import Case, TensorSpec
-from validation.device import aot
-from validation.device.aot import Compiled
+from validation.compiled import aot, machine_code, model_calls
+from validation.compiled.kernel import Compiled, table
 
-KINDS = 16  # calls of `aot.calls`: twelve ops, four of them in two forms
+KINDS = 16  # calls of `model_calls.calls`: twelve ops, four of them in two forms
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def ragged() -> list[Compiled]:
 
 
 def test_every_op_is_compiled_for_every_target(aligned: list[Compiled], ragged: list[Compiled]) -> None:
-    assert len(aligned) == KINDS * len(aot.TARGETS) * len(aot.MODELS)
+    assert len(aligned) == KINDS * len(aot.TARGETS) * len(model_calls.MODELS)
     assert len(ragged) == KINDS * 5
     assert {k.target for k in ragged} == set(aot.TARGETS)
     for target in aot.TARGETS:
-        for model in aot.MODELS:
+        for model in model_calls.MODELS:
             ops = {k.op.split()[0] for k in aligned if (k.target, k.model) == (target, model)}
             assert ops == set(reference_ops.OP_NAMES)
 
@@ -72,7 +72,7 @@ def test_ragged_kernels_compile_and_say_what_they_fall_to(ragged: list[Compiled]
         # Out of place, the output is a tensor of its own: aligned, and of even rows unless the width is odd.
         narrow = kernel.layout == "odd" or "inplace" in kernel.op
         assert set(kernel.store_bits) == ({16} if narrow else {128}), kernel
-    line = next(line for line in aot.table(ragged).splitlines() if "offset" in line)
+    line = next(line for line in table(ragged).splitlines() if "offset" in line)
     assert "x 16 bits" in line
 
 
@@ -101,7 +101,7 @@ def test_faults_are_named(aligned: list[Compiled]) -> None:
 
 
 def test_ptx_is_read() -> None:
-    read = aot.read_ptx(
+    read = machine_code.read_ptx(
         """
         ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
         @%p1 ld.global.L1::evict_last.v2.b64 { %rd2, %rd3 }, [ %rd1 + 0 ];
@@ -121,7 +121,7 @@ def test_ptx_is_read() -> None:
 
 
 def test_amdgcn_is_read() -> None:
-    read = aot.read_amdgcn(
+    read = machine_code.read_amdgcn(
         """
         buffer_load_dwordx4 v[0:3], v0, s[4:7], 0 offen
         global_load_ushort v1, v[2:3], off
@@ -145,7 +145,7 @@ def test_amdgcn_is_read() -> None:
     assert (read["registers"], read["local_bytes"], read["spilled"]) == (24, 16, 2)
     assert read["flushes_subnormals"]
     with pytest.raises(RuntimeError, match="vgpr_count"):
-        aot.read_amdgcn("")
+        machine_code.read_amdgcn("")
 
 
 def test_sizes_and_strides_of_one_compile() -> None:

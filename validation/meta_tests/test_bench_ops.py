@@ -28,7 +28,8 @@ from validation.bench.timing import CallTime, CpuTimer, random_pair
 from validation.bench.traffic import Traffic, argument_sets, traffic
 from validation.cases.case import Case, TensorSpec
 from validation.cases.workloads import Workload, workloads
-from validation.device import aot
+from validation.compiled import aot
+from validation.compiled.kernel import REGISTER_LIMIT
 from validation.errors import UsageError
 
 WORKLOADS = selection.chosen()
@@ -514,7 +515,7 @@ def test_kernels_at_every_width_with_a_goal_use_128_bits_and_no_local_memory() -
         assert set(kernel.load_bits) == ({128, 32} if strided else {128}), workload
         assert set(kernel.store_bits) == {128}, workload
         assert kernel.local_bytes == 0, workload
-        assert kernel.registers <= aot.REGISTER_LIMIT, workload
+        assert kernel.registers <= REGISTER_LIMIT, workload
         assert not kernel.flushes_subnormals, workload
     assert {w.make(True).tensors["x"].shape[-1] for w in found if "float32" in w.site} == set(WIDTHS)
 

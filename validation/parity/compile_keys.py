@@ -30,7 +30,9 @@ import torch
 from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
-from validation.device import Device, aot
+from validation.compiled import aot
+from validation.device import Device
+from validation.device.private import triton_module
 from validation.errors import UsageError
 from validation.judge import same_bits
 from validation.judge.signature import signature_of
@@ -163,13 +165,9 @@ def main() -> None:
     except UsageError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
-
     from fused_ops import _launch
 
-    driver.set_active(aot.Driver(GPUTarget(*aot.TARGETS["sm_90"])))
+    aot.compile_for("sm_90")
     _launch.DEVICE_TYPES = ("cpu",)
     seen: set[str] = set()
 
@@ -177,7 +175,7 @@ def main() -> None:
         seen.add(key)
         return True
 
-    knobs.runtime.jit_cache_hook = stop
+    triton_module("triton.knobs").runtime.jit_cache_hook = stop
     for op in arguments.ops or reference_op_names():
         counted = _count_here(op, _cases(op, arguments.free, arguments.seed, pool=not arguments.no_pool), seen)
         if arguments.json:

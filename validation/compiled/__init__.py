@@ -1,0 +1,1 @@
+"""The compiled kernel, without a GPU: compiled ahead of time, and read."""

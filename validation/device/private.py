@@ -1,0 +1,168 @@
+"""Every name of torch and Triton that is not public, each behind a guard.
+
+Such a name may be gone with any release. Where one is, what comes is not an AttributeError in the middle of a run,
+but a `PrivateNameError`, which says what is missing, in which versions it is known to be, and what to install.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from validation.errors import UsageError
+
+# From the first of these on, below the second; pyproject.toml says the same.
+KNOWN = {"torch": ("2.11", "2.15"), "triton": ("3.6", "3.10")}
+
+
+class PrivateNameError(UsageError):
+    """The installed torch or Triton lacks a private name that the suite is built on."""
+
+
+@contextlib.contextmanager
+def known(package: str) -> Iterator[None]:
+    """Around the use of private names of a package.
+
+    Raises:
+        PrivateNameError: one is missing.
+    """
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        first, end = KNOWN[package]
+        raise PrivateNameError(
+            f"{package} {version(package)} has no private name that validation is built on ({error}); known are the "
+            f"versions from {first} on, below {end}: pip install '{package}>={first},<{end}'"
+        ) from error
+
+
+with known("torch"):
+    from torch import UntypedStorage
+    from torch._C import (
+        DispatchKey,
+        DispatchKeySet,
+        _dispatch_has_kernel_for_dispatch_key,
+        _dispatch_key_for_device,
+        _dispatch_keys,
+        _dispatch_keyset_full_after,
+    )
+    from torch._ops import OpOverload
+    from torch.cuda import _sleep as cuda_sleep
+    from torch.library import _impls as library_impls
+    from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+    from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+    OpOverload.redispatch  # noqa: B018  # looked up, so that it is missed here
+
+__all__ = [
+    "KNOWN",
+    "DispatchKey",
+    "DispatchKeySet",
+    "PrivateNameError",
+    "TorchDispatchMode",
+    "cuda_sleep",
+    "decomposition_table",
+    "disable_current_modes",
+    "dispatch_key_for_device",
+    "dispatch_keys",
+    "dynamo",
+    "fake_tensor_mode",
+    "has_kernel",
+    "keys_after",
+    "known",
+    "library_impls",
+    "schema_of",
+    "storage_identity",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+    "triton_module",
+]
+
+disable_current_modes = _disable_current_modes
+dispatch_key_for_device = _dispatch_key_for_device
+dispatch_keys = _dispatch_keys
+has_kernel = _dispatch_has_kernel_for_dispatch_key
+keys_after = _dispatch_keyset_full_after
+
+
+def storage_identity(storage: UntypedStorage) -> int:
+    """One number for all tensors that share a storage, whichever Python object stands for it."""
+    with known("torch"):
+        return int(storage._cdata)
+
+
+def schema_of(func: Any) -> Any:
+    """The schema of an operation (`torch.ops.aten.add.Tensor`): its arguments, and which of them it writes."""
+    with known("torch"):
+        return func._schema
+
+
+def decomposition_table() -> Any:
+    """What an operation is made of, by operation; its import takes a second."""
+    with known("torch"):
+        from torch._decomp import decomposition_table
+
+        return decomposition_table
+
+
+def fake_tensor_mode() -> Any:
+    """A mode in which what is computed with real tensors has a shape and no memory."""
+    with known("torch"):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def dynamo() -> Any:
+    """``torch._dynamo``, whose import takes seconds."""
+    with known("torch"):
+        import torch._dynamo
+
+        return torch._dynamo
+
+
+# Of each module what the suite reads, replaces or calls.
+TRITON: Mapping[str, tuple[str, ...]] = {
+    "triton.backends.compiler": ("GPUTarget",),
+    "triton.backends.nvidia": ("__file__",),
+    "triton.language": ("block_type.__init__", "core", "tensor.__init__"),
+    "triton.language.semantic": ("TritonSemantic.binary_op_sanitize_overflow_impl",),
+    "triton.knobs": (
+        "runtime.interpret",
+        "runtime.jit_cache_hook",
+        "runtime.launch_enter_hook.add",
+        "runtime.launch_enter_hook.remove",
+    ),
+    "triton.runtime.autotuner": ("Autotuner.prune_configs", "Autotuner.run"),
+    "triton.runtime.driver": ("driver.set_active",),
+    "triton.runtime.interpreter": (
+        "GridExecutor.__call__",
+        "InterpreterBuilder.cast_impl",
+        "InterpreterBuilder.create_fma",
+        "InterpreterBuilder.create_fp_to_fp",
+        "TensorHandle",
+        "_get_np_dtype",
+        "_patch_lang",
+        "_patch_lang_tensor",
+        "interpreter_semantic.scalar_constant",
+    ),
+    "triton.runtime.jit": ("JITFunction.run",),
+}
+
+
+def triton_module(name: str) -> Any:
+    """A module of Triton in which everything that `TRITON` lists is there; imported only when asked for.
+
+    Raises:
+        PrivateNameError: something is missing.
+    """
+    with known("triton"):
+        module = importlib.import_module(name)
+        for path in TRITON[name]:
+            value: Any = module
+            for part in path.split("."):
+                value = getattr(value, part)
+        return module
