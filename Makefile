@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a minute or two the first time)"
 	@# torch first: pinned, it decides what everything else resolves to.
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch triton
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,models]'
 	@touch $@
 
 clean:

@@ -21,6 +21,7 @@ from validation.commands import (
     run,
 )
 from validation.errors import UsageError
+from validation.extras import require_models
 from validation.options import PROGRAM, add_options
 
 __all__ = ["FAILED", "INCONCLUSIVE", "PASSED", "USAGE", "exit_status", "main"]
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         command: Command = vars(options).pop("command")
+        if command.samples:
+            require_models(f"{PROGRAM} {command.name}")
         return command.run(options)
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from validation.errors import UsageError
+from validation.extras import require_models
 from validation.options import as_pytest_says, options_of, plugin_key, plugin_name
 from validation.options import given as given_options
 from validation.record import Record, Run
@@ -182,6 +183,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Check what the quality tests ask for before the first of them runs."""
     if any(item.get_closest_marker("quality") for item in session.items):
         try:
+            require_models("pytest -m quality")
             session.config.stash[VALIDATION].session.check_quality()
         except UsageError as error:
             raise pytest.UsageError(as_pytest_says(str(error))) from error

@@ -24,6 +24,7 @@ class Command:
         run: does it; takes the options and returns the exit status.
         words: what it takes without a name, as (metavar, help).
         epilog: below its help text.
+        samples: whether it samples models, or judges what was sampled, and so needs the extra ``models``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     words: tuple[tuple[str, str], ...] = ()
     epilog: str = EPILOG
+    samples: bool = False
 
 
 def progress(text: str) -> None:

@@ -73,6 +73,7 @@ COMMANDS = (
         "damaged, and another count, size or rate, is a failure; nothing is trimmed.",
         _compare,
         (("REFERENCE", "a video: .npz or .mkv, or a lossy .mp4"), ("CANDIDATE", "a video")),
+        samples=True,
     ),
     Command(
         "diff",

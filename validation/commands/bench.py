@@ -112,5 +112,6 @@ COMMANDS = (
         "--gpu: the bytes alone; nothing is timed. Exit status 1 if an arm of the op set fails, its drift included.",
         _denoise,
         epilog="",
+        samples=True,
     ),
 )

@@ -73,6 +73,7 @@ COMMANDS = (
         "parity, then quality, then the report",
         "The main job: parity of all ops, then the sampled models, then report.html in the run folder.",
         _run,
+        samples=True,
     ),
     Command(
         "parity",
@@ -88,6 +89,7 @@ COMMANDS = (
         "compares: at each site along the truth's own trajectory; the latents' distance to the truth, beside legal\n"
         "replays of every rounding (the band, kept for the next run); the decoded frames in memory.",
         _quality,
+        samples=True,
     ),
     Command(
         "faults",

@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "progress": (),
     "files": ("errors",),
     "options": ("errors", "files", "samples/registry", "verdict"),
+    "extras": ("errors",),
     "samples/options": (),
     "samples/registry": ("errors", "samples", "samples/options"),
     "record": _PLAIN,
