@@ -24,11 +24,11 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from validation.chains.running import TINY, Running, U
 from validation.chains.tape import HALVES, Call, Slot, Step, Tape, aten, filled, inputs_of, is_view, run
 from validation.chains.ulp import SMALLEST, UNIT_ROUNDOFF
+from validation.device.private import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 REPLAYS = 16
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from validation.device.private import TorchDispatchMode, decomposition_table, tree_leaves, tree_map
 
 aten = torch.ops.aten
 HALVES = (torch.float16, torch.bfloat16)
@@ -98,10 +98,7 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _attention(*args: Any, **kwargs: Any) -> Any:
-    # Here, for its import takes a second and few references attend.
-    from torch._decomp import decomposition_table
-
-    return decomposition_table[aten._scaled_dot_product_flash_attention_for_cpu.default](*args, **kwargs)
+    return decomposition_table()[aten._scaled_dot_product_flash_attention_for_cpu.default](*args, **kwargs)
 
 
 # What is recorded as the steps inside it.

@@ -32,7 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "cases": (*_PLAIN, "reference_ops/contract"),
     "device": _PLAIN,
     "ops": (*_PLAIN, "reference_ops", "reference_ops/contract"),
-    "chains": (*_PLAIN, "cases", "ops", "reference_ops", "reference_ops/contract"),
+    "chains": (*_PLAIN, "cases", "device", "ops", "reference_ops", "reference_ops/contract"),
     "judge": (*_PLAIN, "cases", "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
     "compiled": (*_PLAIN, "cases", "device", "fused_ops", "judge", "reference_ops", "reference_ops/contract"),
     "executor": (*_PLAIN, "cases", "device", "judge", "ops"),
