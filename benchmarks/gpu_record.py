@@ -48,7 +48,6 @@ from validation.record import Environment
 
 OF_AN_OP = ("parity", "no-fusion", "faults", "ops", "memcheck", "racecheck")
 STEPS = (*OF_AN_OP[:4], "denoise", *OF_AN_OP[4:])
-MODELS = ("helios", "hunyuan3d")
 PROFILES = ("quick", "default", "nightly")
 FUSED_ARMS = {
     "helios": ("#24059", "all sites", "compact", "CUDA graph"),
@@ -102,7 +101,7 @@ def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path,
         if step == "ops":
             timed = (str(path) for op in ops for path in sorted((scratch / f"ops-{op}").glob("*.json")))
             yield Part("ops table", (*validate, "bench", "ops", "--out", str(out), "--merge", *timed))
-        for model in MODELS if step == "denoise" else ():
+        for model in FUSED_ARMS if step == "denoise" else ():
             bench = (*validate, "bench", "denoise", "--gpu", "--model", model, "--out", str(out))
             fused = (word for arm in FUSED_ARMS[model] for word in ("--arm", arm))
             yield Part(f"denoise {model}", (*bench, "--profile", "--decodes", DECODES[model], *fused))

@@ -28,14 +28,13 @@ from validation.files import hash_files
 from validation.models.mount import Mount, Site, SiteCall, SiteError
 from validation.ops import OpSet
 from validation.record import cpu_name
-from validation.samples.denoiser import BEFORE, Arm, Denoiser
+from validation.samples.denoiser import BEFORE, Arm, Denoiser, Forward
 from validation.samples.model import Sampler
 from validation.samples.request import REPLAYS, Progress, silent
 from validation.samples.rung import Sample
 from validation.verdict import Status, Tier, Verdict
 
 STARTS = 6
-CLOSE = "close"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Start:
 
     name: str
     seed: int
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,30 +85,26 @@ class ArmVerdict:
 class _Sampler(Sampler[Start]):
     """A denoiser as the drift samples it: with the sites and the variant of an arm."""
 
-    def __init__(self, denoiser: Denoiser, arm: Arm, sites: tuple[Site, ...], steps: int) -> None:
+    def __init__(self, denoiser: Denoiser, variant: str, sites: tuple[Site, ...]) -> None:
         self.name, self.sites = f"bench {denoiser.name}", sites
-        self.denoiser, self.arm, self.count = denoiser, arm, steps
+        self.denoiser, self.variant = denoiser, variant
 
     def mount(self, ops: OpSet) -> AbstractContextManager[Mount]:
         """See `Denoiser.mount`."""
-        return self.denoiser.mount(ops, [site.name for site in self.sites], self.arm.variant)
+        return self.denoiser.mount(ops, [site.name for site in self.sites], self.variant)
 
     def latents(self, prompt: Start, _mounted: Mount, _progress: Progress = silent) -> Sample:
-        """Of the steps that an arm's drift has."""
-        return Sample(_walk(self.denoiser, self.denoiser.model, prompt, self.count))
-
-    def steps(self, _prompt: Start) -> int:
-        """As many for every start."""
-        return self.count
+        """See `Sampler.latents`."""
+        return Sample(_walk(self.denoiser, self.denoiser.model, prompt))
 
     def place_of(self, call: SiteCall) -> str:
         """See `Denoiser.place_of`."""
         return self.denoiser.place_of(call)
 
 
-def _walk(denoiser: Denoiser, forward: Callable[..., Any], start: Start, steps: int) -> list[Tensor]:
+def _walk(denoiser: Denoiser, forward: Forward, start: Start) -> list[Tensor]:
     with torch.no_grad():
-        return [x.cpu() for x in denoiser.sample(forward, start.seed, steps)]
+        return [x.cpu() for x in denoiser.sample(forward, start.seed, start.steps)]
 
 
 class DriftOfArms:
@@ -141,14 +137,14 @@ class DriftOfArms:
         places = sum(site.calls for site in denoiser.sites)
         self.steps = len(forwards_to_watch(1 << 20, STARTS, 2 * places))
         self.about = f"{denoiser.name} ({denoiser.weights}; {denoiser.size}), {self.steps} steps from {STARTS} seeds"
-        self.starts = [Start("noise", seed) for seed in range(STARTS)]
+        self.starts = [Start("noise", seed, self.steps) for seed in range(STARTS)]
         self.content = "" if checkpoint is None else hash_files([checkpoint])
         before = Running(denoiser, Arm(BEFORE, ""))
         self.before = [self._sample(before, start) for start in self.starts]
         again = self._sample(before, self.starts[0])
         self.repeats = all(torch.equal(a, b) for a, b in zip(self.before[0], again, strict=True))
 
-    def __call__(self, arm: Arm, require: str = CLOSE) -> ArmVerdict:
+    def __call__(self, arm: Arm, require: str = "close") -> ArmVerdict:
         """The drift of an arm.
 
         Raises:
@@ -164,9 +160,8 @@ class DriftOfArms:
         with self.denoiser.mount(arm.ops or truth(), arm.sites, arm.variant) as mounted:
             chosen = tuple(mounted.sites.values())
 
-        sampler = _Sampler(self.denoiser, arm, chosen, self.steps)
         drift = measure.Drift(
-            sampler,
+            _Sampler(self.denoiser, arm.variant, chosen),
             candidate,
             self.starts,
             identity=self._identity() | {"sites": [site.name for site in chosen]},
@@ -192,7 +187,7 @@ class DriftOfArms:
 
     def _sample(self, running: Running, start: Start) -> list[Tensor]:
         with running.entered():
-            return _walk(self.denoiser, running.forward, start, self.steps)
+            return _walk(self.denoiser, running.forward, start)
 
     def _identity(self) -> dict[str, Any]:
         """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""

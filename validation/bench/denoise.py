@@ -34,12 +34,10 @@ from validation.bench.results import one_line
 from validation.bench.timing import GpuTimer, Marks, copy_bandwidth
 from validation.errors import CannotExpress, UsageError
 from validation.files import default_folder
-from validation.models.helios.denoiser import HeliosDenoiser
-from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.models.mount import SiteError
 from validation.ops import OpSet
 from validation.samples.clock import peak_memory, reset_peak_memory
-from validation.samples.denoiser import BEFORE, EMBEDDED, FULL, TINY, Arm, Denoiser
+from validation.samples.denoiser import BEFORE, Arm, Denoiser, Size
 from validation.samples.registry import model_class
 from validation.samples.request import REPLAYS
 from validation.verdict import Status, Verdict
@@ -220,12 +218,12 @@ def denoiser_of(model: str) -> type[Denoiser]:
     """A model's denoiser.
 
     Raises:
-        UsageError: an unknown model.
+        UsageError: an unknown model, or one without.
     """
-    known: dict[str, type[Denoiser]] = {"helios": HeliosDenoiser, "hunyuan3d": Hunyuan3DDenoiser}
-    if model not in known:
-        raise UsageError(f"--model: unknown model {model!r}, expected one of: {', '.join(known)}")
-    return known[model]
+    kind = model_class(model).denoiser
+    if kind is None:
+        raise UsageError(f"--model: {model} has no denoiser that can be timed, expected a model that says `denoiser`")
+    return kind
 
 
 def benchmark(
@@ -260,7 +258,7 @@ def benchmark(
     Raises:
         UsageError: an unknown model or arm, or a checkpoint that cannot be loaded.
     """
-    size = TINY if tiny else FULL
+    size: Size = "tiny" if tiny else "full"
     kind = denoiser_of(model)
     denoiser = kind(size, device, checkpoint=checkpoint, seed=SEED)
     arms = chosen_arms(denoiser, ops, names)
@@ -275,7 +273,7 @@ def benchmark(
         if (drift or ("model" if tiny else "embedded")) == "embedded":
             weights = model_class(model).default_checkpoint
             # Its own arms: what is mounted on one model is not on the other.
-            on = kind(EMBEDDED, device, checkpoint=weights)
+            on = kind("embedded", device, checkpoint=weights)
         return DriftOfArms(on, cache=cache or default_folder(), replays=replays, checkpoint=weights, progress=progress)
 
     return run(
@@ -311,5 +309,5 @@ def chosen_arms(denoiser: Denoiser, ops: OpSet, names: Sequence[str] = ()) -> li
 def without_gpu(model: str, ops: OpSet, checkpoint: Path | None = None) -> str:
     """What can be known without a GPU: the byte model at full size; errors as of `benchmark`."""
     with forward_bytes.fake_tensors():
-        denoiser = denoiser_of(model)(FULL, "cpu", checkpoint=checkpoint, weights=False)
+        denoiser = denoiser_of(model)("full", "cpu", checkpoint=checkpoint, weights=False)
     return untimed(denoiser, ops)

@@ -34,7 +34,7 @@ from validation.models.helios import denoiser as helios_denoiser
 from validation.models.helios import sites
 from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.ops import OpSet, op_set_from
-from validation.samples.denoiser import TINY, Arm, Denoiser, Forward
+from validation.samples.denoiser import Arm, Denoiser, Forward
 from validation.verdict import Status, Verdict
 
 RIGHT = op_set_from(torch_native, "torch_native", "torch_native")
@@ -52,7 +52,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def tiny(model: str) -> Denoiser:
-    return denoise.denoiser_of(model)(TINY, "cpu")
+    return denoise.denoiser_of(model)("tiny", "cpu")
 
 
 def arm_of(model: str, name: str, ops: OpSet = RIGHT) -> Arm:
@@ -183,10 +183,10 @@ def test_only_full_size_on_a_gpu_counts() -> None:
 
 
 def test_random_helios_is_what_from_pretrained_would_leave() -> None:
-    config = helios_denoiser.CONFIGS[TINY]
+    config = helios_denoiser.CONFIGS["tiny"]
     plain = HeliosTransformer3DModel(**config)
     sites.cast_parameters(plain, torch.bfloat16)
-    made, again = (denoise.denoiser_of("helios")(TINY, "cpu", seed=3).model for _ in range(2))
+    made, again = (denoise.denoiser_of("helios")("tiny", "cpu", seed=3).model for _ in range(2))
     assert {n: (p.shape, p.dtype) for n, p in made.named_parameters()} == {
         n: (p.shape, p.dtype) for n, p in plain.named_parameters()
     }
@@ -474,7 +474,7 @@ class Restless(Hunyuan3DDenoiser):
 
 
 def test_where_the_path_before_does_not_repeat_itself_nothing_is_concluded(cache: Path) -> None:
-    drift = DriftOfArms(Restless(TINY, "cpu"), cache=cache, replays=4)
+    drift = DriftOfArms(Restless("tiny", "cpu"), cache=cache, replays=4)
     assert "does NOT repeat" in drift(Arm("before", "")).reason
     verdict = drift(arm_of("hunyuan3d", "all sites"))
     assert (verdict.word, verdict.failed, verdict.passed) == ("INCONCLUSIVE", False, False)

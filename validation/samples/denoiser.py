@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from validation.models.mount import Mount, Site, SiteCall
 from validation.ops import OpSet
 
-FULL, TINY, EMBEDDED = "full", "tiny", "embedded"
 BEFORE, ALL, COMPACT = "before", "all sites", "compact"
 
+Size = Literal["full", "tiny", "embedded"]
 Forward = Callable[..., Any]
 
 
@@ -76,13 +76,13 @@ class Denoiser(ABC):
 
     @abstractmethod
     def __init__(
-        self, size: str, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
+        self, size: Size, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
     ) -> None:
         """Make or load it.
 
         Args:
-            size: `FULL`, `TINY`, or `EMBEDDED` for the checkpoint among the fixtures: of the inputs, and without a
-                checkpoint of the model.
+            size: of the inputs, and without a checkpoint of the model; "embedded" suits the checkpoint among the
+                fixtures.
             device: where the weights are made.
             checkpoint: its folder.
             seed: of weights and inputs.

@@ -39,6 +39,7 @@ from validation.files import FIXTURES
 from validation.models.mount import Mount, Site, SiteCall
 from validation.ops import OpSet
 from validation.samples.clock import Clock
+from validation.samples.denoiser import Denoiser
 from validation.samples.options import Option
 from validation.samples.prompts import P, read_prompts
 from validation.samples.request import LATENTS, Progress, Request, silent
@@ -101,6 +102,7 @@ class Model(Sampler[P]):
         gates_key: what the case of its records calls the file of gates.
         beside_replays: how many lossless replays are finished and compared with the truth's sample, beside each
             measure; None is as many as the band has.
+        denoiser: that ``validate bench denoise`` times; None where nothing does.
         request: what is asked for. checkpoint: its folder. until: where samples end.
         prompts: what to sample, with the seeds.
         device: where; set by `load`.
@@ -113,6 +115,7 @@ class Model(Sampler[P]):
     prompt_type: ClassVar[type[Any]]
     gates_key: ClassVar[str] = "gates"
     beside_replays: ClassVar[int | None] = 4
+    denoiser: ClassVar[type[Denoiser] | None] = None
     device: torch.device
 
     def __init__(self, request: Request, ops: OpSet) -> None:

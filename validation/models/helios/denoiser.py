@@ -15,24 +15,11 @@ from validation.models.helios import loading
 from validation.models.helios.sites import cast_parameters, mount, place_of, sites_of
 from validation.models.mount import Mount, SiteCall
 from validation.ops import OpSet
-from validation.samples.denoiser import (
-    ALL,
-    BEFORE,
-    COMPACT,
-    EMBEDDED,
-    FULL,
-    TINY,
-    Arm,
-    Denoiser,
-    Forward,
-    Goal,
-    allocate,
-    draw_weights,
-)
+from validation.samples.denoiser import ALL, BEFORE, COMPACT, Arm, Denoiser, Forward, Goal, Size, allocate, draw_weights
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class Inputs:
     """Latent pixels and frames: of the current chunk, and of its history (long, middle, short); text tokens."""
 
     height: int
@@ -43,14 +30,14 @@ class Size:
 
 
 SIZES = {
-    FULL: Size(48, 80, 9, (16, 2, 2), 512),  # 384x640: 8640 tokens behind 2400
-    TINY: Size(4, 6, 2, (4, 2, 2), 5),
+    "full": Inputs(48, 80, 9, (16, 2, 2), 512),  # 384x640: 8640 tokens behind 2400
+    "tiny": Inputs(4, 6, 2, (4, 2, 2), 5),
     # A legal replay turns one rounding in some ten thousand: a band of the norms alone needs many elements.
-    EMBEDDED: Size(16, 24, 9, (16, 2, 2), 16),
+    "embedded": Inputs(16, 24, 9, (16, 2, 2), 16),
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    FULL: {},
-    TINY: {
+    "full": {},
+    "tiny": {
         "num_attention_heads": 2,
         "attention_head_dim": 16,
         "rope_dim": (8, 4, 4),
@@ -70,7 +57,7 @@ class HeliosDenoiser(Denoiser):
     goal = Goal(COMPACT, 0.15, 0.19, less_memory=True)
 
     def __init__(
-        self, size: str, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
+        self, size: Size, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
     ) -> None:
         """See `Denoiser`; a checkpoint is a folder in diffusers' format."""
         self._size, self._dtype = SIZES[size], torch.bfloat16
@@ -84,9 +71,9 @@ class HeliosDenoiser(Denoiser):
             self.model = _random_model(config, self._dtype, device, seed if weights else None)
             self.weights = f"random, seed {seed}" if checkpoint is None else checkpoint.resolve().name
             if weights:
-                with torch.device(device), torch.random.fork_rng(_cuda_devices(device)):
+                with torch.device(device), torch.random.fork_rng([device] if device.startswith("cuda") else []):
                     torch.manual_seed(seed)
-                    self.vae = AutoencoderKLWan(**(TINY_VAE if size == TINY else {})).eval().requires_grad_(False)
+                    self.vae = AutoencoderKLWan(**(TINY_VAE if size == "tiny" else {})).eval().requires_grad_(False)
         self.sites = sites_of(self.model.config)
         self._fixed = self._inputs(device, seed, drawn=weights)
 
@@ -176,7 +163,3 @@ def _random_model(config: Mapping[str, Any], dtype: torch.dtype, device: str, se
     if seed is not None:
         draw_weights(model, seed)
     return model.eval()
-
-
-def _cuda_devices(device: str) -> list[str]:
-    return [device] if device.startswith("cuda") else []

@@ -12,6 +12,7 @@ from validation.device import Device
 from validation.files import FIXTURES, hash_files
 from validation.media import metrics, video
 from validation.models.helios import loading, sampling, sites
+from validation.models.helios.denoiser import HeliosDenoiser
 from validation.models.mount import Mount, Site, SiteCall
 from validation.models.prompts import Prompt, embed_prompt
 from validation.ops import OpSet, load_op_set
@@ -34,6 +35,7 @@ class Helios(Model[Prompt]):
     prompt_type = Prompt
     gates_key = "floors"
     beside_replays = None
+    denoiser = HeliosDenoiser
 
     pipeline: Any
 

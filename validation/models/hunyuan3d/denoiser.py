@@ -20,24 +20,11 @@ from validation.models.hunyuan3d.shape_vae import ShapeVAE
 from validation.models.hunyuan3d.sites import place_of, sites_of
 from validation.models.mount import Mount, SiteCall
 from validation.ops import OpSet
-from validation.samples.denoiser import (
-    ALL,
-    BEFORE,
-    COMPACT,
-    EMBEDDED,
-    FULL,
-    TINY,
-    Arm,
-    Denoiser,
-    Forward,
-    Goal,
-    allocate,
-    draw_weights,
-)
+from validation.samples.denoiser import ALL, BEFORE, COMPACT, Arm, Denoiser, Forward, Goal, Size, allocate, draw_weights
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class Inputs:
     """Latents, context tokens, and cells along an edge of the grid on which a field is decoded."""
 
     latents: int
@@ -46,13 +33,13 @@ class Size:
 
 
 SIZES = {
-    FULL: Size(3072, 1370, 384),
-    TINY: Size(12, 5, 8),
-    EMBEDDED: Size(32, 4, 64),
+    "full": Inputs(3072, 1370, 384),
+    "tiny": Inputs(12, 5, 8),
+    "embedded": Inputs(32, 4, 64),
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    FULL: {},
-    TINY: {
+    "full": {},
+    "tiny": {
         "in_channels": 8,
         "context_in_dim": 16,
         "hidden_size": 64,
@@ -75,7 +62,7 @@ class Hunyuan3DDenoiser(Denoiser):
     goal = Goal(ALL, 0.25, 0.30, less_memory=False)
 
     def __init__(
-        self, size: str, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
+        self, size: Size, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
     ) -> None:
         """See `Denoiser`; of a checkpoint, in the official layout, shapes have as many latents as its decoder."""
         self._size, self._dtype = SIZES[size], sampling.DTYPE
@@ -106,7 +93,7 @@ class Hunyuan3DDenoiser(Denoiser):
                         include_pi=False,
                         qkv_bias=False,
                         qk_norm=True,
-                        **(TINY_VAE if size == TINY else FULL_VAE),
+                        **(TINY_VAE if size == "tiny" else FULL_VAE),
                     )
                 allocate(self.vae.eval(), device)
                 draw_weights(self.vae, seed)

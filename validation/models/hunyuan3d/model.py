@@ -17,6 +17,7 @@ from validation.media.grid import RESOLUTION
 from validation.media.mesh import extract, write_mesh
 from validation.media.render import Camera, render, turntable
 from validation.models.hunyuan3d import OPTIONS, dit, loading, parts, rungs, sampling, sites
+from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.models.hunyuan3d.dinov2 import ImagePrompt
 from validation.models.hunyuan3d.field import sample_field
 from validation.models.hunyuan3d.sampling import Prompt, ShapePipeline
@@ -52,6 +53,7 @@ class Hunyuan3D(Model[Prompt]):
     dtype = sampling.DTYPE
     rungs = (rungs.Field(), rungs.Mesh(), rungs.Views())
     default_checkpoint = FIXTURES / "checkpoints" / "hunyuan3d-trained"
+    denoiser = Hunyuan3DDenoiser
     options = OPTIONS
     prompt_type = ShapePrompt
 
