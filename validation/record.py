@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from validation.errors import UsageError
-from validation.verdict import Status
+from validation.verdict import Status, Tier
 
 SCHEMA = 1
 
@@ -47,7 +47,7 @@ class Record:
         reason: the verdict in one sentence, with its numbers.
         case: what was run, enough to run it again: a `Case` for an op; model, prompt, seed, steps for a sample.
         dtype: the working dtype, in torch's names (``bfloat16``).
-        tier: ``bit-exact``, ``lossless``, ``close`` or None where the record failed or has no tier.
+        tier: reached; None where the record failed or has none.
         numbers: scalars by name. For an op those of `judge.stats.Errors`; for a sample ``psnr`` (dB,
             pooled), ``psnr_worst_frame``, ``ssim_mean``, ``ssim_worst_frame``, ``worst_frame``, site counts.
         series: lists of numbers by name, such as ``psnr_per_frame`` (dB) and ``ssim_per_frame``.
@@ -69,7 +69,7 @@ class Record:
     reason: str
     case: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = ""
-    tier: str | None = None
+    tier: Tier | None = None
     numbers: dict[str, float | int | str | None] = dataclasses.field(default_factory=dict)
     series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -99,6 +99,7 @@ class Record:
             for field in ("numbers", "series", "seconds"):
                 data[field] = _decode(data[field])
             data["level"], data["status"] = Level(data["level"]), Status(data["status"])
+            data["tier"] = None if data["tier"] is None else Tier(data["tier"])
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"not a record: {error}: {text[:120]!r}") from error

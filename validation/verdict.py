@@ -16,7 +16,7 @@ class Status(StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
     NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
-    # Stages in the order in which the judge goes through them; the first that fails names the record.
+    # Of one op.
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
     TIMEOUT = "TIMEOUT"
@@ -58,6 +58,10 @@ class Status(StrEnum):
         return self not in (Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED)
 
 
+# The order in which reports list statuses: that of their declaration. What the judge asks first is in its `STAGES`.
+REPORT_ORDER = tuple(Status)
+
+
 class Tier(StrEnum):
     """How near a candidate comes to the path that it replaces; from the strictest to the loosest."""
 
@@ -96,7 +100,7 @@ class Verdict:
     status: Status
     check: str
     reason: str
-    tier: str | None = None
+    tier: Tier | None = None
     numbers: Numbers = dataclasses.field(default_factory=dict)
     series: Series = dataclasses.field(default_factory=dict)
     lines: tuple[str, ...] = ()

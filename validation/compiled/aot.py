@@ -30,7 +30,7 @@ from validation.compiled.kernel import Compiled
 from validation.compiled.machine_code import read_amd, read_nvidia
 from validation.compiled.model_calls import LAYOUTS, MODELS, WIDTHS, calls
 from validation.device.private import triton_module
-from validation.judge.verdict import absent
+from validation.judge.expected import absent
 
 # What triton calls each target: backend, architecture, threads of a warp.
 TARGETS: dict[str, tuple[str, int | str, int]] = {

@@ -125,12 +125,10 @@ def judge_band(drift: Drift[Any], require: str) -> Verdict:
 
 def _verdict(check: str, tier: str | None, require: str, reason: str, numbers: Numbers, series: Series) -> Verdict:
     if tier is None:
-        status = Status.INCONCLUSIVE
-    elif tier not in TIERS or not Tier(tier).meets(require):
-        status, tier = Status.BELOW_REQUIRED_TIER, None
-    else:
-        status = Status.PASSED
-    return Verdict(status, check, reason, tier, numbers, series)
+        return Verdict(Status.INCONCLUSIVE, check, reason, None, numbers, series)
+    if tier not in TIERS or not Tier(tier).meets(require):
+        return Verdict(Status.BELOW_REQUIRED_TIER, check, reason, None, numbers, series)
+    return Verdict(Status.PASSED, check, reason, Tier(tier), numbers, series)
 
 
 # The test against a band

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from validation.chains.placement import EAGER, ONCE, PLACEMENTS, replay
-from validation.judge.same_bits import equal_bits
+from validation.judge.bits import equal_bits
 
 # A share below this speaks for none of the placements.
 NAMED = 0.5

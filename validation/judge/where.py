@@ -37,6 +37,12 @@ def describe(wrong: Tensor, frames: int = 0) -> str:
     return "; ".join(p for p in (*patterns, columns) if p)
 
 
+def lines(wrong: Tensor, frames: int = 0) -> tuple[str, ...]:
+    """`describe` as the lines of a message: one, or none."""
+    words = describe(wrong, frames)
+    return (words,) if words else ()
+
+
 def _dimension(wrong: Tensor, axis: int, name: str) -> str:
     return _indices(wrong.any(dim=[d for d in range(wrong.dim()) if d != axis]), name)
 

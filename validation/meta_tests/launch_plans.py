@@ -30,8 +30,8 @@ from validation.cases.case import Case
 from validation.cases.pool import draw_cases
 from validation.cases.workloads import workloads
 from validation.compiled import aot
+from validation.judge.expected import outputs_of
 from validation.judge.signature import signature_of
-from validation.judge.verdict import outputs_of
 
 DRAWN = 60
 

@@ -20,9 +20,10 @@ from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
 from validation.cases.tensors import Arguments, materialise
 from validation.chains import bounds, perturbed
+from validation.judge.expected import absent, expect
 from validation.judge.signature import signature_of
 from validation.judge.stats import Budget
-from validation.judge.verdict import absent, expect, judge_call
+from validation.judge.verdict import judge_call
 from validation.ops import reference_op_names
 from validation.verdict import Status
 

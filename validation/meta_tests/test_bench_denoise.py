@@ -35,7 +35,7 @@ from validation.models.helios import sites
 from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.ops import OpSet, op_set_from
 from validation.samples.denoiser import Arm, Denoiser, Forward
-from validation.verdict import Status, Verdict
+from validation.verdict import Status, Tier, Verdict
 
 RIGHT = op_set_from(torch_native, "torch_native", "torch_native")
 FIXTURES = Path(cli.__file__).parents[1] / "fixtures"
@@ -146,7 +146,7 @@ def met(result: Result) -> list[bool | None]:
 def with_verdict(result: Result, status: Status = Status.PASSED, peaks: Sequence[int] = (9, 8)) -> Result:
     for timed, peak in zip(result.arms, peaks, strict=True):
         timed.peak_bytes = peak
-    result.arms[1].drift = ArmVerdict((Verdict(status, "band", "", "lossless"),), "")
+    result.arms[1].drift = ArmVerdict((Verdict(status, "band", "", Tier.LOSSLESS),), "")
     return result
 
 
@@ -457,7 +457,7 @@ def test_an_op_that_raises_fails_the_drift_verdict(cache: Path) -> None:
 
 def test_a_failure_outweighs_what_is_not_concluded() -> None:
     def word(*statuses: Status) -> str:
-        return ArmVerdict(tuple(Verdict(status, "", "", "close") for status in statuses), "").word
+        return ArmVerdict(tuple(Verdict(status, "", "", Tier.CLOSE) for status in statuses), "").word
 
     assert word() == "-"
     assert word(Status.PASSED, Status.PASSED) == "close"

@@ -13,7 +13,7 @@ import pytest
 from validation import cli
 from validation.diff import Difference, Kind, diff
 from validation.record import Environment, Level, Record, Run
-from validation.verdict import Status
+from validation.verdict import Status, Tier
 
 ENVIRONMENT = Environment(
     started="2026-01-02T03:04:05Z",
@@ -42,8 +42,8 @@ def _op(seed: int, **changes: Any) -> Record:
         "baseline_peak_mib": 1.0,
     }
     record = Record(
-        Level.OP, "layer_norm", "fused_ops", Status.PASSED, "bias", "1 % of the budget", case, "bfloat16", "lossless",
-        numbers, seconds={"truth": 0.1}, corners=["B == L"],
+        Level.OP, "layer_norm", "fused_ops", Status.PASSED, "bias", "1 % of the budget", case, "bfloat16",
+        Tier.LOSSLESS, numbers, seconds={"truth": 0.1}, corners=["B == L"],
     )  # fmt: skip
     return dataclasses.replace(record, **changes)
 

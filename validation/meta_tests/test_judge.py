@@ -29,7 +29,7 @@ from validation.errors import UsageError
 from validation.executor import InProcess
 from validation.judge import structure, where
 from validation.judge.stats import Budget, Errors, bias_threshold, independent_samples
-from validation.judge.verdict import judge_call
+from validation.judge.verdict import STAGES, judge_call
 from validation.ops import OpSet, load_op_set, op_set_from
 from validation.parity import regressions
 from validation.parity.one_case import judge_case
@@ -38,7 +38,7 @@ from validation.parity.profiles import PROFILES
 from validation.parity.refusals import bad_input_record, grad_record
 from validation.parity.summary import summary
 from validation.parity.sweep import Sweep
-from validation.verdict import Status, Verdict
+from validation.verdict import REPORT_ORDER, Status, Verdict
 
 OP = "layer_norm_scale_shift"
 
@@ -675,3 +675,9 @@ def test_pytorchs_own_sums_are_known_by_what_it_runs(compute: Callable[[Tensor],
     with torch.no_grad(), structure.GuardedAllocations() as guards:
         compute(torch.randn(3, 64))
     assert guards.uneven_on_cuda is uneven
+
+
+def test_the_stages_of_the_judge_are_failures_and_reports_list_each_status_once() -> None:
+    assert all(status.failed for status in STAGES)
+    assert len(set(STAGES)) == len(STAGES)
+    assert sorted(REPORT_ORDER) == sorted(Status)

@@ -27,7 +27,7 @@ from validation.report.curve import figure
 from validation.report.html import MAX_OTHERS, write_report
 from validation.report.junit import write_junit
 from validation.report.terminal import WIDTH, print_table
-from validation.verdict import Status
+from validation.verdict import Status, Tier
 
 ENVIRONMENT = Environment(
     started="2026-01-02T03:04:05Z",
@@ -92,7 +92,7 @@ def op_record(
     budget: float | None = 80.0,
     shape: Sequence[int] = (2, 8, 64),
     dtype: str = "bfloat16",
-    tier: str | None = "lossless",
+    tier: Tier | None = Tier.LOSSLESS,
     **changes: Any,
 ) -> Record:
     spec = {"shape": list(shape), "dtype": dtype, "strides": [1] * len(shape), "offset": 0, "storage": "x"}
@@ -181,7 +181,7 @@ def sample_record(folder: Path, name: str, reference: Any, candidate: Any, **cha
 
 
 def whole_op(op: str = "rms_norm", status: Status = Status.PASSED, **changes: Any) -> Record:
-    record = Record(Level.RUN, op, "fused_ops", status, "tier", "rms is 0.99x the reference path's", tier="lossless")
+    record = Record(Level.RUN, op, "fused_ops", status, "tier", "rms is 0.99x the reference path's", tier=Tier.LOSSLESS)
     return dataclasses.replace(record, **changes)
 
 
@@ -226,7 +226,7 @@ def test_verdict_and_headline() -> None:
 
 
 def test_rows_take_the_loosest_tier_and_what_the_run_says_of_the_whole_op() -> None:
-    records = [op_record(tier="bit-exact"), op_record(tier="lossless", budget=99.0), op_record(op="qk_norm")]
+    records = [op_record(tier=Tier.BIT_EXACT), op_record(tier=Tier.LOSSLESS, budget=99.0), op_record(op="qk_norm")]
     other = dataclasses.replace(op_record(), op_set="theirs")
     qk, theirs, ours = (
         {(r.subject, r.op_set): r for r in summary.rows([*records, other])}[key]
@@ -235,7 +235,7 @@ def test_rows_take_the_loosest_tier_and_what_the_run_says_of_the_whole_op() -> N
     assert (ours.tier, ours.worst_budget, ours.verdict, len(ours.records)) == ("lossless", 99.0, "PASSED", 2)
     assert len(qk.records) == len(theirs.records) == 1
 
-    close = whole_op(status=Status.BELOW_REQUIRED_TIER, tier="close")
+    close = whole_op(status=Status.BELOW_REQUIRED_TIER, tier=Tier.CLOSE)
     row, *rest = summary.rows([*records[:2], close])
     assert (row.tier, row.verdict, row.failed, rest) == ("close", "FAILED", 0, [])
 

@@ -16,6 +16,7 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.pool import draw_cases
 from validation.cases.strategies import cases
 from validation.judge import same_bits
+from validation.judge.second_calls import FirstCall
 from validation.judge.signature import signature_of
 from validation.judge.verdict import judge_call
 from validation.ops import reference_op_names
@@ -250,7 +251,7 @@ def test_no_graph_is_captured_where_pytorch_allocates_without_its_cache(monkeypa
     assert all(same_bits.due(a_case(seed), "cuda") for seed in range(50))
 
 
-def every_check(first: same_bits.FirstCall) -> Iterator[tuple[str, str]]:
+def every_check(first: FirstCall) -> Iterator[tuple[str, str]]:
     for name, check in same_bits.CHECKS.items():
         if same_bits.applies(name, first.case, "cpu"):
             yield name, check(first)
@@ -262,7 +263,7 @@ def test_no_alarm_on_what_is_right(op: str, monkeypatch: pytest.MonkeyPatch) -> 
     alarms: list[tuple[str, str, str]] = []
     drawn = draw_cases(cases(signature_of(op)), seed=6, count=15)
 
-    def all_of_them(first: same_bits.FirstCall) -> None:
+    def all_of_them(first: FirstCall) -> None:
         alarms.extend((first.case.to_json(), name, words) for name, words in every_check(first) if words)
 
     monkeypatch.setattr(same_bits, "failure", all_of_them)

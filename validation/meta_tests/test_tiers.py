@@ -15,14 +15,14 @@ from validation.controls.__main__ import judge_control
 from validation.device import select
 from validation.executor import InProcess
 from validation.faults import matrix
-from validation.judge import verdict
+from validation.judge import values
 from validation.judge.verdict import judge_call
 from validation.ops import OpSet
 from validation.parity import tiers
 from validation.parity.one_case import judge_case
 from validation.parity.profiles import PROFILES
 from validation.record import Level, Record
-from validation.verdict import Status
+from validation.verdict import Status, Tier
 
 
 def rotation(dtype: str, tokens: int, width: int, values: str) -> Case:
@@ -59,14 +59,14 @@ def test_three_standard_errors_of_equal_errors_were_too_few(monkeypatch: pytest.
     def of_equal_errors(_: object, finite: Tensor, least: float, __: int) -> float:
         return least / math.sqrt(2 * int(finite.sum()))
 
-    monkeypatch.setattr(verdict, "LOSSLESS_SIGMAS", 3.0)
-    monkeypatch.setattr(verdict, "_standard_error", of_equal_errors)
+    monkeypatch.setattr(values, "LOSSLESS_SIGMAS", 3.0)
+    monkeypatch.setattr(values, "_standard_error", of_equal_errors)
     assert "close" in tiers_of(60)
 
 
 def test_the_factor_follows_from_the_number_of_cases() -> None:
-    one_case = math.erfc(verdict.LOSSLESS_SIGMAS / math.sqrt(2)) / 2
-    assert one_case * verdict.LOSSLESS_CASES == pytest.approx(verdict.LOSSLESS_CHANCE, rel=1e-3)
+    one_case = math.erfc(values.LOSSLESS_SIGMAS / math.sqrt(2)) / 2
+    assert one_case * values.LOSSLESS_CASES == pytest.approx(values.LOSSLESS_CHANCE, rel=1e-3)
 
 
 def last_bit_wrong(x: Tensor, shift: Tensor, scale: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -97,7 +97,7 @@ def records_of(ratios: Sequence[float], dtype: str) -> list[Record]:
             "error",
             "",
             dtype=dtype,
-            tier="lossless",
+            tier=Tier.LOSSLESS,
             numbers={"rms_ratio": ratio},
         )
         for ratio in ratios
@@ -166,7 +166,7 @@ def test_a_path_without_an_error_is_no_measure_of_a_maximum() -> None:
     exact = judge_case(of_rows("layer_norm", "constant_rows", 4, 4096, 0), InProcess(chunked, device))
     assert exact.status is Status.PASSED
     assert exact.numbers["baseline_max_ulp"] == 0.0
-    assert float(exact.numbers["max_ulp"] or 0) > verdict.ONE_ROUNDING
+    assert float(exact.numbers["max_ulp"] or 0) > values.ONE_ROUNDING
     cases = [of_rows("layer_norm", "normal", 4, 512, seed) for seed in range(20)]
     records = [judge_case(case, InProcess(chunked, device)) for case in cases]
     assert tiers.op_tier([*records, *[exact] * 20]).ratios == tiers.op_tier(records).ratios
@@ -175,7 +175,7 @@ def test_a_path_without_an_error_is_no_measure_of_a_maximum() -> None:
 def test_a_maximum_below_one_rounding_counts_as_one() -> None:
     case = of_rows("layer_norm", "normal", 2, 8, 0, "bfloat16")
     numbers = judge_case(case, InProcess(controls.op_set("reference"), select(gpu=False))).numbers
-    assert 0.0 < float(numbers["baseline_max_ulp"] or 0) < verdict.ONE_ROUNDING
+    assert 0.0 < float(numbers["baseline_max_ulp"] or 0) < values.ONE_ROUNDING
     assert numbers["max_ratio"] == 1.0
 
 

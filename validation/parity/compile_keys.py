@@ -35,8 +35,9 @@ from validation.device import Device
 from validation.device.private import triton_module
 from validation.errors import UsageError
 from validation.judge import same_bits
+from validation.judge.expected import outputs_of
+from validation.judge.second_calls import FirstCall
 from validation.judge.signature import signature_of
-from validation.judge.verdict import outputs_of
 from validation.ops import check_op_name, reference_op_names
 from validation.parity.plan import Plan
 from validation.parity.profiles import Profile
@@ -122,7 +123,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
         first |= seen
         if elements > MOST_WRITTEN:
             continue
-        call = same_bits.FirstCall(
+        call = FirstCall(
             case=case,
             candidate=candidate,
             make=lambda case=case: aot.unwritten(case),  # type: ignore[misc]

@@ -9,7 +9,7 @@ from validation.device.threads import one_thread
 from validation.errors import UsageError
 from validation.executor import Executor
 from validation.judge import calls
-from validation.judge.verdict import absent, expect
+from validation.judge.expected import absent, expect
 from validation.ops import tracebacks
 from validation.parity.repro import case_command
 from validation.record import Level, Record

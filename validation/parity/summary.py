@@ -71,7 +71,7 @@ def summary(
         status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
     elif bias:
         status, check, reason = Status.BIASED, "bias over all cases", bias
-    elif require is not None and (tier.tier is None or not Tier(tier.tier).meets(require)):
+    elif require is not None and (tier.tier is None or not tier.tier.meets(require)):
         status = Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
     return Record(

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from validation.record import Record
+from validation.verdict import Tier
 
 # The geometric means, over an op's cases of one dtype, of the RMS and of the maximum error over the baseline's. Outputs
 # of 16 bits are rounded once by either path, so a lossless op stays at 1: where declared roundings fell the other way,
@@ -43,13 +44,13 @@ class OpTier:
     """What an op's passed cases say together.
 
     Attributes:
-        tier: ``bit-exact``, ``lossless`` or ``close``; None where there are no cases.
+        tier: None where there are no cases.
         mean_ratio: geometric mean of the RMS ratios, of the dtype that is nearest to its limit.
         reason: in words, with the number that decided.
         ratios: by name, ``mean_rms_ratio_float32``: the geometric means of the dtypes in which a case's is not 1.
     """
 
-    tier: str | None
+    tier: Tier | None
     mean_ratio: float
     reason: str
     ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -71,25 +72,25 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     dtypes = {record.dtype for record in records}
     measured = [key for key in over if key[0] == "rms" and key[1] in dtypes]
     told = max(measured, key=lambda key: (any(logs[key]), over[key]))
-    if all(record.tier == "bit-exact" for record in records):
+    if all(record.tier == Tier.BIT_EXACT for record in records):
         reason = f"equal to the reference path to the bit in all {len(records)} cases"
-        return OpTier("bit-exact", means[told], reason, ratios)
-    close = [record for record in records if record.tier == "close"]
+        return OpTier(Tier.BIT_EXACT, means[told], reason, ratios)
+    close = [record for record in records if record.tier == Tier.CLOSE]
     worst = max(over, key=lambda key: over[key])
     if over[worst] > 0.0:
         kind, dtype = worst
         mean, limit = means[worst], limits[worst]
         reason = f"{kind} is {mean:.3f}x the reference path's over the {dtype} cases, surely over {limit}x"
-        return OpTier("close", means[told], reason, ratios)
+        return OpTier(Tier.CLOSE, means[told], reason, ratios)
     if close:
         example = max(close, key=lambda record: float(record.numbers.get("rms_ratio") or 0.0))
         reason = (
             f"{len(close)} of {len(records)} cases are further from the truth than float32 arithmetic explains, "
             f"{example.dtype} {example.case.get('values')} {example.numbers.get('rms_ratio'):.3g}x the reference path"
         )
-        return OpTier("close", means[told], reason, ratios)
+        return OpTier(Tier.CLOSE, means[told], reason, ratios)
     reason = f"rms is {means[told]:.3f}x the reference path's over the {told[1]} cases"
-    return OpTier("lossless", means[told], reason, ratios)
+    return OpTier(Tier.LOSSLESS, means[told], reason, ratios)
 
 
 def _log_ratios(records: Iterable[Record], key: str) -> list[float]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from validation.record import Level, Record
-from validation.verdict import Status, Tier
+from validation.verdict import REPORT_ORDER, Status, Tier
 
 NOT_JUDGED = "Nothing was judged: the run holds no op, model or sample record."
 NOUNS = {
@@ -137,15 +137,15 @@ def not_passed(records: Iterable[Record]) -> list[Group]:
     A model's checks say different things, and so do records without a case: each is a group of its own.
     """
     found: dict[tuple[bool, int, str, str, int, bool, int], list[Record]] = {}
-    levels, statuses = list(Level), list(Status)
+    levels = list(Level)
     for n, record in enumerate(records):
         if record.status.failed or record.status is Status.INCONCLUSIVE:
-            where = (levels.index(record.level), record.subject, record.op_set, statuses.index(record.status))
+            where = (levels.index(record.level), record.subject, record.op_set, REPORT_ORDER.index(record.status))
             last = record.level is Level.MODEL and record.check != "teacher-forced"
             alone = -1 if record.case else n
             found.setdefault((not record.status.failed, *where, last, alone), []).append(record)
     return [
-        Group(subject, op_set, statuses[status], sorted(found[key], key=_size), f"group-{n}")
+        Group(subject, op_set, REPORT_ORDER[status], sorted(found[key], key=_size), f"group-{n}")
         for n, key in enumerate(sorted(found))
         for _, _, subject, op_set, status, _, _ in [key]
     ]

@@ -105,7 +105,7 @@ def judge_made(
     series: Series = {}
     reached = [rung for rung in rungs if rung.name in reference and rung.name in candidate]
 
-    def verdict(status: Status, check: str, reason: str, tier: str | None = None) -> Verdict:
+    def verdict(status: Status, check: str, reason: str, tier: Tier | None = None) -> Verdict:
         return Verdict(status, check, reason, tier, numbers, series)
 
     try:

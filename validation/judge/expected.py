@@ -1,0 +1,195 @@
+"""What a case should give: truth, baseline and budget of each output."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from validation.cases.case import Case
+from validation.cases.roles import ACTIVATIONS
+from validation.cases.tensors import Arguments, as_bits
+from validation.chains import bounds, perturbed
+from validation.chains.running import Running
+from validation.judge.stats import Budget
+from validation.ops import reference_op, reference_op_names
+
+# Ops whose y is another op of the residual_out that they return: `scale_residual_X` is judged as X there.
+CHAINED = "scale_residual_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What one output should be.
+
+    Attributes:
+        name: of the output, as messages print it.
+        truth: float64: the reference op in float64 on the exact inputs.
+        baseline: the reference op in the working dtype.
+        baseline_truth: float64: what the baseline should have been; another than `truth` only where the
+            output follows from a rounded one that the two paths rounded differently.
+        operands: what the op computes it from; first what is normalised, modulated or rotated.
+        running: the error bound.
+        budget: the error allowed, made from it.
+        frames: how many frames the tokens of an output [B, L, D] are, 0 where nothing says so.
+    """
+
+    name: str
+    truth: Tensor
+    baseline: Tensor
+    baseline_truth: Tensor
+    operands: tuple[Tensor, ...]
+    running: Running
+    budget: Budget
+    frames: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a case should give.
+
+    Attributes:
+        baseline: the reference op's outputs in the working dtype.
+        target: from the candidate's outputs, what each of them should be, in the order of judging.
+    """
+
+    baseline: tuple[Tensor, ...]
+    target: Callable[[tuple[Tensor, ...]], tuple[tuple[Tensor, Target], ...]]
+
+
+def outputs_of(result: Any) -> tuple[Any, ...]:
+    """What an op returned, as a tuple."""
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+def written_arguments(case: Case) -> tuple[str, ...]:
+    """Names of the tensors that an in-place call writes."""
+    if not case.flags.get("inplace"):
+        return ()
+    return tuple(name for name in ("x", "q", "k") if name in case.tensors)
+
+
+def _truth_arguments(case: Case, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the reference call: out of place."""
+    return {**kwargs, "inplace": False} if "inplace" in case.flags else dict(kwargs)
+
+
+def _double(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.double()
+    if hasattr(argument, "table"):
+        return type(argument)(argument.table.double(), argument.index)
+    return argument
+
+
+def _in_float64(reference: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return outputs_of(reference(**{name: _double(value) for name, value in kwargs.items()}))
+
+
+def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
+    """Truth, baseline and budget of a case, from arguments that no candidate has touched yet."""
+    kwargs = _truth_arguments(case, arguments.kwargs)
+    reference = reference_op(case.op)
+    with torch.no_grad():
+        baseline = outputs_of(reference(**kwargs))
+    if case.op.startswith(CHAINED) and case.op.removeprefix(CHAINED) in reference_op_names():
+        return Expected(baseline, lambda outputs: _chained_targets(case.op, kwargs, baseline, outputs, device))
+    truths = _in_float64(reference, kwargs)
+    running = _bound(case.op, kwargs, truths)
+    names: tuple[str, ...] = ("y",)
+    if len(truths) > 1:
+        names = ("q", "k") if "q" in case.tensors else tuple(f"output {i}" for i in range(len(truths)))
+    targets = tuple(
+        _target(name, truth, base, truth, _operands(kwargs, name if name in ("q", "k") else "x"), bound, device)
+        for name, truth, base, bound in zip(names, truths, baseline, running, strict=True)
+    )
+    return Expected(baseline, lambda outputs: tuple(zip(outputs, targets, strict=True)))
+
+
+def _bound(op: str, kwargs: Mapping[str, Any], truths: tuple[Tensor, ...]) -> tuple[Running, ...]:
+    """The op's hand-made error bound; where there is none, that of its reference replayed."""
+    if op in bounds.BOUNDS:
+        return bounds.bound(op, kwargs)
+    return perturbed.bound(reference_op(op), kwargs, truths)
+
+
+def _target(
+    name: str,
+    truth: Tensor,
+    baseline: Tensor,
+    baseline_truth: Tensor,
+    operands: tuple[Tensor, ...],
+    running: Running,
+    device: str,
+) -> Target:
+    budget = Budget.of(running, baseline.shape, baseline.dtype, flush=device == "cuda")
+    bound = running.expanded(baseline.shape)
+    return Target(name, truth, baseline, baseline_truth, operands, bound, budget, _frames(operands))
+
+
+def _frames(operands: tuple[Tensor, ...]) -> int:
+    """F of a modulation [B, F, 1, D] among the operands."""
+    x, *others = operands
+    per_frame = (t for t in others if x.dim() == 3 and t.dim() == 4 and t.shape[2:] == (1, x.shape[-1]))
+    return next((t.shape[1] for t in per_frame), 0)
+
+
+def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
+    """The floating-point arguments, the activation of that name first, other activations of a pair left out."""
+    others = (
+        getattr(value, "table", value)
+        for name, value in kwargs.items()
+        if name not in ACTIVATIONS and value is not None
+    )
+    return (kwargs[activation], *(t for t in others if isinstance(t, Tensor)))
+
+
+def _chained_targets(
+    op: str, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], outputs: tuple[Tensor, ...], device: str
+) -> tuple[tuple[Tensor, Target], ...]:
+    """residual_out against the gated sum; y against the norm of the residual_out that came with it."""
+    gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
+    gated["casting_mode"] = kwargs.get("casting_mode", "float32")
+    tail = op.removeprefix(CHAINED)
+    rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
+    y, residual_out = outputs
+    base_y, base_residual = baseline
+    sums = _in_float64(reference_op("residual_gate_add"), gated)[0]
+    sum_target = _target(
+        "residual_out",
+        sums,
+        base_residual,
+        sums,
+        _operands(gated, "x"),
+        _bound("residual_gate_add", gated, (sums,))[0],
+        device,
+    )
+    norm_arguments = {**rest, "x": residual_out}
+    truth = _in_float64(reference_op(tail), norm_arguments)[0]
+    same = torch.equal(as_bits(residual_out.contiguous()), as_bits(base_residual.contiguous()))
+    base_truth = truth if same else _in_float64(reference_op(tail), {**rest, "x": base_residual})[0]
+    norm_target = _target(
+        "y",
+        truth,
+        base_y,
+        base_truth,
+        _operands(norm_arguments, "x"),
+        _bound(tail, norm_arguments, (truth,))[0],
+        device,
+    )
+    return (residual_out, sum_target), (y, norm_target)
+
+
+@functools.cache
+def _required(op: str) -> frozenset[str]:
+    parameters = inspect.signature(reference_op(op)).parameters
+    return frozenset(name for name, p in parameters.items() if p.default is inspect.Parameter.empty)
+
+
+def absent(case: Case, kwargs: Mapping[str, Any]) -> dict[str, None]:
+    """Arguments that a call needs besides: a gate or weight left out is None; some signatures have no default."""
+    return dict.fromkeys(_required(case.op) - set(kwargs))

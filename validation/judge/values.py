@@ -1,0 +1,170 @@
+"""Whether the values of one output are right: NaN and inf in their places, error, bias; and the tier."""
+
+import functools
+import math
+import statistics
+
+import torch
+from torch import Tensor
+
+from validation.judge import where
+from validation.judge.bits import equal_bits
+from validation.judge.expected import Target
+from validation.judge.stats import Errors, bias_threshold, independent_samples
+from validation.verdict import Status, Tier, Verdict
+
+# A case is lossless if its RMS error exceeds the larger of the baseline's and of what correct float32 arithmetic
+# makes (the ideal's error and the noise A, added in squares) by no more than this factor and so many standard errors
+# of an RMS (`_standard_error`) that a correct op stays lossless in 10,000 cases but for a chance of 1 in 10,000: 5.6.
+# (Three, of as many errors as elements: a rotation with one rounding fewer than the reference fell in one of 305
+# cases, of 112 elements.) The op's own tier is decided over all its cases: `tiers`.
+LOSSLESS_FACTOR = 1.02
+LOSSLESS_CASES, LOSSLESS_CHANCE = 10_000, 1e-4
+LOSSLESS_SIGMAS = -statistics.NormalDist().inv_cdf(LOSSLESS_CHANCE / LOSSLESS_CASES)
+
+# The most that one rounding costs, in ulp: a path that is nearer in all of a case's elements was lucky. One without an
+# error is no measure (of a constant float32 row the reference's mean is exact, and that of sums in chunks is not).
+ONE_ROUNDING = 0.5
+
+
+def _kind(t: Tensor) -> Tensor:
+    """0 finite, 1 NaN, 2 +inf, 3 -inf."""
+    kind = t.isnan().to(torch.int8)
+    return torch.where(t.isinf(), torch.where(t > 0, 2, 3).to(torch.int8), kind)
+
+
+def _nonfinite(output: Tensor, target: Target) -> Tensor:
+    """Where the output is NaN or inf and should not be, or the other way round.
+
+    Right is what the truth rounds to, from either end of its budget (at the edge of overflow both are right),
+    and what lies between: a budget may reach from -inf to inf (a weight and a bias of 6e4 that cancel, times a
+    scale of 6e4, with float16 roundings on the way), and then any finite number is judged by its error. Where a
+    declared rounding may have overflowed on the way, what the reference path gives and any non-finite value are
+    right too.
+    """
+    dtype, truth, budget = output.dtype, target.truth, target.budget
+    kind = _kind(output)
+    right = kind == _kind(truth.to(dtype))
+    finite = truth.isfinite()
+    low, high = (_kind(edge.to(dtype)) for edge in (truth - budget.allowed, truth + budget.allowed))
+    right |= finite & ((kind == low) | (kind == high) | ((kind == 0) & (low == 3) & (high == 2)))
+    right |= target.running.overflow & ((kind != 0) | (kind == _kind(target.baseline)))
+    return ~right
+
+
+def judge_values(output: Tensor, target: Target) -> Verdict:
+    """Judge one output of the right dtype and shape.
+
+    Its numbers: percent of the budget used; `Errors` of candidate, baseline and ideal; the ratios of RMS and maximum
+    error over the baseline's; the share of elements equal to the baseline's to the bit.
+    """
+    name, truth, baseline, budget = target.name, target.truth, target.baseline, target.budget
+    misplaced = _nonfinite(output, target)
+    if bool(misplaced.any()):
+        at = tuple(misplaced.nonzero()[0].tolist())
+        reason = (
+            f"{int(misplaced.sum())} of {output.numel()} elements of {name} are NaN or inf where they should not be, "
+            f"or are not where they should be: the first at {where.index_text(at)} "
+            f"(got {output[at].item()}, truth {truth[at].item():.6g}, reference {baseline[at].item():.6g})"
+        )
+        return Verdict(Status.INCORRECT_NONFINITE, "nonfinite", reason, lines=where.lines(misplaced, target.frames))
+
+    finite = truth.isfinite() & output.isfinite() & budget.allowed.isfinite()
+    error = output.double() - truth
+    errors = Errors.of(error, truth, budget.unit, finite)
+    path_finite = finite & baseline.isfinite()
+    path = Errors.of(baseline.double() - target.baseline_truth, truth, budget.unit, path_finite)
+    ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, finite)
+    equal = equal_bits(output, baseline)
+    used = torch.where(finite, error.abs() / budget.allowed, torch.zeros_like(error))
+    worst = float(used.max()) if used.numel() else 0.0
+    of_exact = 1.0 if errors.rms_ulp == 0.0 else math.inf
+    ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else of_exact
+    max_ratio = max(errors.max_ulp, ONE_ROUNDING) / max(path.max_ulp, ONE_ROUNDING) if path.rms_ulp else of_exact
+    numbers: dict[str, float | int | str | None] = {
+        "budget_percent": 100.0 * worst,
+        **errors.numbers(""),
+        **path.numbers("baseline_"),
+        **ideal.numbers("ideal_"),
+        "rms_ratio": ratio,
+        "max_ratio": max_ratio,
+        "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
+        "elements": output.numel(),
+    }
+    if worst > 1.0:
+        at = tuple((used == worst).nonzero()[0].tolist())
+        reason = (
+            f"worst |error| {abs(float(error[at])):.3g} is {_over(worst)}x its budget at {name}{where.index_text(at)} "
+            f"(got {output[at].item():.9g}, truth {truth[at].item():.9g}); rms {ratio:.3g}x the reference path's"
+        )
+        wrong = used > 1.0
+        share = f"{int(wrong.sum())} of {output.numel()} elements exceed their budget"
+        place = f"the worst is in {where.place(at, output.shape, target.frames)}"
+        # Of one wrong element the place says it all.
+        pattern = where.lines(wrong, target.frames) if int(wrong.sum()) > 1 else ()
+        lines = (share, place, *pattern, *where.displaced(output, truth, budget.allowed, wrong))
+        return Verdict(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
+
+    rounds_on_the_way = bool(target.running.declared.any())
+
+    @functools.cache  # a third of judging, where it was counted whether or not a verdict hung on it
+    def samples() -> int:
+        return independent_samples(truth, finite, output.dtype, target.operands if rounds_on_the_way else ())
+
+    for label, bias, path_bias in (
+        ("mean signed error", errors.bias_ulp, path.bias_ulp),
+        ("mean error away from zero", errors.magnitude_bias_ulp, path.magnitude_bias_ulp),
+    ):
+        # What is below the threshold of ever so many errors is below that of however many there are.
+        if abs(bias) <= bias_threshold(errors, errors.count, output.dtype) + abs(path_bias):
+            continue
+        threshold = bias_threshold(errors, samples(), output.dtype)
+        if samples() >= 16 and abs(bias) > threshold + abs(path_bias):
+            reason = (
+                f"{label} of {name} is {bias:+.3f} ulp, over {threshold:.3f} ulp for {samples()} independent errors "
+                f"(the reference path's is {path_bias:+.3f})"
+            )
+            return Verdict(Status.BIASED, "bias", reason, numbers=numbers)
+
+    noise = torch.where(finite, target.running.noise / budget.unit, torch.zeros_like(error))
+    arithmetic = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
+    least = max(path.rms_ulp, arithmetic)
+    if bool(equal.all()):
+        tier = Tier.BIT_EXACT
+    elif errors.rms_ulp <= LOSSLESS_FACTOR * least:
+        tier = Tier.LOSSLESS
+    else:
+        spread = _standard_error(target, finite, least, samples() if rounds_on_the_way else errors.count)
+        by_chance = errors.rms_ulp <= LOSSLESS_FACTOR * least + LOSSLESS_SIGMAS * spread
+        tier = Tier.LOSSLESS if by_chance else Tier.CLOSE
+    reason = f"{100.0 * worst:.0f} % of the error budget used, rms {ratio:.3g}x the reference path's"
+    return Verdict(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
+
+
+def _standard_error(target: Target, finite: Tensor, least: float, samples: int) -> float:
+    """By how much, in ulp, the RMS error of a correct op scatters about its mean.
+
+    ``r / sqrt(2 n)`` for n errors of RMS r. An element's error has the variance of its last rounding, of the noise
+    and of the declared roundings, uniform over their bound; few elements with large ones count as few
+    (``(sum v)^2 / sum v^2``), and make the baseline's own RMS a matter of luck. Measured: a contracted rotation of
+    six float16 numbers with outliers was at 3.6 times the reference path's, 8.9 standard errors of six equal errors.
+
+    Args:
+        target: what was judged.
+        finite: the elements that count.
+        least: the RMS error to compare with, in ulp.
+        samples: how many errors are independent.
+    """
+    noise, declared = (t[finite] / target.budget.unit[finite] for t in (target.running.noise, target.running.declared))
+    variance = 1.0 / 12.0 + noise * noise + declared * declared / 3.0
+    total = float(variance.sum())
+    if not 0.0 < total < math.inf:
+        return 0.0
+    count = min(samples, total * total / float((variance * variance).sum()))
+    return max(least, math.sqrt(total / variance.numel())) / math.sqrt(2 * max(count, 1.0))
+
+
+def _over(ratio: float) -> str:
+    """A ratio above 1, never printed as 1."""
+    short = f"{ratio:.3g}"
+    return short if short != "1" else f"{ratio:.9g}"
