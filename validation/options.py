@@ -11,6 +11,7 @@ from typing import Any
 
 from validation.errors import UsageError
 from validation.files import check_writable
+from validation.option import Option
 from validation.verdict import TIERS
 
 DEFAULT_OPS = "fused_ops"
@@ -21,80 +22,6 @@ SAMPLED = ("run", "quality", "pytest")
 JUDGED = ("run", "parity", "pytest")
 SESSIONS = ("run", "parity", "quality", "pytest")
 BENCHES = ("bench ops", "bench denoise")
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """An option of some commands.
-
-    Attributes:
-        name: as a command line has it, without the dashes.
-        help: what it does; the default is added.
-        commands: those that have it; ``pytest`` is one of them.
-        type: makes the value of a word, or raises `argparse.ArgumentTypeError`. ``bool`` takes no word: by default
-            False it has one form, by default None a second one, ``--no-NAME``.
-        default: the value where it is not given; None where that depends on other things, which ``help`` then names.
-        metavar: what help texts call the value.
-        choices: the values that are allowed; empty for all.
-        repeated: whether it may be given several times; the value is a list of all.
-        several: whether it takes several words; the value is a list of them.
-        required: whether it must be given.
-        group: heading of the help text under which it stands; "" for the command's own.
-    """
-
-    name: str
-    help: str
-    commands: tuple[str, ...]
-    type: Callable[[str], Any] = str
-    default: Any = None
-    metavar: str | None = None
-    choices: tuple[Any, ...] = ()
-    repeated: bool = False
-    several: bool = False
-    required: bool = False
-    group: str = ""
-
-    @property
-    def key(self) -> str:
-        """The name of its value in `argparse.Namespace`."""
-        return self.name.replace("-", "_")
-
-    @property
-    def unset(self) -> Any:
-        """The value where it is not given; a list of its own where that is a list."""
-        return [] if self.repeated else self.default
-
-    def keywords(self) -> dict[str, Any]:
-        """The keyword arguments of argparse's ``add_argument`` and pytest's ``addoption``."""
-        notes = ["may be repeated"] if self.repeated else []
-        if self.default not in (None, False) and "default: " not in self.help:
-            notes.append(f"default: {self.default}")
-        text = f"{self.help} ({'; '.join(notes)})" if notes else self.help
-        if self.type is bool:
-            two = self.default is None
-            return {"action": argparse.BooleanOptionalAction if two else "store_true", "help": text}
-        keywords: dict[str, Any] = {"type": self.type, "default": self.unset, "metavar": self.metavar, "help": text}
-        if self.repeated:
-            keywords["action"] = "append"
-        if self.several:
-            keywords["nargs"] = "+"
-        if self.choices:
-            keywords["choices"] = self.choices
-        return keywords
-
-    def words(self, value: Any) -> list[str]:
-        """As a command line says that value."""
-        if self.type is bool:
-            return [f"--{self.name}" if value else f"--no-{self.name}"]
-        if self.repeated:
-            return [word for item in value for word in (f"--{self.name}", _word(item))]
-        return [f"--{self.name}", _word(value)]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -338,15 +265,7 @@ def table() -> tuple[Option, ...]:
     from validation.samples import registry
 
     own = [
-        Option(
-            option.name.replace("_", "-"),
-            option.help,
-            ("quality", "pytest"),
-            type=option.type,
-            metavar=option.metavar,
-            repeated=option.repeated,
-            group=f"with --model {name}",
-        )
+        dataclasses.replace(option, group=f"with --model {name}")
         for name in registry.names()
         for option in registry.options_of(name)
     ]

@@ -132,7 +132,7 @@ class Session:
     def _own(self) -> dict[str, str]:
         """The model of each option that was given and that it alone has."""
         options_of = {option: name for name in registry.names() for option in registry.options_of(name)}
-        return {o.name: name for o, name in options_of.items() if getattr(self.options, o.name) not in (None, [])}
+        return {o.key: name for o, name in options_of.items() if getattr(self.options, o.key) not in (None, [])}
 
     def _of_one_model(self) -> bool:
         """Whether options were given that can only be meant for one model."""

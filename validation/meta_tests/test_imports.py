@@ -22,10 +22,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "verdict": (),
     "progress": (),
     "files": ("errors",),
-    "options": ("errors", "files", "samples/registry", "verdict"),
+    "options": ("errors", "files", "option", "samples/registry", "verdict"),
     "extras": ("errors",),
-    "samples/options": (),
-    "samples/registry": ("errors", "samples", "samples/options"),
+    "option": (),
+    "samples/registry": ("errors", "option", "samples"),
     "record": _PLAIN,
     "diff": (*_PLAIN, "record"),
     # Tensors, arithmetic and judgement: they know no record, no model and no test framework.
@@ -52,7 +52,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "reference_ops/contract",
         "samples",
     ),
-    "samples": (*_PLAIN, "device", "drift", "drift/band", "media", "models/mount", "ops", "record", "samples/options"),
+    "samples": (*_PLAIN, "device", "drift", "drift/band", "media", "models/mount", "ops", "option", "record"),
     "models": (
         *_PLAIN,
         "device",
@@ -62,7 +62,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "reference_ops",
         "reference_ops/contract",
         "samples",
-        "samples/options",
+        "option",
     ),
     # What is built on all that.
     "report": (*_PLAIN, "drift/band", "record"),

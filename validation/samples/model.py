@@ -38,9 +38,9 @@ from validation.errors import UsageError
 from validation.files import FIXTURES
 from validation.models.mount import Mount, Site, SiteCall
 from validation.ops import OpSet
+from validation.option import Option
 from validation.samples.clock import Clock
 from validation.samples.denoiser import Denoiser
-from validation.samples.options import Option
 from validation.samples.prompts import P, read_prompts
 from validation.samples.request import LATENTS, Progress, Request, silent
 from validation.samples.rung import Kept, Measure, Player, Rung, Sample, SampleError, as_number
@@ -207,7 +207,7 @@ class Model(Sampler[P]):
 
     def own(self, name: str) -> Any:
         """The value of an option that this model alone has."""
-        default = next(option.default for option in self.options if option.name == name)
+        default = next(option.unset for option in self.options if option.key == name)
         return self.request.own.get(name, default)
 
     def rungs_to(self, until: str) -> tuple[Rung, ...]:

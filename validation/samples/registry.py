@@ -5,7 +5,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from validation.errors import UsageError
-from validation.samples.options import Option
+from validation.option import Option
 
 if TYPE_CHECKING:
     from validation.samples.model import Model

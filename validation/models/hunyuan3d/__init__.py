@@ -9,17 +9,17 @@ rungs, model   what `validation.samples.model` asks of a model
 
 from pathlib import Path
 
-from validation.samples.options import Option
+from validation.option import Option
 
 OPTIONS = (
     Option(
-        "image",
-        Path,
-        "picture to make a shape of, background removed (alpha 0)",
-        "FILE",
-        default=(),
-        repeated=True,
+        "image", "picture to make a shape of, background removed (alpha 0)", type=Path, metavar="FILE", repeated=True
     ),
-    Option("image_encoder", Path, "DINOv2 as transformers saves it (default: the checkpoint's)", "DIR"),
-    Option("octree_resolution", int, "cells along the grid's edge (default: the prompt's; 384 for a picture)", "N"),
+    Option("image-encoder", "DINOv2 as transformers saves it (default: the checkpoint's)", type=Path, metavar="DIR"),
+    Option(
+        "octree-resolution",
+        "cells along the grid's edge (default: the prompt's; 384 for a picture)",
+        type=int,
+        metavar="N",
+    ),
 )
