@@ -120,7 +120,6 @@ class SampleRun:
         cache: Path,
         replays: int | None = None,
         beside: bool = True,
-        progress: Progress | None = None,
     ) -> None:
         """Prepare; nothing is sampled yet.
 
@@ -133,11 +132,10 @@ class SampleRun:
             cache: folder of bands and arms.
             replays: instead of the request's.
             beside: measure distances to the truth's sample too.
-            progress: instead of the request's.
         """
         self.model, self.ops, self.gates = model, ops, gates
         self.records = records or Records(model.name, ops.name, str(model.dtype).removeprefix("torch."))
-        self._progress, self._told, self._at = progress or model.request.progress, -math.inf, ""
+        self._told, self._at = -math.inf, ""
         count = len(model.prompts)
         self.estimate = Estimate({"reference": 2 * count, "candidate": count})
         self.identity = _identity(model, device)
@@ -295,7 +293,7 @@ class SampleRun:
 
     def _say(self, text: str) -> None:
         self._told = time.perf_counter()
-        self._progress(f"{self.model.name} {self._at}: {text} ({self.estimate})")
+        self.model.request.progress(f"{self.model.name} {self._at}: {text} ({self.estimate})")
 
 
 class _ToTruth:
