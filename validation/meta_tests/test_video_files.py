@@ -40,7 +40,7 @@ def test_what_is_right_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("small.npz", FRAMES[:, :16], 16, r"candidate frames have shape \[6, 16, 48, 3\], expected \[6, 32, 48, 3\]"),
         ("slow.npz", FRAMES, 8, "candidate has 8 frames a second, expected 16"),
         ("gone.npz", None, 16, "no file .*gone.npz, expected a video"),
-        ("black.npz", np.zeros_like(FRAMES), 16, "below the floor: psnr "),
+        ("black.npz", np.zeros_like(FRAMES), 16, "past the gate: psnr "),
     ],
 )
 def test_what_is_wrong_fails_and_is_never_trimmed(
