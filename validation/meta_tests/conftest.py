@@ -1,18 +1,52 @@
-"""Fixtures that several files of tests ask for."""
+"""The fast lane, how tests are shared out among processes, and fixtures that several files of tests ask for."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from validation import cli
-from validation.device import threads
+# Files without kernels, models and other processes.
+UNIT = frozenset({"test_diff", "test_drift_band", "test_estimate", "test_imports", "test_op_sets", "test_options"})
+
+# Files whose tests share nothing that takes long to make: `--dist loadgroup` hands their tests out one by one, after
+# the files that stay in one process each, so that all processes are busy to the end.
+ONE_BY_ONE = frozenset(
+    {
+        "test_adapters",
+        "test_automatic_bound",
+        "test_case",
+        "test_faults",
+        "test_fused_ops",
+        "test_judge",
+        "test_parity",
+        "test_reference_ops",
+        "test_same_bits",
+    }
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave unimported what the fast lane leaves out."""
+    is_test = collection_path.suffix == ".py" and collection_path.stem not in UNIT
+    return (is_test and config.getoption("markexpr") == "unit") or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the fast lane and what stays in one process; sweeps, the longest single tests, come first."""
+    for item in items:
+        if item.path.stem in UNIT:
+            item.add_marker("unit")
+        if item.path.stem not in ONE_BY_ONE and config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("parity") is None)
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Equal bits need the same number of threads; `helios.sample` and others use one."""
+    from validation.device import threads
+
     with threads.one_thread():
         yield
 
@@ -30,6 +64,8 @@ def forget_proofs() -> Iterator[None]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, on a machine without a GPU."""
+    import torch
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -39,6 +75,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str], str], None]:
     """Called with a command line: it must be refused in one line that says why, and leave nothing behind."""
+    from validation import cli
 
     def check(arguments: list[str], says: str) -> None:
         assert cli.main(arguments) == cli.USAGE
