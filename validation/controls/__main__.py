@@ -24,7 +24,8 @@ from validation.parity.profiles import Profile
 from validation.parity.sweep import Sweep
 from validation.parity.tiers import LOSSLESS_MEAN_RATIO
 from validation.record import Level, Record
-from validation.samples.registry import names
+from validation.samples import registry
+from validation.samples.request import Request
 from validation.verdict import Tier
 
 # Where --cases is not given.
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--op", action="append", default=[], metavar="NAME", help="this op only; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases are drawn from it (default: 0)")
-    parser.add_argument("--model", choices=names(), help="judge the controls of a sampled model instead")
+    parser.add_argument("--model", choices=registry.names(), help="judge the controls of a sampled model instead")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="with --model: as for validate quality")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="with --model: as for validate quality")
     parser.add_argument("--replays", type=int, default=8, metavar="N", help="with --model: as for validate quality")
@@ -139,26 +140,24 @@ def _run_model(arguments: argparse.Namespace) -> int:
     device = select(arguments.gpu)
     if device.bfloat16_problems:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
-    from validation.controls import separation, shape_separation
-
-    judged = shape_separation if arguments.model == "hunyuan3d" else separation
+    from validation.controls import separation
 
     def progress(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
-    print(f"{arguments.model} on {device.name}, torch {torch.__version__}, seed {arguments.seed}, held to lossless")
-    print(separation.HEADER)
-    wrong, expected = [], []
-    for found in judged.separate(
-        arguments.names or judged.NAMES,
+    request = Request(
         device,
-        checkpoint=arguments.checkpoint,
+        arguments.checkpoint,
         prompts=arguments.prompts,
         seed=arguments.seed,
         replays=arguments.replays,
         cache=arguments.cache,
         progress=progress,
-    ):
+    )
+    print(f"{arguments.model} on {device.name}, torch {torch.__version__}, seed {arguments.seed}, held to lossless")
+    print(separation.header(arguments.model))
+    wrong, expected = [], []
+    for found in separation.separate(arguments.model, arguments.names or separation.names(arguments.model), request):
         print(separation.line(found), flush=True)
         expected.append(found.expected)
         if found.expected is False:

@@ -1,27 +1,30 @@
-"""How far right and wrong lie apart in a sampled model: each control of `sampled`, judged like any op set.
+"""How far right and wrong lie apart in a sampled model: each control, judged like any op set.
 
+Right are the controls of this package, wrong those that a model's module ``faults`` has (`validation.samples.planted`).
 The reference is sampled once for all, and the band comes from the cache. Every control is held to ``lossless``.
 """
 
 import dataclasses
+import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
-from validation.controls import sampled
-from validation.controls.planted import Fault
-from validation.device import Device
+from validation import controls
 from validation.drift import verdicts
 from validation.errors import UsageError
 from validation.ops import OpSet, load_op_set
+from validation.record import Record
+from validation.samples import compare
+from validation.samples.gates import Gates
+from validation.samples.model import Model
+from validation.samples.planted import Planted
 from validation.samples.registry import model_class
-from validation.samples.request import REPLAYS, Progress, Request, silent
+from validation.samples.request import Request
 from validation.samples.run import SampleRun, plan
 from validation.samples.rung import Sample
 from validation.verdict import Status, Verdict
-
-NAMES = (*sampled.RIGHT, *sampled.FAULTS, *sampled.SHOWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Separation:
         failed: the checks that failed, in order.
         inconclusive: the checks that could not say.
         expected: True if the verdict is the one it must be; None where none is asked for.
-        teacher, band: the verdicts of the drift; None for a fault of the frames.
-        psnr_worst_frame: of all prompts, dB; NaN where frames could not be compared.
+        teacher, band: the verdicts of the drift; None for a fault of what was sampled.
+        measure: the least of the model's telling number over all prompts; NaN where it could not be measured.
     """
 
     name: str
@@ -43,61 +46,76 @@ class Separation:
     expected: bool | None
     teacher: Verdict | None
     band: Verdict | None
-    psnr_worst_frame: float
+    measure: float
 
 
-def separate(
-    names: Sequence[str],
-    device: Device,
-    *,
-    checkpoint: Path | None = None,
-    prompts: Path | None = None,
-    seed: int = 0,
-    replays: int = REPLAYS,
-    cache: Path | None = None,
-    progress: Progress = silent,
-) -> Iterator[Separation]:
-    """Judge controls on a Helios checkpoint; arguments as in `Request`.
+def faults_of(model: str) -> ModuleType:
+    """A model's module of planted faults.
 
     Raises:
-        UsageError: an unknown control, a bad file, or a reference that does not repeat itself.
+        UsageError: there is no such model, or it has none.
     """
-    check_names(names, NAMES, replays)
-    request = Request(device, checkpoint, None, prompts, seed=seed, replays=replays, cache=cache, progress=progress)
-    model, gates = plan(model_class("helios"), load_op_set("reference_ops"), request)
-    model.load(device)
-
-    def run_of(ops: OpSet, drift: bool) -> SampleRun:
-        return SampleRun(
-            model,
-            ops,
-            device,
-            gates=gates,
-            cache=request.cache_folder,
-            replays=replays if drift else 0,
-            beside=False,
-        )
-
-    references = sample_references(run_of(load_op_set("reference_ops"), False))
-    faults = {**sampled.FAULTS, **sampled.SHOWN}
-    for name in names:
-        fault = faults.get(name)
-        spoil = None if fault is None else fault.spoil
-        run = run_of(load_op_set("reference_ops") if spoil else sampled.op_set(name), spoil is None)
-        yield judged(name, run, references, fault, name in sampled.RIGHT, spoil, "psnr_worst_frame")
+    module = model_class(model).__module__.rpartition(".")[0] + ".faults"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise UsageError(f"--model: {model} has no planted faults, expected them in {module}") from error
 
 
-def check_names(names: Sequence[str], known: Sequence[str], replays: int) -> None:
-    """UsageError unless all are names of controls, and there will be a band."""
-    if not replays:
+def names(model: str) -> tuple[str, ...]:
+    """The controls of a model, the right ones first."""
+    faults = faults_of(model)
+    return (*controls.NAMES, *faults.FAULTS, *faults.SHOWN)
+
+
+def separate(model: str, chosen: Sequence[str], request: Request) -> Iterator[Separation]:
+    """Judge controls on a checkpoint of a model.
+
+    Args:
+        model: its name.
+        chosen: of `names`.
+        request: what is sampled, and how; its sites are the default ones.
+
+    Raises:
+        UsageError: an unknown control, a bad file, no replays, or a reference that is no sample or does not repeat
+            itself.
+    """
+    faults = faults_of(model)
+    planted: dict[str, Planted] = {**faults.FAULTS, **faults.SHOWN}
+    if not request.replays:
         raise UsageError("--replays: 0, expected at least 4: controls are told apart by the band")
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(known)}")
+    for name in chosen:
+        if name not in names(model):
+            raise UsageError(f"unknown control {name!r}, expected one of: {', '.join(names(model))}")
+    reference_ops = load_op_set("reference_ops")
+    loaded: dict[tuple[str, ...] | None, tuple[Model[Any], Gates]] = {}
+
+    def run_of(sites: tuple[str, ...] | None, ops: OpSet, replays: int) -> SampleRun:
+        if sites not in loaded:
+            loaded[sites] = plan(model_class(model), reference_ops, dataclasses.replace(request, sites=sites))
+            loaded[sites][0].load(request.device)
+        made, gates = loaded[sites]
+        cache = request.cache_folder
+        return SampleRun(made, ops, request.device, gates=gates, cache=cache, replays=replays, beside=False)
+
+    # The reference's latents are the same bits wherever its ops are mounted.
+    references = _references(run_of(None, reference_ops, 0))
+    for name in chosen:
+        fault = planted.get(name)
+        sites = None if fault is None else fault.sites
+        if fault is None:
+            run = run_of(sites, controls.op_set(name), request.replays)
+        elif fault.ops is not None:
+            run = run_of(sites, faults.op_set(name), request.replays)
+        else:
+            run = run_of(sites, reference_ops, 0)
+        yield _judged(name, run, references, fault, faults.MEASURE)
 
 
-def sample_references(run: SampleRun) -> list[Sample]:
-    """The reference's sample of each prompt; UsageError where it is none or does not repeat itself."""
+def _references(run: SampleRun) -> list[Sample]:
+    """The reference's sample of each prompt."""
     references = []
     for prompt in run.model.prompts:
         reference, wrong = run.sample_reference(prompt)
@@ -108,23 +126,19 @@ def sample_references(run: SampleRun) -> list[Sample]:
     return references
 
 
-def judged(
-    name: str,
-    run: SampleRun,
-    references: Sequence[Sample],
-    fault: Fault[Any] | None,
-    right: bool,
-    spoil: Callable[[Sample], Sample] | None,
-    number: str,
-) -> Separation:
-    """What became of one control: the least of a number over all prompts is told too."""
+def _judged(name: str, run: SampleRun, references: Sequence[Sample], fault: Planted | None, number: str) -> Separation:
     found: dict[str, Status] = {}
-    worst: list[float] = []
+    measured: list[float] = []
     for prompt, reference in zip(run.model.prompts, references, strict=True):
-        record = run.judge(prompt, reference=reference, spoil=spoil)
-        _note(found, record.check, record.status)
-        value = record.numbers.get(number)
-        worst += [float(value)] if isinstance(value, (int, float)) else []
+        if fault is not None and fault.spoil is not None:
+            judged: Record | Verdict = compare.judge(
+                reference, fault.spoil(reference, run.model), run.model.rungs, run.gates
+            )
+        else:
+            judged = run.judge(prompt, reference=reference)
+        _note(found, judged.check, judged.status)
+        value = judged.numbers.get(number)
+        measured += [float(value)] if isinstance(value, (int, float)) else []
     run.store.clear()
     teacher = band = None
     if run.drift is not None:
@@ -133,10 +147,11 @@ def judged(
             _note(found, part.check, part.status)
     failed = tuple(check for check, status in found.items() if status.failed)
     unsure = tuple(check for check, status in found.items() if status is Status.INCONCLUSIVE)
-    expected = bool(fault.gates & set(failed)) if fault is not None and fault.gates else None
-    if right:
-        expected = not failed and not unsure
-    return Separation(name, failed, unsure, expected, teacher, band, min(worst, default=math.nan))
+    if fault is None:
+        expected: bool | None = not failed and not unsure
+    else:
+        expected = bool(fault.gates & set(failed)) if fault.gates else None
+    return Separation(name, failed, unsure, expected, teacher, band, min(measured, default=math.nan))
 
 
 def _note(found: dict[str, Status], check: str, status: Status) -> None:
@@ -148,10 +163,12 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else float("inf")
 
 
-HEADER = (
-    f"{'control':<34}{'verdict':<10}{'failed by':<30}{'factor':>8}  {'first site':<28}"
-    f"{'distance / lossless band':>26}{'rank':>6}{'p':>9}{'close p':>9}{'PSNR':>7}"
-)
+def header(model: str) -> str:
+    """The table's first line."""
+    return (
+        f"{'control':<34}{'verdict':<10}{'failed by':<30}{'factor':>8}  {'first site':<28}"
+        f"{'distance / lossless band':>26}{'rank':>6}{'p':>9}{'close p':>9}  {faults_of(model).MEASURE}"
+    )
 
 
 def line(found: Separation) -> str:
@@ -162,7 +179,7 @@ def line(found: Separation) -> str:
     """
     verdict = {True: "as it must", False: "WRONG", None: "shown"}[found.expected]
     cells = [f"{found.name:<34}{verdict:<10} {', '.join(found.failed) or '-':<29}"]
-    shown = f"{'-' if math.isnan(found.psnr_worst_frame) else f'{found.psnr_worst_frame:.1f}':>7}"
+    shown = f"{'-' if math.isnan(found.measure) else f'{found.measure:.1f}':>7}"
     if found.teacher is None or found.band is None:
         return f"{''.join(cells)}{'':>88}{shown}"
     teacher, band = found.teacher.numbers, found.band.numbers

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import reference_ops
 from validation import controls
 from validation.chains.replay import KINDS
-from validation.controls import sampled
 from validation.drift import band, measure, verdicts
 from validation.drift.teacher import CallErrors, _own, can_reject, first_further, forwards_to_watch, places
 from validation.meta_tests.model_op_sets import reference
+from validation.models.helios import faults
 from validation.models.mount import Mount, Site, SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
 from validation.samples.model import Sampler
@@ -171,7 +171,7 @@ def test_a_lossless_set_is_below_bit_exact(cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["n_minus_1_variance", "bf16_statistics", "undeclared_rounding", "truncating_store"])
 def test_what_no_floor_sees_is_below_lossless(cache: Path, name: str) -> None:
-    teacher, banded = verdicts.verdicts(drift_of(sampled.op_set(name), cache), "lossless")
+    teacher, banded = verdicts.verdicts(drift_of(faults.op_set(name), cache), "lossless")
     assert teacher.status is Status.BELOW_REQUIRED_TIER
     assert teacher.numbers["first_site"] == ("gate" if name == "truncating_store" else "norm")
     assert banded.status.failed

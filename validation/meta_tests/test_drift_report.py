@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from validation.controls import sampled
 from validation.meta_tests.model_op_sets import reference
 from validation.meta_tests.test_drift import drift_of
 from validation.meta_tests.test_report import ENVIRONMENT, HOSTILE, Page, op_record, report, sample_record, video
+from validation.models.helios import faults
 from validation.ops import OpSet
 from validation.record import Level, Record
 from validation.report.drift_section import distance_figure
@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_candidate_that_leaves_is_shown_with_the_site_the_factor_and_the_step(cache: Path, tmp_path: Path) -> None:
-    records = records_of(sampled.op_set("undeclared_rounding"), cache)
+    records = records_of(faults.op_set("undeclared_rounding"), cache)
     assert [record.status for record in records] == [Status.BELOW_REQUIRED_TIER] * 2
     _, shown = report(tmp_path, records)
     text = shown.text()
@@ -87,7 +87,7 @@ def test_the_text_for_a_pull_request_has_verdict_reasons_and_the_command(cache: 
     samples[1].numbers["psnr_worst_frame"] = 35.0
     worst = dataclasses.replace(samples[1], reason="worst of all", case={"prompt_name": "ball", "seed": 4})
     records = [*(op_record(n) for n in range(3)), op_record(op="qk_norm", status=Status.BIASED, budget=7.0)]
-    records += [*records_of(sampled.op_set("undeclared_rounding"), cache), samples[0], worst]
+    records += [*records_of(faults.op_set("undeclared_rounding"), cache), samples[0], worst]
     lines = pull_request_text(ENVIRONMENT, records).splitlines()
     assert lines[0].startswith("**FAILED**: fault:undeclared_rounding, fused_ops: 1 of 4 op cases failed")
     assert lines[2] == "- 1 op passed in 3 cases: lossless, at most 80.0 % of the error budget"

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from validation import controls
-from validation.controls import planted, sampled, separation
+from validation.controls import separation
 from validation.controls.__main__ import main
 from validation.device import select
 from validation.errors import UsageError
 from validation.meta_tests.sampled_models import TINY
+from validation.models.helios import faults
+from validation.samples.planted import Planted
+from validation.samples.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ GATES = {
 
 def test_each_fault_is_caught_by_its_gate_and_what_is_right_passes(prompts: Path, cache: Path) -> None:
     names = ["reference", "chunked", *GATES]
-    for found in separation.separate(names, select(gpu=False), checkpoint=TINY, prompts=prompts, cache=cache):
+    request = Request(select(gpu=False), TINY, prompts=prompts, cache=cache)
+    for found in separation.separate("helios", names, request):
         assert found.expected, separation.line(found)
         if found.name in GATES:
             gate, place = GATES[found.name]
@@ -69,8 +73,8 @@ def test_the_table_has_a_line_for_each_control(prompts: Path, cache: Path, capsy
 def test_a_fault_that_passed_turns_the_command_red(
     prompts: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harmless = planted.Fault("Nothing is wrong.", frozenset({"floors"}), spoil=lambda trajectory: trajectory)
-    monkeypatch.setitem(sampled.FAULTS, "grey_tile", harmless)
+    harmless = Planted("Nothing is wrong.", frozenset({"floors"}), spoil=lambda sample, _model: sample)
+    monkeypatch.setitem(faults.FAULTS, "grey_tile", harmless)
     told = ["--checkpoint", str(TINY), "--prompts", str(prompts), "--cache", str(cache)]
     assert main(["--model", "helios", "grey_tile", *told]) == 1
     assert "1 verdicts are not as they must be: grey_tile" in capsys.readouterr().out
@@ -78,15 +82,15 @@ def test_a_fault_that_passed_turns_the_command_red(
 
 def test_controls_are_op_sets_by_name() -> None:
     select(gpu=False)
-    for name, fault in {**sampled.FAULTS, **sampled.SHOWN}.items():
+    for name, fault in {**faults.FAULTS, **faults.SHOWN}.items():
         if fault.ops is None:
             with pytest.raises(UsageError, match=f"unknown control '{name}'"):
-                sampled.op_set(name)
+                faults.op_set(name)
         else:
-            assert sampled.op_set(name).origin == f"validation.controls.sampled:{name}"
-    assert sampled.op_set("chunked").name == controls.op_set("chunked").name
+            assert faults.op_set(name).origin == f"validation.models.helios.faults:{name}"
+    assert set(separation.names("helios")) == {*controls.NAMES, *faults.FAULTS, *faults.SHOWN}
     with pytest.raises(UsageError, match="unknown control 'nothing'"):
-        next(separation.separate(["nothing"], select(gpu=False)))
+        next(separation.separate("helios", ["nothing"], Request(select(gpu=False))))
 
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:

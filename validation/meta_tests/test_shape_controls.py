@@ -4,21 +4,24 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from validation.controls import shape_separation, shapes
-from validation.controls.separation import Separation, line
+from validation import controls
+from validation.controls.separation import Separation, line, names, separate
 from validation.device import Device
 from validation.errors import UsageError
 from validation.meta_tests.sampled_models import SHAPE_PROMPTS as PROMPTS
+from validation.models.hunyuan3d import faults
+from validation.samples.request import Request
 
 CPU = Device("interpreter", "cpu")
 
 # On six prompts with eight replays of a few steps the test can reject as it does on the whole set.
 PROMPT_COUNT = 6
-VARIED = {"until": "field", "steps": 4, "own": {"octree_resolution": 12}}
+VARIED: dict[str, Any] = {"until": "field", "steps": 4, "own": {"octree_resolution": 12}}
 
 RIGHT = ("torch_native", "pairwise")
 WRONG = (
@@ -38,9 +41,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Separa
     (folder / "prompts.json").write_text(json.dumps(content))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    judged = shape_separation.separate(
-        (*RIGHT, *WRONG), CPU, prompts=folder / "prompts.json", cache=folder / "cache", varied=VARIED
-    )
+    request = Request(CPU, prompts=folder / "prompts.json", cache=folder / "cache", **VARIED)
+    judged = separate("hunyuan3d", (*RIGHT, *WRONG), request)
     yield {separation.name: separation for separation in judged}
     torch.set_num_threads(threads)
 
@@ -55,7 +57,7 @@ def test_right_op_sets_are_not_flagged(found: dict[str, Separation], name: str) 
 def test_planted_faults_are_caught_by_the_gate_that_names_them(found: dict[str, Separation], name: str) -> None:
     separation = found[name]
     assert separation.expected is True, separation
-    assert shapes.FAULTS[name].gates <= set(separation.failed)
+    assert faults.FAULTS[name].gates <= set(separation.failed)
     assert separation.teacher is not None
     assert separation.teacher.numbers["first_factor"] > 1.001  # type: ignore[operator]
 
@@ -74,13 +76,13 @@ def test_a_fault_is_found_where_it_was_planted(found: dict[str, Separation]) -> 
 
 def test_the_packed_view_s_fault_shows_nowhere_else() -> None:
     """On contiguous copies the same op is right: what the fault needs is the packed projection."""
-    ops = shapes.op_set("qk_norm_through_a_packed_view")
+    ops = faults.op_set("qk_norm_through_a_packed_view")
     generator = torch.Generator().manual_seed(0)
     packed = torch.randn(1, 5, 3, 2, 8, generator=generator).half()
     q, k, v = packed.unbind(2)
     weight = torch.ones(8).half()
     copies = [t.clone(memory_format=torch.contiguous_format) for t in (q, k)]
-    expected = shapes.op_set("reference")["qk_norm"](*(t.clone() for t in copies), weight, weight)
+    expected = controls.op_set("reference")["qk_norm"](*(t.clone() for t in copies), weight, weight)
     right = ops["qk_norm"](*copies, weight, weight, inplace=True)
     assert all(torch.equal(a, b) for a, b in zip(right, expected, strict=True))
     kept = v.clone()
@@ -95,12 +97,12 @@ def test_lines_of_the_table_fit_both_models(found: dict[str, Separation]) -> Non
 
 
 def test_names_are_told_apart_and_unknown_ones_refused(tmp_path: Path) -> None:
-    assert len(set(shape_separation.NAMES)) == len(shape_separation.NAMES)
+    assert len(set(names("hunyuan3d"))) == len(names("hunyuan3d"))
     with pytest.raises(UsageError, match="unknown control 'odd'"):
-        next(itertools.islice(shape_separation.separate(["odd"], CPU, cache=tmp_path), 1))
+        next(itertools.islice(separate("hunyuan3d", ["odd"], Request(CPU, cache=tmp_path)), 1))
     with pytest.raises(UsageError, match="unknown control 'hole_in_the_mesh'"):
-        shapes.op_set("hole_in_the_mesh")
-    for name, fault in shapes.FAULTS.items():
+        faults.op_set("hole_in_the_mesh")
+    for name, fault in faults.FAULTS.items():
         assert fault.bug.endswith(".")
         assert (fault.ops is None) != (fault.spoil is None)
         assert fault.gates, name

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 
 import reference_ops
 from validation import cli
-from validation.controls import shapes
 from validation.device import Device
 from validation.errors import UsageError
 from validation.files import FIXTURES
@@ -22,7 +22,7 @@ from validation.media.field import ShapeError
 from validation.media.render import Camera
 from validation.meta_tests.model_op_sets import reference
 from validation.meta_tests.sampled_models import SHAPE_PROMPTS as PROMPTS
-from validation.models.hunyuan3d import rungs, sites
+from validation.models.hunyuan3d import faults, rungs, sites
 from validation.models.hunyuan3d.model import Hunyuan3D
 from validation.models.hunyuan3d.sampling import ShapePipeline
 from validation.models.hunyuan3d.shapes import KINDS, ShapePrompt
@@ -45,6 +45,7 @@ MEASURES = [measure for rung in Hunyuan3D.rungs for measure in rung.measures]
 GATES = Gates.read(FIXTURES / "tolerances" / "hunyuan3d-trained.json", MEASURES)
 RUNGS = Hunyuan3D.rungs
 CAMERAS = Camera.read(FIXTURES / "cameras" / "views.json")
+VIEWED = SimpleNamespace(cameras=CAMERAS)  # all that a planted fault of a shape asks of the model
 STAGES = {
     "latents": ("condition", "denoise"),
     "field": ("condition", "denoise", "decode"),
@@ -269,24 +270,24 @@ def test_the_same_shape_passes_every_gate(sampled: Sample) -> None:
     assert (verdict.status, verdict.check, verdict.tier) == (Status.PASSED, "views", "bit-exact")
 
 
-@pytest.mark.parametrize("name", [name for name, fault in shapes.FAULTS.items() if fault.spoil is not None])
+@pytest.mark.parametrize("name", [name for name, fault in faults.FAULTS.items() if fault.spoil is not None])
 def test_planted_faults_of_the_shape_are_past_the_gate_that_names_them(sampled: Sample, name: str) -> None:
-    fault = shapes.FAULTS[name]
+    fault = faults.FAULTS[name]
     assert fault.spoil is not None
-    verdict = judge(sampled, fault.spoil(sampled, CAMERAS), RUNGS, GATES)
+    verdict = judge(sampled, fault.spoil(sampled, VIEWED), RUNGS, GATES)
     assert verdict.status is Status.BELOW_FLOOR
     assert {verdict.check} == fault.gates
 
 
 def test_a_mesh_that_is_open_where_the_reference_is_closed_fails_without_any_gate(sampled: Sample) -> None:
     loose = Gates("loose", {"mesh_chamfer": 1.0}, {})
-    verdict = judge(sampled, shapes.hole_in_the_mesh(sampled, CAMERAS), RUNGS, loose)
+    verdict = judge(sampled, faults.hole_in_the_mesh(sampled, VIEWED), RUNGS, loose)
     assert (verdict.status, verdict.check) == (Status.BELOW_FLOOR, "mesh")
     assert "not watertight" in verdict.reason
 
 
 def test_a_failure_tells_the_first_rung_in_full_and_the_others_in_short(sampled: Sample) -> None:
-    verdict = judge(sampled, shapes.mesh_mirrored(sampled, CAMERAS), RUNGS, GATES)
+    verdict = judge(sampled, faults.mesh_mirrored(sampled, VIEWED), RUNGS, GATES)
     mesh, views = verdict.reason.split("; ")
     assert mesh.startswith("past the gate: mesh_candidate_rms ")
     assert mesh.count("(ceiling ") > 1

@@ -202,8 +202,9 @@ class Model(Sampler[P]):
 
     @property
     def sources(self) -> list[Path]:
-        """Files whose content decides what is sampled; by default those of the model's folder."""
-        return sorted(Path(inspect.getfile(type(self))).parent.glob("*.py"))
+        """Files whose content decides what is sampled; by default the model's folder without its faults."""
+        folder = Path(inspect.getfile(type(self))).parent
+        return sorted(path for path in folder.glob("*.py") if path.name != "faults.py")
 
     def own(self, name: str) -> Any:
         """The value of an option that this model alone has."""

@@ -1,4 +1,4 @@
-"""Op sets for the sampled models whose verdict is known beforehand: what must fail, by which gate, and what must pass.
+"""Op sets and frames of Helios that are wrong on purpose, and the check that must catch each.
 
 What is wrong here is what a fused kernel gets wrong in a model: small enough to leave the picture alone in some
 cases, and then only the drift shows it. Some are wrong in one block, which they know from `running_call`.
@@ -15,14 +15,12 @@ from torch.nn import functional
 
 import reference_ops
 from reference_ops.contract import Modulation, expand_modulation
-from validation import controls
-from validation.controls import planted
-from validation.controls.planted import Fault, Normalise, with_ops
 from validation.ops import OpSet
+from validation.samples import planted
+from validation.samples.planted import Normalise, Planted, with_ops
 from validation.samples.rung import Sample
 
 Frames = npt.NDArray[np.float32]
-Spoil = Callable[[Sample], Sample]
 
 BLOCK_ROWS = 100  # of a kernel whose last, ragged block goes wrong
 LATENT_FRAMES = 9  # that Helios denoises at once
@@ -96,14 +94,14 @@ def _grey_tile(frames: Frames) -> Frames:
     return frames
 
 
-def _frames_fault(bug: str, gate: str, change: Callable[[Frames], Frames]) -> Fault[Spoil]:
-    def spoil(sample: Sample) -> Sample:
+def _frames_fault(bug: str, gate: str, change: Callable[[Frames], Frames]) -> Planted:
+    def spoil(sample: Sample, _model: object) -> Sample:
         return dataclasses.replace(sample, made={"frames": change(sample.made["frames"].copy())})
 
-    return Fault(bug, frozenset({gate}), spoil=spoil)
+    return Planted(bug, frozenset({gate}), spoil=spoil)
 
 
-FAULTS: dict[str, Fault[Spoil]] = {
+FAULTS: dict[str, Planted] = {
     **planted.faults_of_norms(_modulated, planted.ragged_rows(BLOCK_ROWS), "teacher-forced"),
     **planted.faults_of(
         (
@@ -121,11 +119,11 @@ FAULTS: dict[str, Fault[Spoil]] = {
     "grey_tile": _frames_fault("One tile of 32 x 32 pixels grey in one frame.", "floors", _grey_tile),
 }
 
-SHOWN: dict[str, Fault[Spoil]] = planted.shown(_modulated)
+SHOWN: dict[str, Planted] = planted.shown(_modulated)
 
-RIGHT = controls.NAMES
+MEASURE = "psnr_worst_frame"
 
 
 def op_set(name: str) -> OpSet:
-    """A control as an op set: see `planted.op_set_of`."""
+    """A fault as an op set: see `planted.op_set_of`."""
     return planted.op_set_of(name, {**FAULTS, **SHOWN}, __name__)

@@ -1,10 +1,9 @@
-"""Op sets and shapes for the sampled shape model whose verdict is known beforehand: as `sampled` has them for videos.
+"""Op sets and shapes of Hunyuan3D-2 that are wrong on purpose, and the check that must catch each.
 
 Ops declare their roundings here (``casting_mode="input"``): the faults round once more, or otherwise.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +13,12 @@ from torch.nn import functional
 
 import reference_ops
 from reference_ops.contract import Modulation, expand_modulation
-from validation import controls
-from validation.controls import planted
-from validation.controls.planted import Fault, Normalise, bug_of, with_ops
-from validation.media.render import Camera, render
+from validation.media.render import render
+from validation.models.hunyuan3d.sites import PACKED, SITE_NAMES
 from validation.ops import OpSet
+from validation.samples import planted
+from validation.samples.planted import Normalise, Planted, bug_of, with_ops
 from validation.samples.rung import Sample
-
-Spoil = Callable[[Sample, Sequence[Camera]], Sample]
 
 BLOCK_ROWS = 20  # of a kernel whose last, ragged block goes wrong: 64 and 72 rows are none of its multiples
 
@@ -125,8 +122,8 @@ def qk_norm_through_a_packed_view() -> OpSet:
 # Faults of what is sampled
 
 
-def _with_mesh(shape: Sample, mesh: trimesh.Trimesh, cameras: Sequence[Camera]) -> Sample:
-    return dataclasses.replace(shape, made={**shape.made, "mesh": mesh, "views": render(mesh, cameras)})
+def _with_mesh(shape: Sample, mesh: trimesh.Trimesh, model: Any) -> Sample:
+    return dataclasses.replace(shape, made={**shape.made, "mesh": mesh, "views": render(mesh, model.cameras)})
 
 
 def _mesh_of(shape: Sample) -> trimesh.Trimesh:
@@ -136,28 +133,28 @@ def _mesh_of(shape: Sample) -> trimesh.Trimesh:
     return mesh
 
 
-def hole_in_the_mesh(shape: Sample, cameras: Sequence[Camera]) -> Sample:
+def hole_in_the_mesh(shape: Sample, model: Any) -> Sample:
     """A hole cut in the mesh: the faces within 0.05 of one of its corners."""
     mesh = _mesh_of(shape)
     away = ((mesh.triangles_center - mesh.vertices[len(mesh.vertices) // 2]) ** 2).sum(axis=1) > 0.05**2
     cut = trimesh.Trimesh(mesh.vertices, mesh.faces[away], process=False)
-    return _with_mesh(shape, cut, cameras)
+    return _with_mesh(shape, cut, model)
 
 
-def camera_turned_by_one_pixel(shape: Sample, cameras: Sequence[Camera]) -> Sample:
+def camera_turned_by_one_pixel(shape: Sample, model: Any) -> Sample:
     """The cameras turned by one pixel."""
-    views = render(_mesh_of(shape), [camera.turned(1) for camera in cameras])
+    views = render(_mesh_of(shape), [camera.turned(1) for camera in model.cameras])
     return dataclasses.replace(shape, made={**shape.made, "views": views})
 
 
-def mesh_mirrored(shape: Sample, cameras: Sequence[Camera]) -> Sample:
+def mesh_mirrored(shape: Sample, model: Any) -> Sample:
     """The mesh mirrored left to right."""
     mesh = _mesh_of(shape)
     mirrored = trimesh.Trimesh(mesh.vertices * (-1, 1, 1), mesh.faces[:, ::-1], process=False)
-    return _with_mesh(shape, mirrored, cameras)
+    return _with_mesh(shape, mirrored, model)
 
 
-FAULTS: dict[str, Fault[Spoil]] = {
+FAULTS: dict[str, Planted] = {
     **planted.faults_of_norms(_modulated, planted.ragged_rows(BLOCK_ROWS), "teacher-forced"),
     **planted.faults_of(
         (
@@ -171,14 +168,14 @@ FAULTS: dict[str, Fault[Spoil]] = {
         "teacher-forced",
     ),
     **planted.faults_of((swapped_scale_shift, one_plus_dropped, gate_dropped), "field"),
-    "qk_norm_through_a_packed_view": Fault(
+    "qk_norm_through_a_packed_view": Planted(
         bug_of(qk_norm_through_a_packed_view),
         frozenset({"teacher-forced"}),
         qk_norm_through_a_packed_view,
-        packed=True,
+        sites=tuple(PACKED if name == "qk_norm" else name for name in SITE_NAMES),
     ),
     **{
-        spoil.__name__: Fault(bug_of(spoil), frozenset({gate}), spoil=spoil)
+        spoil.__name__: Planted(bug_of(spoil), frozenset({gate}), spoil=spoil)
         for spoil, gate in (
             (hole_in_the_mesh, "mesh"),
             (camera_turned_by_one_pixel, "views"),
@@ -187,11 +184,11 @@ FAULTS: dict[str, Fault[Spoil]] = {
     },
 }
 
-SHOWN: dict[str, Fault[Spoil]] = planted.shown(_modulated)
+SHOWN: dict[str, Planted] = planted.shown(_modulated)
 
-RIGHT = controls.NAMES
+MEASURE = "shaded_psnr_worst_view"
 
 
 def op_set(name: str) -> OpSet:
-    """A control as an op set: see `planted.op_set_of`."""
+    """A fault as an op set: see `planted.op_set_of`."""
     return planted.op_set_of(name, {**FAULTS, **SHOWN}, __name__)

@@ -1,9 +1,16 @@
-"""What the planted faults of sampled videos and of sampled shapes share."""
+"""What the planted faults of sampled models share.
+
+A model's own stand in its folder's module ``faults``, which has
+
+``FAULTS``, ``SHOWN``  `Planted` by name: what must be caught; what 16 bits hide, for which no verdict is asked.
+``MEASURE``            the number of a record that tells most: the least over all prompts is printed.
+``op_set(name)``       one of them as an op set, for ``--ops MODULE:NAME``: see `op_set_of`.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,19 +18,21 @@ from torch.nn import functional
 
 import reference_ops
 from reference_ops.contract import Modulation
-from validation import controls
 from validation.errors import UsageError
 from validation.models.mount import running_call
 from validation.ops import Op, OpSet, op_set_from
-
-T = TypeVar("T")
+from validation.samples.rung import Sample
 
 Normalise = Callable[[Tensor, float], Tensor]
 """Rows and eps to normalised rows in float32."""
 
 
+Spoil = Callable[[Sample, Any], Sample]
+"""What the candidate sampled, and the model, to what is judged in its place."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Fault(Generic[T]):
+class Planted:
     """A planted fault of a sampled model.
 
     Attributes:
@@ -31,14 +40,14 @@ class Fault(Generic[T]):
         gates: checks of which at least one must fail; none where no verdict is asked for.
         ops: makes the op set; None where the fault is in what was sampled.
         spoil: changes what the candidate sampled; None where the fault is in an op.
-        packed: shows only where the q/k norm works on the packed projection.
+        sites: where it shows, if not where the reference's ops are mounted by default.
     """
 
     bug: str
     gates: frozenset[str]
     ops: Callable[[], OpSet] | None = None
-    spoil: T | None = None
-    packed: bool = False
+    spoil: Spoil | None = None
+    sites: tuple[str, ...] | None = None
 
 
 def bug_of(make: Callable[..., Any]) -> str:
@@ -46,35 +55,35 @@ def bug_of(make: Callable[..., Any]) -> str:
     return (make.__doc__ or "").splitlines()[0]
 
 
-def faults_of(makes: Iterable[Callable[[], OpSet]], gate: str) -> dict[str, Fault[Any]]:
+def faults_of(makes: Iterable[Callable[[], OpSet]], gate: str) -> dict[str, Planted]:
     """Faults of op sets by the names of what makes them."""
-    return {make.__name__: Fault(bug_of(make), frozenset({gate}), make) for make in makes}
+    return {make.__name__: Planted(bug_of(make), frozenset({gate}), make) for make in makes}
 
 
-def faults_of_norms(modulated: Callable[[Normalise], OpSet], ragged: Normalise, gate: str) -> dict[str, Fault[Any]]:
+def faults_of_norms(modulated: Callable[[Normalise], OpSet], ragged: Normalise, gate: str) -> dict[str, Planted]:
     """Faults of what normalises, in front of a model's own modulation."""
     return {
-        normalise.__name__: Fault(bug_of(normalise), frozenset({gate}), functools.partial(modulated, normalise))
+        normalise.__name__: Planted(bug_of(normalise), frozenset({gate}), functools.partial(modulated, normalise))
         for normalise in (n_minus_1_variance, bf16_statistics, ragged)
     }
 
 
-def shown(modulated: Callable[[Normalise], OpSet]) -> dict[str, Fault[Any]]:
+def shown(modulated: Callable[[Normalise], OpSet]) -> dict[str, Planted]:
     """What 16 bits hide from a model at unit variance, and the op level shows: no verdict is asked for."""
-    return {eps_times_10.__name__: Fault(bug_of(eps_times_10), frozenset(), functools.partial(modulated, eps_times_10))}
+    return {
+        eps_times_10.__name__: Planted(bug_of(eps_times_10), frozenset(), functools.partial(modulated, eps_times_10))
+    }
 
 
-def op_set_of(name: str, faults: Mapping[str, Fault[Any]], module: str) -> OpSet:
-    """A control as an op set, right or wrong: ``--ops MODULE:NAME``.
+def op_set_of(name: str, faults: Mapping[str, Planted], module: str) -> OpSet:
+    """A planted fault as an op set: ``--ops MODULE:NAME``.
 
     Raises:
-        UsageError: there is no such control, or its fault is in what was sampled.
+        UsageError: there is no such fault, or it is in what was sampled.
     """
-    if name in controls.NAMES:
-        return controls.op_set(name)
     fault = faults.get(name)
     if fault is None or fault.ops is None:
-        names = ", ".join([*controls.NAMES, *(name for name, fault in faults.items() if fault.ops is not None)])
+        names = ", ".join(name for name, fault in faults.items() if fault.ops is not None)
         raise UsageError(f"unknown control {name!r}, expected one of: {names}")
     return OpSet(f"fault:{name}", fault.ops().functions, f"{module}:{name}")
 
