@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_ops import IndexedRows
+from reference_ops.contract import IndexedRows
 from validation.cases import values
 from validation.cases.case import Case, TensorSpec
 
