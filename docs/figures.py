@@ -4,7 +4,7 @@ Budget, tiers and the one rule come from the judge's own functions, on cases of 
 bands come from the records of a run of a wrong op set, of which ``figures/run.json`` keeps what is drawn; with RUN,
 the folder of such a run, that file is made again:
 
-    validate quality --model helios --ops validation.controls.helios:n_minus_1_variance
+    validate quality --model helios --ops validation.models.helios.faults:n_minus_1_variance
 """
 
 import functools
@@ -20,8 +20,8 @@ from torch import Tensor
 import reference_ops
 from validation.cases.case import Case
 from validation.cases.tensors import materialise
+from validation.judge.expected import Target, expect
 from validation.judge.stats import SYSTEMATIC
-from validation.judge.verdict import Target, expect
 from validation.record import Level, read_run
 
 FOLDER = Path(__file__).parent / "figures"
@@ -292,8 +292,8 @@ def teacher_forced() -> None:
     plot.axes(
         {n: words for words, n in blocks.items() if words},
         heights,
-        "sites, as the model runs them",
-        "RMS error, share of the truth's RMS",
+        "",
+        "RMS error of each site, in the model's order, share of the truth's RMS",
     )
     plot.line(list(enumerate(arms["reference"])), BLUE, wide=4)
     plot.line(list(enumerate(arms["candidate"])), BROWN)
@@ -327,7 +327,7 @@ def bands() -> None:
             [(n + 1.0, v) for n, v in enumerate(series[f"{kind}_band_{end}_per_step"])] for end in ("least", "greatest")
         ]
         plot.area(edges[0], edges[1], colour)
-    for arm, colour, width in (("reference", BLUE, 4.0), ("candidate", RED, 1.8)):
+    for arm, colour, width in (("reference", BLUE, 2.2), ("candidate", RED, 1.8)):
         plot.line([(n + 1.0, v) for n, v in enumerate(series[f"{arm}_distance_per_step"])], colour, wide=width)
     plot.key({"reference": BLUE, "variance over N - 1": RED, "lossless band": GREEN, "close band": SAND})
     plot.write("bands.svg")

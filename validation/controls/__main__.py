@@ -106,6 +106,9 @@ def _run(arguments: argparse.Namespace) -> int:
         ops = controls.op_set(name)
         cases = arguments.cases or DEFAULT_CASES[name]
         for op in arguments.op or ops.functions:
+            if op not in ops:
+                print(f"{name:<16}{op:<40}  not provided", flush=True)
+                continue
             start, count, flagged, columns = time.perf_counter(), 0, [], ""
             for record in judge_control(op, ops, device, cases=cases, seed=arguments.seed):
                 count += record.level is Level.OP
