@@ -14,8 +14,8 @@ import reference_ops
 from reference_ops import IndexedRows
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import reference
+from validation.meta_tests.models.test_helios import transformer
 from validation.meta_tests.op_arguments import HAS_CASTING_MODE, MODULATION, arguments, same_bits
-from validation.meta_tests.test_helios import transformer
 from validation.models.helios import sites
 from validation.models.helios.modulation import DistinctRows
 from validation.ops import OpSet, op_set_from

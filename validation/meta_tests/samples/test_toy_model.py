@@ -8,7 +8,7 @@ import pytest
 import validation.models
 from validation.controls import op_set, separation
 from validation.device import Device
-from validation.meta_tests.test_report import ENVIRONMENT, Page
+from validation.meta_tests.report.test_report import ENVIRONMENT, Page
 from validation.record import Level, Record, Run
 from validation.report.html import write_report
 from validation.samples.registry import model_class, names

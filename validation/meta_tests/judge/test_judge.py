@@ -436,7 +436,7 @@ def fake(y: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("odd", "words"),
     [
-        (lambda y: y.as_subclass(Sub), "a validation.meta_tests.test_judge.Sub"),
+        (lambda y: y.as_subclass(Sub), "a validation.meta_tests.judge.test_judge.Sub"),
         (torch.nn.Parameter, "a torch.nn.parameter.Parameter"),
         (fake, "a torch._subclasses.fake_tensor.FakeTensor"),
         (lambda y: y.to_sparse(), "a tensor of layout sparse_coo"),

@@ -11,8 +11,8 @@ import reference_ops
 from validation import controls
 from validation.chains.truth import truth
 from validation.drift import measure, verdicts
+from validation.meta_tests.drift.test_drift import STARTS, Start
 from validation.meta_tests.model_op_sets import reference
-from validation.meta_tests.test_drift import STARTS, Start
 from validation.models.hunyuan3d import dit, sampling, sites
 from validation.models.hunyuan3d.flow_matching import FlowMatchEuler
 from validation.models.hunyuan3d.sites import SiteMount

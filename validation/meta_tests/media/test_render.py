@@ -19,7 +19,7 @@ from validation.media.render import KINDS, Camera, Views, render, turntable
 from validation.media.video import read_video, to_uint8, write_video
 from validation.meta_tests.shape_fields import BOX_AND_SPHERE, field_of
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 CAMERAS = Camera.read(FIXTURES / "cameras" / "views.json")
 RADIUS = 0.8
 REACH = math.sqrt(3) * BOX

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from validation.meta_tests.test_report import ENVIRONMENT, HOSTILE, Page, video
+from validation.meta_tests.report.test_report import ENVIRONMENT, HOSTILE, Page, video
 from validation.record import Level, Record, Run
 from validation.report import page
 from validation.report.html import write_report

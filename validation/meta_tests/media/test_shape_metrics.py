@@ -13,7 +13,7 @@ from validation.media.render import KINDS, Camera, Views, render
 from validation.media.shape_metrics import compare_fields, compare_meshes, compare_views, point_to_surface
 from validation.meta_tests.shape_fields import BOX_AND_SPHERE, TORUS, field_of, step
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 CAMERAS = tuple(
     dataclasses.replace(camera, height=128, width=128)
     for camera in Camera.read(FIXTURES / "cameras" / "views.json")[:3]

@@ -27,7 +27,7 @@ from validation.judge.verdict import judge_call
 from validation.ops import reference_op_names
 from validation.verdict import Status
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # The automatic budget over the hand-made one, element by element. Measured over 60 cases an op: 0.11 to 2.9.
 # Below 1 where errors cancel that a bound of absolute values adds up (rows of one or two elements: an rstd whose

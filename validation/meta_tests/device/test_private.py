@@ -12,7 +12,7 @@ import pytest
 
 from validation.device import private
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRIVATE = re.compile(
     r"torch\.(\w+\.)*_\w|triton\.(\w+\.)*_\w|triton\.(runtime|backends|compiler|knobs|language\.semantic)\b"
 )

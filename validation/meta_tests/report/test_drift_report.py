@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from validation.meta_tests.drift.test_drift import drift_of
 from validation.meta_tests.model_op_sets import reference
-from validation.meta_tests.test_drift import drift_of
-from validation.meta_tests.test_report import ENVIRONMENT, HOSTILE, Page, op_record, report, sample_record, video
+from validation.meta_tests.report.test_report import ENVIRONMENT, HOSTILE, Page, op_record, report, sample_record, video
 from validation.models.helios import faults
 from validation.ops import OpSet
 from validation.record import Level, Record

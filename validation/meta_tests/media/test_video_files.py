@@ -8,7 +8,7 @@ import pytest
 
 from validation import cli
 from validation.media.video import UInt8Frames, write_video
-from validation.meta_tests.test_report import video
+from validation.meta_tests.report.test_report import video
 
 FRAMES: UInt8Frames = video(6, 32, 48)
 

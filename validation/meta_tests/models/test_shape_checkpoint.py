@@ -259,7 +259,7 @@ def test_the_command_makes_shapes_of_a_picture(official_folder: Path, picture: P
         [*command, "--model", "hunyuan3d", *map(str, words), "--out", str(tmp_path / "pytest")],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

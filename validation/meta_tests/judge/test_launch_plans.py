@@ -8,7 +8,7 @@ from pathlib import Path
 from validation.meta_tests.launch_plans import DRAWN, FAULTS
 from validation.ops import reference_op_names
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def compare(*arguments: str) -> list[str]:
