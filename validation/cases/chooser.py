@@ -7,6 +7,7 @@ and then the batch, frames and tokens together, are chosen in two steps (`Choose
 and the kernels' blocks tell apart, is part of the key; which member of that class is not.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 # Choices that compile no kernel of their own: what tensors hold, and numbers that kernels take as floats.
 VALUES = frozenset({"values", "literals", "eps", "scale_constant"})
+
+
+_integers = functools.cache(st.integers)  # to make a strategy takes longer than to draw from it
 
 
 class Chooser:
@@ -49,9 +53,9 @@ class Chooser:
             if chosen not in options and chosen not in rare:
                 raise ValueError(f"{name} is forced to {chosen!r}, expected one of {[*options, *rare]}")
         elif name in self._hints and self._hints[name] in (*options, *rare):
-            chosen = self._draw(st.sampled_from((options[0], *(self._hints[name],) * 3)))
+            chosen = (options[0], *(self._hints[name],) * 3)[self.integer(0, 3)]
         else:
-            chosen = self._draw(st.sampled_from(options))
+            chosen = options[self.integer(0, len(options) - 1)]
         if name not in VALUES:
             self.key[name] = chosen
         return chosen
@@ -67,7 +71,7 @@ class Chooser:
 
     def integer(self, low: int, high: int) -> int:
         """An integer in [low, high]."""
-        number: int = low if low == high else self._draw(st.integers(low, high))
+        number: int = low if low == high else self._draw(_integers(low, high))
         return number
 
     def literals(self, spec: TensorSpec) -> tuple[float, ...]:

@@ -141,11 +141,17 @@ def sizes_of(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
     return choose.member("sizes", classes, by_size=True)
 
 
+@functools.cache
+def _width_classes(widths: tuple[int, ...]) -> dict[tuple[int, ...], list[int]]:
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for width in widths:
+        classes.setdefault(width_class(width), []).append(width)
+    return classes
+
+
 def width_of(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """A width, and the widest of its class."""
     kind = choose.pick("width", [w for w in table if w not in RARE_WIDTHS], [w for w in table if w in RARE_WIDTHS])
-    classes: dict[tuple[int, ...], list[int]] = {}
-    for width in table[kind]:
-        classes.setdefault(width_class(width), []).append(width)
+    classes = _width_classes(table[kind])
     width = choose.member("width.class", classes)
     return width, max(classes[width_class(width)])

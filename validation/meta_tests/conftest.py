@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 # Files without kernels, models and other processes.
-UNIT = frozenset({"test_diff", "test_drift_band", "test_estimate", "test_imports", "test_op_sets", "test_options"})
+UNIT = frozenset(
+    {"test_case", "test_diff", "test_drift_band", "test_estimate", "test_imports", "test_op_sets", "test_options"}
+)
 
 # Files whose tests share nothing that takes long to make: `--dist loadgroup` hands their tests out one by one, after
 # the files that stay in one process each, so that all processes are busy to the end.

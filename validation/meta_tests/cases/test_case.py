@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ import reference_ops
 from validation.cases.case import Case, TensorSpec
 from validation.cases.corners import corners_of, declared_corners
 from validation.cases.layouts import gap_after
-from validation.cases.pool import draw_cases
+from validation.cases.pool import MOST_BYTES, draw_cases
 from validation.cases.signature import Signature
 from validation.cases.sizes import HEAD_DIMS, ODD_HEAD_DIMS, WIDTHS, width_class
 from validation.cases.strategies import WITHOUT_EPS, cases
@@ -162,6 +163,24 @@ def test_an_eps_of_0_is_drawn_where_no_row_divides_by_its_own_rounding() -> None
     drawn = draw_cases(cases(signature_of("layer_norm")), seed=0, count=300)
     regimes = {case.values for case in drawn if case.flags["eps"] == 0.0}
     assert regimes == set(WITHOUT_EPS)
+
+
+def test_the_seed_alone_decides_what_is_drawn() -> None:
+    strategy = cases(signature_of("scale_residual_layer_norm_scale_shift"))
+    drawn = draw_cases(strategy, seed=5, count=200)
+    assert draw_cases(strategy, seed=6, count=1) != drawn[:1]
+    assert draw_cases(strategy, seed=5, count=3) == drawn[:3]
+    # 200 and 200, of the engine 200 and 192.
+    assert len({tuple(spec.shape for spec in case.tensors.values()) for case in drawn}) > 190
+    assert len({case.seed for case in drawn}) == 200
+
+
+def test_what_bytes_make_no_value_of_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=f"{MOST_BYTES} bytes"):
+        draw_cases(st.binary(min_size=MOST_BYTES, max_size=MOST_BYTES), seed=0, count=1)
+    with pytest.raises(RuntimeError, match="drew nothing"):
+        draw_cases(st.integers(0, 9).filter(lambda _: False), seed=0, count=1)
+    assert draw_cases(st.integers(0, 9), seed=0, count=2) == draw_cases(st.integers(0, 9), seed=0, count=2)
 
 
 def test_a_corner_that_is_a_meeting_of_two_has_half_the_cases() -> None:
