@@ -44,12 +44,12 @@ replaces, measured, on inputs chosen to hurt.
 
 COMMANDS = (*run.COMMANDS, *again.COMMANDS, *bench.COMMANDS)
 
-# Of commands that share their first word: the help text, and what the second word is.
+# By the first word that several commands share: help text, description, and the metavar of the second word.
 SHARED = {"bench": ("time ops or a denoiser", "Timings; they count on a GPU only.", "WHAT")}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does."""
+    """Raises `UsageError` instead of exiting, so that `main` prints one line and returns 2."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
@@ -91,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     from validation.files import default_folder
 
-    # Else Hypothesis makes a folder of its own wherever the command is called.
+    # Otherwise Hypothesis creates its folder in the current directory.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(default_folder() / "hypothesis"))
-    # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    # Under the interpreter NumPy warns wherever a case contains NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     try:
         options = _parser().parse_args(argv)

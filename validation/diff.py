@@ -1,8 +1,8 @@
 """What changed from one run folder to another, record by record.
 
-Records are matched by level, subject, op set and case (where they have no case, by check); a case that a run holds
-several times is matched in order. Wall-clock seconds and peak memory (``*_peak_mib``) are no results and are left out.
-Another environment (commit, versions, device, seed) is named, but is no difference by itself.
+Records are matched by level, subject, op set and case (by check if they have no case); a case that occurs several
+times in a run is matched in order. Wall-clock seconds and peak memory (``*_peak_mib``) are not results and are left
+out. A changed environment (commit, versions, device, seed) is reported, but is not a difference by itself.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SHOWN = 3  # differences of one op or model, in the text
 
 
 class Kind(StrEnum):
-    """What about a record changed."""
+    """Which part of a record changed."""
 
     GONE = "gone"  # only the old run has the record
     NEW = "new"  # only the new run has it
@@ -35,7 +35,7 @@ class Kind(StrEnum):
     SERIES = "series"
     BITS = "bits"  # the content of an artifact
     CORNERS = "corners"
-    CASE = "case"  # of a sample or a model: what is said of it, where the rest matches
+    CASE = "case"  # a sample's or a model's case changed, and the rest matches
     TEXT = "text"  # reason, message, repeat line
 
 
@@ -44,8 +44,8 @@ class Difference:
     """One thing that changed.
 
     Attributes:
-        kind: of the change.
-        level, subject, op_set: of the record.
+        kind: which part of the record changed.
+        level, subject, op_set: the record's.
         about: the record's case in a few words, or its check.
         what: the name of the number, series, artifact or field; "" for a whole record.
         old, new: the two values as JSON; None where a side has none.
@@ -110,7 +110,7 @@ class Diff:
                 yield f"  and {len(found) - SHOWN:,} more"
 
     def to_json(self) -> str:
-        """Everything, strict JSON."""
+        """All fields and `counts` as strict JSON, without NaN or Infinity."""
         data = dataclasses.asdict(self) | {"old": str(self.old), "new": str(self.new), "counts": self.counts}
         return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
 
@@ -146,7 +146,7 @@ def diff(old: Path, new: Path) -> Diff:
 def match(
     old: Sequence[Record], new: Sequence[Record]
 ) -> tuple[list[tuple[Record, Record]], list[Record], list[Record]]:
-    """Pairs of records that say the same thing in both runs, and those that only the old or the new run has."""
+    """Pair the records about the same thing; returns the pairs, then those of the old and of the new run alone."""
     pairs: list[tuple[Record, Record]] = []
     for key in (_exact, _without_check, _sampled):
         waiting: dict[Hashable, list[Record]] = defaultdict(list)
@@ -171,7 +171,7 @@ def _without_check(record: Record) -> tuple[str, ...]:
 
 
 def _sampled(record: Record) -> tuple[str, ...]:
-    """What names a sample or a model whatever else its case says, so that another case shows as such."""
+    """The key of a sample (prompt, seed) or a model (check) without the rest of its case, which may have changed."""
     if record.level not in (Level.MODEL, Level.SAMPLE):
         return _exact(record)
     prompt = [str(record.case.get(name)) for name in ("prompt_name", "seed")]
@@ -188,7 +188,7 @@ def _compare(old_folder: Path, old: Record, new_folder: Path, new: Record) -> It
             word = str(kind) if kind is not Kind.TEXT else field
             yield _difference(old, kind, field, before, after, f"{word} {_changed(before, after)}")
     for field in ("measures", "players"):
-        # How results are shown, which earlier runs did not say.
+        # How results are displayed; earlier runs did not record it.
         before, after = getattr(old, field), getattr(new, field)
         if before and after and before != after:
             yield _difference(old, Kind.TEXT, field, before, after, f"{field} {_changed(before, after)}")

@@ -1,4 +1,4 @@
-"""The packages that sampling a model takes, and nothing else here: the extra ``models``."""
+"""The extra ``models``: the packages that only sampling a model needs."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ from validation.errors import UsageError
 
 INSTALL = "pip install 'fused-op-validation[models]'"
 
-# Packages by the name under which they are imported.
+# Package by import name.
 MODELS = {
     "accelerate": "accelerate",
     "diffusers": "diffusers",
@@ -22,10 +22,10 @@ MODELS = {
 
 
 def require_models(who: str) -> None:
-    """Look for the packages of the extra, importing none of them.
+    """Look for the packages of the extra without importing them.
 
     Args:
-        who: needs them.
+        who: the command that needs them, for the message.
 
     Raises:
         UsageError: some are not installed.

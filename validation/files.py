@@ -1,4 +1,4 @@
-"""Files and folders: where the fixtures lie, what can be written, and how it is written whole or not at all."""
+"""Files and folders: where the fixtures are, whether a path can be written, and writing a file whole or not at all."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def default_folder() -> Path:
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """A digest of files' names and contents, in the order given; of a folder, all files below it.
+    """A digest of the names and contents of files, in the order given; a folder stands for all files below it.
 
     Raises:
         UsageError: one cannot be read.
@@ -41,7 +41,7 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """UsageError unless the folder can be made or written to; makes nothing."""
+    """Raise UsageError unless the folder can be created or written to; creates nothing."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -52,7 +52,7 @@ def require_writable(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """UsageError unless a file of that path could be written; leaves nothing behind."""
+    """Raise UsageError unless a file could be written at that path; leaves nothing behind."""
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -63,10 +63,10 @@ def check_writable(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        UsageError: it cannot be read, or holds something else.
+        UsageError: the file cannot be read, or holds something else.
     """
     try:
         data = json.loads(path.read_text())
@@ -87,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            # Half a surrogate pair can reach a message, and UTF-8 has no bytes for it.
+            # A message can contain a lone surrogate, which UTF-8 cannot encode.
             file.write(text.encode("utf-8", "replace"))
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)

@@ -1,4 +1,4 @@
-"""An option, as data: imported for every command line, so it imports nothing heavy."""
+"""An option as data. Every command line imports this module, so it imports nothing heavy."""
 
 import argparse
 import dataclasses
@@ -11,18 +11,19 @@ class Option:
     """An option of some commands.
 
     Attributes:
-        name: as a command line has it, without the dashes.
+        name: as on the command line, without the dashes.
         help: what it does; the default is added.
-        commands: those that have it; ``pytest`` is one of them. By default those that have the options of one model.
-        type: makes the value of a word, or raises `argparse.ArgumentTypeError`. ``bool`` takes no word: by default
-            False it has one form, by default None a second one, ``--no-NAME``.
-        default: the value where it is not given; None where that depends on other things, which ``help`` then names.
+        commands: the commands that have it, of which ``pytest`` is one; by default those that have the options of one
+            model.
+        type: converts a word to the value, or raises `argparse.ArgumentTypeError`. ``bool`` takes no word: with
+            default False the option has one form, with default None also ``--no-NAME``.
+        default: the value if it is not given; None if that depends on other things, which ``help`` then names.
         metavar: what help texts call the value.
         choices: the values that are allowed; empty for all.
-        repeated: whether it may be given several times; the value is a list of all.
-        several: whether it takes several words; the value is a list of them.
+        repeated: whether it may be given several times; the value is then a list.
+        several: whether it takes several words; the value is then a list.
         required: whether it must be given.
-        group: heading of the help text under which it stands; "" for the command's own.
+        group: its heading in the help text; "" for the command's own options.
     """
 
     name: str
@@ -39,12 +40,12 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The name of its value in `argparse.Namespace`."""
+        """Its attribute in `argparse.Namespace`."""
         return self.name.replace("-", "_")
 
     @property
     def unset(self) -> Any:
-        """The value where it is not given; a list of its own where that is a list."""
+        """The value if it is not given; a new list each time if it is repeated."""
         return [] if self.repeated else self.default
 
     def keywords(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Option:
         return keywords
 
     def words(self, value: Any) -> list[str]:
-        """As a command line says that value."""
+        """The command-line words that give this value."""
         if self.type is bool:
             return [f"--{self.name}" if value else f"--no-{self.name}"]
         if self.repeated:

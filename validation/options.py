@@ -25,7 +25,7 @@ BENCHES = ("bench ops", "bench denoise")
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Reads an integer that is no less than that."""
+    """A parser of integers from ``least`` up."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
@@ -36,7 +36,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def new_file(text: str) -> Path:
-    """Reads the path of a file that can be written."""
+    """Parse the path of a file that can be written."""
     try:
         check_writable(Path(text))
     except UsageError as error:
@@ -45,7 +45,7 @@ def new_file(text: str) -> Path:
 
 
 def names(text: str) -> tuple[str, ...] | None:
-    """Names with commas between them; None for the empty text."""
+    """Parse names separated by commas; None for the empty text."""
     return tuple(text.split(",")) if text else None
 
 
@@ -249,7 +249,7 @@ OPTIONS = (
     ),
 )
 
-# The one that pytest has without the prefix.
+# The only option that pytest has without the prefix.
 GPU = Option(
     "gpu",
     "run on the GPU; a usage error where there is none",
@@ -288,7 +288,7 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def given(**values: Any) -> argparse.Namespace:
-    """The options of a session: those values, and the defaults of the others.
+    """The options of a session: these values, and the defaults of all others.
 
     Raises:
         TypeError: an unknown option.
@@ -304,12 +304,12 @@ def repeat_line(command: str, *words: str, always: Collection[str] = (), **value
 
     Args:
         command: such as ``parity``.
-        words: that it takes without a name.
-        always: options to say even where they have their default; others are left out then.
-        values: of the options, in the order in which to say them; None says nothing.
+        words: positional words.
+        always: options to write even at their default; others are left out then.
+        values: values of the options, in the order in which they are written; None is left out.
 
     Raises:
-        TypeError: a value for an option that the command has not.
+        TypeError: a value for an option that the command does not have.
     """
     options = {option.key: option for option in options_of(command)}
     line = [PROGRAM, *command.split(), *words]
@@ -325,16 +325,16 @@ PREFIX = "validate-"
 
 
 def plugin_name(option: Option) -> str:
-    """The option's name for pytest: prefixed, for other plugins have a --seed and a --profile too."""
+    """The option's name for pytest: prefixed, because other plugins have a --seed and a --profile too."""
     return f"--{option.name}" if option is GPU else f"--{PREFIX}{option.name}"
 
 
 def plugin_key(option: Option) -> str:
-    """The name of its value among pytest's."""
+    """The option's ``dest`` in pytest."""
     return plugin_name(option).removeprefix("--").replace("-", "_")
 
 
 def as_pytest_says(text: str) -> str:
-    """A message with pytest's names of the options."""
+    """Rewrite the option names in a message to pytest's."""
     known: Sequence[str] = [option.name for option in options_of("pytest") if option is not GPU]
     return re.sub(rf"(?<![\w-])--({'|'.join(known)})(?![\w-])", rf"--{PREFIX}\1", text)

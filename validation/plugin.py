@@ -2,12 +2,12 @@
 
 Loaded by the ``conftest.py`` at the top; elsewhere with ``-p validation.plugin``.
 
-What takes seconds waits until a test needs it: torch and the device for the first test after something has imported
-torch, the op set for the first test that judges one. What names ops is checked at once, though, for that can be
-checked in no other way.
+Work that takes seconds waits until a test needs it: the device is selected for the first test after something has
+imported torch, and the op set is loaded for the first test that judges one. Options that name ops load it at once,
+since they can be checked in no other way.
 
-With pytest-xdist (``-n N``) the ops are spread over the workers; each sends its records along with its tests'
-reports, and the process that started them writes the one run. With ``--gpu`` each worker sees one GPU.
+With pytest-xdist (``-n N``) the ops are spread over the workers; each sends its records with its tests' reports, and
+the process that started the workers writes the one run. With ``--gpu`` each worker sees one GPU.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MARKERS = {
     "gpu": "needs a GPU; runs with --gpu only",
 }
 
-# What a worker is told, and the attribute of a test's report that carries its records.
+# Keys of a worker's input, and the attribute of a test's report that carries its records.
 GPU, FOLDER, RECORDS = "validation_gpu", "validation_folder", "validation_records"
 
 
@@ -57,14 +57,14 @@ class Validation:
 
     @property
     def folder(self) -> Path:
-        """The run's."""
+        """The run folder; without the option ``out`` its name is chosen on first access."""
         if self._folder is None:
             self._folder = self.options.out or Run.new_folder()
         return self._folder
 
     @property
     def session(self) -> "Session":
-        """Loads the op set when first asked for; the message of a usage error has pytest's names of the options."""
+        """The session, which loads the op set on first access; usage errors name the options as pytest does."""
         if self._session is None:
             from validation.session import Session
 
@@ -85,7 +85,7 @@ VALIDATION = pytest.StashKey[Validation]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options, those of one model in a group of their own."""
+    """Add the options; those of one model form their own group."""
     for option in options_of("pytest"):
         group = parser.getgroup(f"validation {option.group}".strip(), f"validation of fused ops {option.group}".strip())
         group.addoption(plugin_name(option), dest=plugin_key(option), **option.keywords())
@@ -95,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers; check what can be checked without importing much."""
     for name, text in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
-    # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    # Under the interpreter NumPy warns wherever a case contains NaN or inf on purpose.
     for module in ("triton", "numpy"):
         config.addinivalue_line("filterwarnings", rf"ignore::RuntimeWarning:{module}.*")
     options = given_options(**{option.key: config.getoption(plugin_key(option)) for option in options_of("pytest")})
@@ -156,7 +156,7 @@ def pytest_runtest_makereport(
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add the records that came with a worker's report to the run."""
-    node = getattr(report, "node", None)  # pytest-xdist says whence it came, in the process that gathers
+    node = getattr(report, "node", None)  # the worker, set by pytest-xdist in the controlling process
     if node is not None:
         for text in getattr(report, RECORDS, ()):
             node.config.stash[VALIDATION].session.run.add(Record.from_json(text))
@@ -170,7 +170,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests that need a GPU out unless --gpu was given."""
+    """Deselect tests that need a GPU unless --gpu was given."""
     if config.getoption("--gpu"):
         return
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
@@ -190,7 +190,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give tests that take ``op_name`` one call for each op that is judged."""
+    """Parametrize tests that take ``op_name`` with the ops that are judged."""
     if "op_name" in metafunc.fixturenames:
         metafunc.parametrize("op_name", metafunc.config.stash[VALIDATION].session.names)
 
@@ -205,7 +205,8 @@ def check(session: "Session", records: Iterator[Record]) -> None:
     """Add records to the run; fail with the messages of those that failed, each kind of failure once.
 
     Raises:
-        AssertionError: a record failed, or there was none.
+        AssertionError: there were no records.
+        pytest.fail.Exception: a record failed or is inconclusive.
     """
     seen: dict[tuple[str, Status], Record] = {}
     count = failed = 0

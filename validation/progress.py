@@ -1,24 +1,24 @@
-"""How much of some sampling is done, in time, and how long the rest may take."""
+"""The progress of sampling: the share done, and the time left."""
 
 from collections.abc import Mapping
 
 
 class Estimate:
-    """How much of the sampling is done, in time, and how long the rest may take."""
+    """The share of the sampling that is done, by time, and the time left, from the mean seconds of each kind."""
 
     def __init__(self, planned: Mapping[str, int]) -> None:
-        """planned: how many samples of each kind."""
+        """planned: the number of samples by kind."""
         self.left = dict(planned)
         self.count: dict[str, int] = {}
         self.spent: dict[str, float] = {}
 
     def plan(self, more: Mapping[str, int]) -> None:
-        """Add to what is left."""
+        """Add samples, by kind, to those that are left."""
         for kind, count in more.items():
             self.left[kind] = self.left.get(kind, 0) + count
 
     def done(self, kind: str, seconds: float, count: int = 1) -> None:
-        """So many samples of a kind are there, after so many seconds; cached ones take none."""
+        """Record that `count` samples of a kind finished after `seconds` (0 if cached)."""
         if not count:
             return
         self.left[kind] = max(self.left.get(kind, 0) - count, 0)

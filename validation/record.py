@@ -47,7 +47,7 @@ class Record:
         reason: the verdict in one sentence, with its numbers.
         case: what was run, enough to run it again: a `Case` for an op; model, prompt, seed, steps for a sample.
         dtype: the working dtype, in torch's names (``bfloat16``).
-        tier: reached; None where the record failed or has none.
+        tier: the tier reached; None if the record failed or has none.
         numbers: scalars by name. For an op those of `judge.stats.Errors`; for a sample ``psnr`` (dB,
             pooled), ``psnr_worst_frame``, ``ssim_mean``, ``ssim_worst_frame``, ``worst_frame``, site counts.
         series: lists of numbers by name, such as ``psnr_per_frame`` (dB) and ``ssim_per_frame``.
@@ -57,8 +57,8 @@ class Record:
         message: the verdict as an engineer reads it, several lines; empty where nothing failed.
         repro: a command line that repeats this record.
         corners: the declared corners that the case reached.
-        measures: of a sample, which numbers are distances and how they are shown. players: how its artifacts are
-            shown. Both in `validation.samples.model`.
+        measures: which numbers of a sample are distances, and how they are shown. players: how its artifacts are
+            shown. `validation.samples.model` describes both.
     """
 
     level: Level
@@ -127,7 +127,7 @@ def _decode(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """Where a run ran.
+    """The environment of a run.
 
     Attributes:
         started: UTC, ISO 8601.
@@ -224,7 +224,7 @@ class Run:
         Args:
             folder: its path.
             environment: of this process.
-            shared: whether another process writes the environment and the records; artifacts lie there all the same.
+            shared: whether another process writes the environment and the records; artifacts go there either way.
 
         Raises:
             UsageError: the folder cannot be made or written, or holds another run.
@@ -244,7 +244,7 @@ class Run:
             raise UsageError(f"cannot write to {folder}: {error.strerror}, expected a writable folder") from error
 
     def add(self, record: Record) -> None:
-        """Append a record, on disk as well."""
+        """Append a record, also to ``records.jsonl`` unless the folder is shared."""
         self.records.append(record)
         if self.shared:
             return
@@ -253,7 +253,7 @@ class Run:
 
     @staticmethod
     def new_folder(root: Path = Path("runs")) -> Path:
-        """A folder name of its own below root: the UTC time, and a number where that is taken."""
+        """A new folder name below root: the UTC time, with a number if that is taken."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         folder, n = root / stamp, 1
         while folder.exists():

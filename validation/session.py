@@ -30,13 +30,13 @@ class Session:
 
     Attributes:
         options: as given (`validation.options.given`).
-        device: where it runs.
-        executor: who runs the candidates.
+        device: where the ops run.
+        executor: runs the candidates.
         names: the ops to judge.
-        profile: resolved.
-        require: the tier asked for, the op set's default where none was.
-        xfail: the known failures, none where no file was given.
-        folder: where the run is written; made with `run`.
+        profile: the resolved profile.
+        require: the tier asked for, or else the op set's default.
+        xfail: the known failures; none if no file was given.
+        folder: where the run is written; created with `run`.
     """
 
     def __init__(self, options: argparse.Namespace, shared_folder: Path | None = None) -> None:
@@ -47,7 +47,7 @@ class Session:
             shared_folder: the run folder of another process, which gathers the records of this one.
 
         Raises:
-            UsageError: any of the options cannot be met.
+            UsageError: an option cannot be met.
         """
         self.options = options
         self.profile = profile_named(options.profile)
@@ -94,11 +94,11 @@ class Session:
 
     @property
     def sweep(self) -> Sweep:
-        """How the options judge ops."""
+        """The sweep that judges ops as the options say."""
         return Sweep(self.executor, self.profile, self.options.seed, self.require, self.xfail)
 
     def keep(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Pass records on, each added to the run; the smallest failures are kept as files of their own."""
+        """Add each record to the run and pass it on; the failures of ops are also saved as files (`save_failure`)."""
         for record in records:
             self.run.add(record)
             if record.level is Level.OP and record.status.failed:
@@ -106,8 +106,7 @@ class Session:
             yield record
 
     def models(self) -> tuple[str, ...]:
-        """The models to sample: the one that was named, or those that the options can be meant for and that call an op
-        that the set provides.
+        """The models to sample: the one that was named, or else those that fit the options and call an op of the set.
 
         Raises:
             UsageError: an unknown model, or an option that it does not have.
@@ -130,12 +129,12 @@ class Session:
         return tuple(name for name in found if classes[name].ops() & set(self.ops.functions))
 
     def _own(self) -> dict[str, str]:
-        """The model of each option that was given and that it alone has."""
+        """Model by option, for the given options that only one model has."""
         options_of = {option: name for name in registry.names() for option in registry.options_of(name)}
         return {o.key: name for o, name in options_of.items() if getattr(self.options, o.key) not in (None, [])}
 
     def _of_one_model(self) -> bool:
-        """Whether options were given that can only be meant for one model."""
+        """Whether an option was given that fits one model only."""
         options = self.options
         given = (options.model, options.sites, options.checkpoint, options.prompts)
         return bool(self._own()) or any(value is not None for value in given)
@@ -152,13 +151,13 @@ class Session:
             plan(model_class(name), self.ops, self._request(name, self.options.out))
 
     def quality(self, progress: Callable[[str], None] = lambda _text: None) -> Iterator[Record]:
-        """Judge the op set by sampled models, and keep what was sampled in the run folder.
+        """Judge the op set by sampled models, and keep the samples in the run folder.
 
-        Where no model was named, one that calls none of the set's ops is passed over.
+        If no model was named, models that call none of the set's ops are skipped.
         """
         from validation.samples.run import run
 
-        self.executor.close()  # a model runs here, and on a GPU has need of what that process holds of it
+        self.executor.close()  # the model runs in this process, and needs the GPU memory that the other one holds
         for name in registry.names():
             if not self._of_one_model() and not model_class(name).ops() & set(self.ops.functions):
                 progress(f"{name}: calls no op that {self.ops.name} provides, not sampled")
@@ -168,7 +167,7 @@ class Session:
     def _request(
         self, name: str, folder: Path | None, progress: Callable[[str], None] = lambda _text: None
     ) -> "Request":
-        """What is asked of a model."""
+        """The request to sample a model, with its repeat line."""
         from validation.samples.request import Request
 
         options, kind, require = self.options, model_class(name), self.require or "close"
@@ -211,7 +210,7 @@ class Session:
     def finish(self) -> Path:
         """Write the report, and the files asked for with --json and --junit; return the report's path.
 
-        The process of an isolated op set ends.
+        Ends the process of an isolated op set.
         """
         from validation.report.html import write_report
         from validation.report.junit import write_junit

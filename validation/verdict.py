@@ -1,4 +1,4 @@
-"""What a judge says: the statuses, the tiers in their one order, and a verdict with its numbers."""
+"""The judge's answers: the statuses, the tiers in their one order, and a verdict with its numbers."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,13 @@ Series = dict[str, list[float]]
 
 
 class Status(StrEnum):
-    """What a record says. Everything but the first four is a failure."""
+    """The outcome of a record. All but the first four are failures."""
 
     PASSED = "PASSED"
     INCONCLUSIVE = "INCONCLUSIVE"
     NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
-    # Of one op.
+    # One op.
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
     TIMEOUT = "TIMEOUT"
@@ -25,7 +25,7 @@ class Status(StrEnum):
     INCORRECT_DTYPE = "INCORRECT_DTYPE"
     INCORRECT_SHAPE = "INCORRECT_SHAPE"
     INCORRECT_DEVICE = "INCORRECT_DEVICE"
-    STATE_CHANGED = "STATE_CHANGED"  # what torch computes with after the call, for all of the process
+    STATE_CHANGED = "STATE_CHANGED"  # the call left process-wide torch state changed
     INPUT_MODIFIED = "INPUT_MODIFIED"
     OUTPUT_ALIASES_INPUT = "OUTPUT_ALIASES_INPUT"
     OUT_OF_BOUNDS_WRITE = "OUT_OF_BOUNDS_WRITE"
@@ -49,7 +49,7 @@ class Status(StrEnum):
     CORNER_NOT_REACHED = "CORNER_NOT_REACHED"
     BFLOAT16_NOT_JUDGED = "BFLOAT16_NOT_JUDGED"
     FAULT_SURVIVED = "FAULT_SURVIVED"  # a planted fault that no check caught
-    FAULT_MISNAMED = "FAULT_MISNAMED"  # a planted fault that no check caught which names it
+    FAULT_MISNAMED = "FAULT_MISNAMED"  # a planted fault that was caught, but by no check that names it
     XFAIL_UNUSED = "XFAIL_UNUSED"  # an entry of the xfail file that no failure matched
 
     @property
@@ -58,7 +58,7 @@ class Status(StrEnum):
         return self not in (Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED)
 
 
-# The order in which reports list statuses: that of their declaration. What the judge asks first is in its `STAGES`.
+# Reports list statuses in the order of declaration; the judge's own order of checks is its `STAGES`.
 REPORT_ORDER = tuple(Status)
 
 
@@ -70,12 +70,12 @@ class Tier(StrEnum):
     CLOSE = "close"  # within the error budget
 
     def meets(self, required: "Tier | str") -> bool:
-        """Whether what was reached is as strict as what is required, or stricter."""
+        """Whether this tier is at least as strict as the required one."""
         return TIERS.index(self) <= TIERS.index(Tier(required))
 
     @classmethod
     def loosest(cls, tiers: Iterable["Tier | str | None"]) -> "Tier | None":
-        """The loosest of some tiers, those that are None left out; None where there is none."""
+        """The loosest of some tiers, ignoring None; None if there are none."""
         found = [TIERS.index(cls(tier)) for tier in tiers if tier is not None]
         return TIERS[max(found)] if found else None
 
@@ -85,13 +85,13 @@ TIERS = tuple(Tier)
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one comparison; the fields are those of a `validation.record.Record`.
+    """The verdict on one comparison; the fields are those of a `validation.record.Record`.
 
     Attributes:
         status: passed, inconclusive, or how it failed.
         check: the check that decided.
         reason: in one sentence, with its numbers.
-        tier: reached; None where it failed or has none.
+        tier: the tier reached; None if it failed or has none.
         numbers: scalars by name. series: lists of numbers by name.
         lines: further lines of a failure's message.
         seconds: wall-clock seconds by stage.
