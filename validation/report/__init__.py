@@ -1,1 +1,1 @@
-"""Records as people and machines read them: the terminal table, one self-contained HTML file, JUnit XML."""
+"""Renders records for people and machines: the terminal table, one self-contained HTML file, JUnit XML."""

@@ -10,14 +10,14 @@ from validation.report import page, summary
 Values = Sequence[float]
 
 WIDTH, HEIGHT, LEFT, RIGHT, BASE = 520, 210, 58, 10, 178
-DECADES = 1.2  # from which on heights are marked at powers of ten and their multiples by 2 and 5
+DECADES = 1.2  # a wider logarithmic range is marked at powers of ten and their multiples by 2 and 5
 
 
 class _Scale:
-    """Heights in a plot.
+    """The vertical scale of a plot.
 
     Attributes:
-        marks: heights to mark, with their words.
+        marks: values to mark, with their labels.
     """
 
     def __init__(self, values: Iterable[float], top: float, *, log: bool) -> None:
@@ -31,7 +31,7 @@ class _Scale:
             self.marks = [(tick, summary.number(tick)) for tick in ticks]
         self._low, self._high = self._widened(*(math.log10(v) if log else v for v in (low, high)))
         if not log or high / low <= 10**DECADES:
-            # Where a logarithmic plot spans less than that, round numbers read better than powers.
+            # In a logarithmic plot that spans less, round numbers read better than powers.
             ends = [10**v if log else v for v in (self._low, self._high)]
             ticks = page.ticks(ends[0], ends[1], 5)
             digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 4
@@ -47,11 +47,11 @@ class _Scale:
         return (low - 0.05, high + 0.05) if self.log else (low - max(abs(low) * 0.01, 1e-3), high)
 
     def has(self, value: float) -> bool:
-        """Whether a value has a height."""
+        """Whether a value can be drawn: finite, and positive in a logarithmic plot."""
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def y(self, value: float) -> float:
-        """Its height, in the plot's units from above."""
+        """The y coordinate of a value, in SVG units from the top."""
         return BASE - (BASE - self.top) * ((math.log10(value) if self.log else value) - self._low) / (
             self._high - self._low
         )
@@ -72,24 +72,24 @@ def figure(
     log: bool = False,
     width: int = WIDTH,
 ) -> Markup:
-    """A figure: the plot, what its lines are where there are several, and a caption.
+    """A figure: the plot, a legend if it has several lines, and a caption.
 
-    Infinity is drawn in a strip of its own above the plot, and what has no height (no number; in a logarithmic plot
-    zero) as a cross at its foot: neither is put at a height that it does not have. A plot over frames has a cursor,
+    Infinity is drawn in its own strip above the plot, and a value without a height (NaN; zero in a logarithmic plot)
+    as a cross at the bottom: neither is drawn at a height that it does not have. A plot over frames has a cursor,
     which the player moves.
 
     Args:
         title: what is drawn, with the unit.
-        lines: by name, of which ``reference``, ``candidate`` and ``legal rounding`` have colours.
+        lines: values by name; ``reference``, ``candidate`` and ``legal rounding`` have colours.
         note: follows the title in the caption.
-        bands: least and greatest, by name.
+        bands: least and greatest values, by name.
         floors: horizontal lines by name.
-        marked: points of the candidate, or the only line, to mark, such as the worst frame.
-        axis: what the points are.
-        at: where they are; numbers from 0 by default.
-        names: of the points; ``axis`` and ``at`` otherwise.
-        ticks: words below some points; numbers of ``at`` otherwise.
-        log: a logarithmic height.
+        marked: indices of points to mark, such as the worst frame, on the candidate's line or the only one.
+        axis: what the points are, such as frames.
+        at: their x values; 0, 1, 2, ... by default.
+        names: names of the points; by default made from ``axis`` and ``at``.
+        ticks: labels below some points; by default numbers from ``at``.
+        log: whether the vertical scale is logarithmic.
         width: in pixels.
     """
     bands, floors = bands or {}, floors or {}
@@ -168,7 +168,7 @@ def _plot(
 
 
 def _line(name: str, values: Values, xs: Sequence[float], scale: _Scale) -> list[str]:
-    """Polylines through what has a height, broken where something has none."""
+    """Polylines through the values that have a height, broken at those that have none."""
     runs: list[list[str]] = [[]]
     for x, value in zip(xs, values, strict=False):
         if scale.has(value):

@@ -1,5 +1,5 @@
-"""The report's section on drift: where along a model and its steps the candidate parts from the truth, by records of
-`validation.drift.verdicts`."""
+"""The report's section on drift: at which sites and steps of a model the candidate leaves the truth, from the records
+of `validation.drift.verdicts`."""
 
 import math
 import re
@@ -45,7 +45,7 @@ def section(folder: Path, records: Sequence[Record]) -> page.Section | None:  # 
 
 
 def distance_figure(series: Mapping[str, Values], whose: str) -> Markup | None:
-    """Distances to the truth's latents over the steps, with the bands; None where the record has none."""
+    """Distances to the truth's latents over the steps, with the bands; None if the series have none."""
     lines = {arm: series.get(f"{arm}_distance_per_step", []) for arm in ("reference", "candidate")}
     if not any(lines.values()):
         return None
@@ -124,7 +124,7 @@ def _first(numbers: Mapping[str, Any]) -> str:
 
 
 def _ticks(names: Sequence[str]) -> dict[int, str]:
-    """The block that begins at a place, at some of the places where one does."""
+    """Labels of the places where a block begins, thinned out to about `MAX_TICKS`."""
     found: dict[int, str] = {}
     for n, name in enumerate(names):
         match = re.search(r"(?<= in )(?:\w+ )?block \d+", name)

@@ -17,8 +17,8 @@ class Cell:
 
     Attributes:
         column: the value regime, or ``whole op``.
-        failed: cases that the check failed.
-        cases: cases that there were.
+        failed: number of cases that the check failed.
+        cases: number of all cases.
     """
 
     column: str
@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """One character: a space for no case, a dot for no kill, tenths of the cases, # for all."""
+        """One character: a space for no case, a dot for no kill, a digit for tenths of the cases, # for all."""
         if not self.cases:
             return " "
         if not self.failed:
@@ -45,10 +45,10 @@ class Line:
     """A fault and one check that caught it.
 
     Attributes:
-        check: the verdict's name; "" where nothing caught the fault.
-        named: whether it is one that names the bug.
-        failed, cases: how many cases it failed, of how many.
-        cells: the same by column.
+        check: the verdict's name; "" if nothing caught the fault.
+        named: whether the check names the bug.
+        failed, cases: number of cases that the check failed, and of all cases.
+        cells: the same numbers by column.
     """
 
     check: str
@@ -64,7 +64,7 @@ class Entry:
 
     Attributes:
         fault, op, bug: as registered.
-        records: one a seed.
+        records: one for each seed.
         lines: one for each check that caught it, those that name the bug first; one empty line if none did.
     """
 
@@ -76,12 +76,12 @@ class Entry:
 
     @property
     def killed(self) -> int:
-        """With how many seeds a check that names the bug caught it."""
+        """The number of seeds with which a check that names the bug caught it."""
         return sum(not record.status.failed for record in self.records)
 
     @property
     def slowest(self) -> int:
-        """The most cases that a kill took."""
+        """The greatest number of cases that a kill took."""
         return max(int(sum(record.series["cases"])) for record in self.records)
 
 
@@ -154,7 +154,7 @@ def _legend(entries: Sequence[Entry], columns: dict[str, str]) -> list[str]:
 
 
 def section(folder: Path, records: Sequence[Record]) -> page.Section | None:  # noqa: ARG001 - all sections take both
-    """The section, or None where no fault was planted."""
+    """The section, or None if no fault was planted."""
     entries = matrix(records)
     if not entries:
         return None

@@ -11,14 +11,14 @@ from validation.report import drift_section, fault_section, op_section, page, sa
 from validation.report.pull_request import pull_request_text
 from validation.verdict import Status
 
-# A further section is a file with one such function, and its entry here.
+# To add a section, write a file with such a function and list it here.
 SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
     op_section.section,
     drift_section.section,
     sample_section.section,
     fault_section.section,
 )
-# What a row of the overview is about, where one model has several.
+# Appended to a model's name in the overview, where one model has several rows.
 _KINDS = {**dict.fromkeys(Level, ""), Level.MODEL: ", drift", Level.SAMPLE: ", samples"}
 
 MAX_OTHERS = 8  # further cases listed with each kind of failure; all of them are in records.jsonl
@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
         The path of the file.
 
     Raises:
-        UsageError: the folder is no run folder, or the file cannot be written.
+        UsageError: the folder is not a run folder, or the file cannot be written.
     """
     environment, records = read_run(folder)
     verdict, sentence = summary.headline(records)
@@ -57,7 +57,7 @@ def write_report(folder: Path) -> Path:
         max_others=MAX_OTHERS,
         style="\n".join([page.source("report.css"), *(section.style for section in sections)]),
         script=script,
-        # Of all scripts the browser runs this one alone, whatever text a record holds.
+        # The browser runs this script alone, whatever text a record holds.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = folder / "report.html"
@@ -66,7 +66,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _judged(records: Sequence[Record]) -> str:
-    """The op sets, and what they were judged in."""
+    """The op sets, and the ops and models in which they were judged."""
     here = [record for record in records if record.level not in (Level.RUN, Level.FAULT)]
     sets = ", ".join(sorted({record.op_set for record in here}))
     ops = {record.subject for record in here if record.level is Level.OP}

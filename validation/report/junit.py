@@ -1,8 +1,8 @@
 """JUnit XML, which CI systems show beside their own results.
 
-One test case an op (or model), op set and dtype, not one a record: CI systems follow a test through its
-history by its name, and drawn cases have no name that the next run would use again; thousands of passing
-ones would only bury the failure. What failed stands in full inside.
+There is one test case for each op (or model), op set and dtype, not one for each record: CI systems follow a test
+through its history by its name, and drawn cases have no name that the next run would use again; thousands of passing
+ones would only bury the failure. The test case contains its failures in full.
 """
 
 import re
@@ -55,7 +55,7 @@ def _test_case(classname: str, name: str, records: list[Record]) -> ET.Element:
             first = of_tag[0].records[0]
             element = ET.SubElement(case, tag, type=str(first.status), message=_valid(first.reason))
             element.text = _valid("\n\n".join(map(_group_text, of_tag)))
-            break  # many readers take the first result of a test case only, and a failure outweighs a doubt
+            break  # many readers take only the first result of a test case, and a failure outweighs a doubt
     budget = summary.percent(summary.worst(records, "budget_percent"))
     text = f"{summary.counted(len(records), 'record')}, worst budget {budget} %"
     ET.SubElement(case, "system-out").text = text
@@ -79,5 +79,5 @@ def _count(element: ET.Element, cases: list[ET.Element]) -> None:
 
 
 def _valid(text: str) -> str:
-    """The text without the characters that XML 1.0 has no way to hold."""
+    """The text without the characters that XML 1.0 cannot represent."""
     return re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)

@@ -1,4 +1,4 @@
-"""The report's section on ops: numbers, use of the error budget, and what was covered."""
+"""The report's section on ops: numbers, use of the error budget, and coverage."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ def _has_budget(record: Record) -> bool:
 
 
 def _numbers(name: str, records: list[Record]) -> dict[str, Any]:
-    # Signed, or away from zero: whichever shows more.
+    # The signed bias or the bias in magnitude, whichever is greater.
     biases = [b for key in ("bias_ulp", "magnitude_bias_ulp") if (b := summary.median(records, key)) is not None]
     return {
         "name": name,
@@ -81,8 +81,8 @@ class Cell:
     """One cell of the coverage table.
 
     Attributes:
-        cases: how many were drawn.
-        failed: how many of them failed.
+        cases: number of cases drawn.
+        failed: number of them that failed.
         budget: the worst percent of the error budget among them.
     """
 
@@ -98,9 +98,9 @@ class Cell:
 
 
 def _coverage(records: list[Record], everything: list[Record], dtypes: list[str]) -> list[dict[str, Any]]:
-    """Rows of the table, by what they divide the cases by; a cell for each dtype, then one for all."""
+    """Rows of the table, grouped by what divides the cases; a cell for each dtype, then one for all."""
     axes: tuple[tuple[str, Callable[[Record], str], list[Record]], ...] = (
-        # A regime or a casting mode that other ops were fed and this one was not is a gap worth seeing.
+        # Regimes of all ops: one that other ops were given and this one was not is a gap worth seeing.
         ("values", _regime, everything),
         ("casting mode", _casting_mode, records),
         ("width", _width, records),

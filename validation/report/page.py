@@ -1,4 +1,4 @@
-"""What the sections of the HTML report are made of: templates and inline SVG charts."""
+"""Building blocks of the HTML report's sections: templates and inline SVG charts."""
 
 import dataclasses
 import functools
@@ -17,9 +17,9 @@ class Section:
 
     Attributes:
         title: its heading.
-        body: its HTML, everything that came from records escaped.
+        body: its HTML; all text from records is escaped.
         anchors: anchors of `summary.Row` that the body defines, so that the overview can link to them.
-        style: CSS that the body needs beside report.css.
+        style: CSS that the body needs in addition to report.css.
     """
 
     title: str
@@ -45,7 +45,7 @@ def _templates() -> jinja2.Environment:
 
 
 def render(template: str, **values: object) -> Markup:
-    """A template of this package with its values, which are escaped unless they are Markup."""
+    """Render a template of this package; values are escaped unless they are Markup."""
     return Markup(_templates().get_template(template).render(values))
 
 
@@ -57,12 +57,12 @@ def source(name: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """A name that may break after its underscores where a column is narrow."""
+    """A name that may break after its underscores in a narrow column."""
     return Markup("_<wbr>").join(text.split("_"))
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers from low to high, about count of them, 1, 2 or 5 times a power of ten apart."""
+    """About count round numbers from low to high, spaced by 1, 2 or 5 times a power of ten."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
@@ -70,7 +70,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def histogram(percents: Sequence[float]) -> Markup:
-    """An SVG histogram of percents of the error budget in steps of 5, all above 100 in one bar of its own."""
+    """An SVG histogram of percents of the error budget in steps of 5, with one bar for all above 100."""
     counts = [0] * 21
     for value in percents:
         if not math.isnan(value):
@@ -100,13 +100,13 @@ def histogram(percents: Sequence[float]) -> Markup:
 
 
 def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
-    """SVG text, escaped."""
+    """An SVG text element at (x, y); words are escaped."""
     return str(
         Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, words)
     )
 
 
 def svg(width: int, height: int, label: str, parts: Sequence[str], kind: str = "chart", data: str = "") -> Markup:
-    """An SVG image of parts that are markup already."""
+    """An SVG image of parts that are already markup; label is its accessible name."""
     head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"').format(kind, width, height, label)
     return head + Markup(data + ">" + "".join(parts) + "</svg>")

@@ -1,4 +1,4 @@
-"""Two arms' frames to flip through, with their amplified difference: images in the page's own CSS, no further file."""
+"""A player of two arms' frames and their amplified difference; the images are in the page's CSS, not in files."""
 
 import base64
 import json
@@ -18,11 +18,11 @@ from validation.report import summary
 
 Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]
 
-MAX_PIXELS = 2**20  # embedded per arm, at least one frame; a file of all frames of a large video would not open
-SHEET_HEIGHT = 8192  # further frames go into a further column: few graphics processors draw more than 16384 a side
+MAX_PIXELS = 2**20  # embedded per arm, at least one frame; a page with all frames of a large video would not open
+SHEET_HEIGHT = 8192  # further frames go into a new column: few graphics processors draw more than 16384 a side
 MAX_GAIN = 128  # one grey level becomes 128: half of white
 ZOOMS = (0.25, 0.5, 1, 2, 3, 4, 6, 8)
-WIDTH = 384  # of a pane, at most, before the reader zooms
+WIDTH = 384  # of a pane in pixels, at most, before the reader zooms
 
 
 class _NoFramesError(Exception):
@@ -30,7 +30,7 @@ class _NoFramesError(Exception):
 
 
 def read_arms(folder: Path, record: Record, role: str) -> tuple[dict[str, Frames], list[str]]:
-    """The frames of both arms of a record, from its artifacts ``<arm>_<role>``, and what is wrong with them."""
+    """The frames of both arms of a record, from its artifacts ``<arm>_<role>``, and problems in words."""
     problems: list[str] = []
     arms: dict[str, Frames] = {}
     for arm in ("reference", "candidate"):
@@ -58,14 +58,14 @@ def player(
     """The values of ``player.html`` and the CSS of its images.
 
     Args:
-        arms: at least one.
-        name: no other player's on the page.
+        arms: frames by arm, at least one.
+        name: unique among the players of the page.
         label: what it shows.
-        note: the words below a frame.
+        note: gives the words below a frame.
         worst: the frame to begin with.
-        rate: frames a second.
+        rate: frames per second.
         unit: what a frame is.
-        width: of a pane, at most, before the reader zooms; pixels.
+        width: greatest width of a pane in pixels, before the reader zooms.
     """
     total = max(len(frames) for frames in arms.values())
     height = max(frames.shape[1] for frames in arms.values())
@@ -76,7 +76,7 @@ def player(
     at = kept.index(first)
     shown, style = [], []
     for arm, frames in arms.items():
-        # Kept frames that this arm has: a shorter arm ends earlier.
+        # A shorter arm lacks the last of the kept frames.
         some = frames[[frame for frame in kept if frame < len(frames)]]
         sheet = base64.b64encode(_sheet(some, rows)).decode()
         style.append(f'.{name}-{arm}{{background-image:url("data:image/png;base64,{sheet}")}}')
@@ -127,7 +127,7 @@ def _read_frames(folder: Path, name: str | None) -> Frames:
     if not path.is_file():
         raise _NoFramesError(f"{name} is missing")
     try:
-        # numpy takes whatever is no zip file for a pickle, and says so.
+        # Opened as a zip file first: numpy takes any other file for a pickle, and its error says so.
         with zipfile.ZipFile(path), np.load(path) as data:
             frames: npt.NDArray[Any] = data["frames"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -141,7 +141,7 @@ def _read_frames(folder: Path, name: str | None) -> Frames:
 
 
 def _kept(total: int, most: int, first: int) -> list[int]:
-    """Indices of the frames to embed: all, or else ``first`` and others evenly apart."""
+    """Indices of the frames to embed: all, or else ``first`` and others at even distances."""
     if total <= most:
         return list(range(total))
     even = {round(n * (total - 1) / max(most - 2, 1)) for n in range(most - 1)}
@@ -149,10 +149,10 @@ def _kept(total: int, most: int, first: int) -> list[int]:
 
 
 def _sheet(frames: Frames, rows: int) -> bytes:
-    """A PNG of the frames one below the other, in as many columns as ``rows`` a column ask for.
+    """A PNG of the frames stacked in columns of ``rows`` frames.
 
-    Below, not beside: what a pixel repeats from the frame before then lies within the 32 KiB that deflate
-    looks back, for frames of up to about 10,000 pixels.
+    They are stacked because a pixel then repeats one of the previous frame within the 32 KiB that deflate looks
+    back, for frames of up to about 10,000 pixels.
     """
     count, height, width, _ = frames.shape
     columns = math.ceil(count / rows)

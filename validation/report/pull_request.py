@@ -8,7 +8,7 @@ from validation.verdict import Tier
 
 
 def pull_request_text(environment: Environment, records: Sequence[Record]) -> str:
-    """The verdict, a line for each kind of result, and what repeats it."""
+    """The verdict, a line for each kind of result, and the command that repeats the run."""
     verdict, sentence = summary.headline(records)
     rows = summary.rows(records)
     op_sets = ", ".join(sorted({row.op_set for row in rows if row.op_set}))
@@ -48,7 +48,7 @@ def _told(record: Record) -> str:
 
 
 def _badness(record: Record) -> tuple[bool, float]:
-    """Failures first, then the lowest of the measures of the last rung, those in its first one's unit."""
+    """Sort key: failures first, then the least of the last rung's measures that share the unit of its first."""
     last = [measure for measure in record.measures if measure["rung"] == record.measures[-1]["rung"]]
     alike = [measure["name"] for measure in last if (measure["unit"], measure["better"]) == (last[0]["unit"], "high")]
     values = [value for name in alike for value in summary.numbers_of([record], name)]

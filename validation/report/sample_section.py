@@ -1,5 +1,5 @@
 """The report's section on samples: both arms to look at, each measure beside its bound and its distances to the truth,
-and the curves. What a number means, and how files are shown, the record says (`validation.samples.model`)."""
+and the curves. The record says what a number means and how files are shown (`validation.samples.model`)."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def section(folder: Path, records: Sequence[Record]) -> page.Section | None:
 
 
 def _title(record: Record) -> str:
-    """What was sampled, such as the prompt and the seed, as far as the case says."""
+    """What was sampled, such as the prompt and the seed, as far as the case records it."""
     prompt, seed = (record.case.get(key) for key in ("prompt", "seed"))
     return ", ".join([*([str(prompt)] if prompt else []), *([] if seed is None else [f"seed {seed}"])])
 
@@ -72,7 +72,7 @@ def _title(record: Record) -> str:
 
 
 def _players(folder: Path, record: Record, name: str) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """The values of each player, what is wrong with their files, and the CSS of their images."""
+    """The values of each player, problems of their files in words, and the CSS of their images."""
     shown, problems, style = [], [], []
     for n, spec in enumerate(record.players or _unsaid(folder, record)):
         arms, wrong = read_arms(folder, record, spec["role"])
@@ -97,14 +97,14 @@ def _players(folder: Path, record: Record, name: str) -> tuple[list[dict[str, An
 
 
 def _unsaid(folder: Path, record: Record) -> list[dict[str, Any]]:
-    """The players of a record from a run that named none: whatever frames both arms have."""
+    """Players for a record that names none: all frames that both arms have."""
     pairs = [name.removeprefix("reference_") for name in record.artifacts if name.startswith("reference_")]
     readable = [role for role in pairs if not read_arms(folder, record, role)[1]]
     return [{"role": role, "unit": "frame", "rate": 16.0} for role in readable]
 
 
 def _note(record: Record, spec: Mapping[str, Any]) -> Callable[[int], str]:
-    """The words below a frame: its caption or number, and the values of each series over such frames."""
+    """A function that gives the words below a frame: its caption or number, and its value in each series of frames."""
     unit, captions, worst = spec["unit"], spec.get("captions") or [], spec.get("worst")
     series = {
         name: values
@@ -128,7 +128,7 @@ def _note(record: Record, spec: Mapping[str, Any]) -> Callable[[int], str]:
 
 
 def _measure(record: Record, quantity: str) -> Mapping[str, str]:
-    """The measure of a quantity, or of its worst part, such as ``psnr_worst_frame`` of ``psnr``; empty if none is."""
+    """The measure of a quantity, or of its worst part, such as ``psnr_worst_frame`` for ``psnr``; empty if none."""
     names = {measure["name"]: measure for measure in record.measures}
     parts = (measure for name, measure in names.items() if name.startswith(f"{quantity}_"))
     return names.get(quantity) or next(parts, {})
@@ -139,7 +139,7 @@ def _words(name: str) -> str:
 
 
 def _shown(value: Number, measure: Mapping[str, str] | None = None) -> str:
-    """A number with its measure's unit; a share close to 1 is not rounded to it."""
+    """A number with its measure's unit; a share close to 1 is not rounded to 1."""
     unit, share = (measure or {}).get("unit", ""), bool(measure) and (measure or {}).get("better") == "high"
     if not isinstance(value, (int, float)):
         return summary.number(value)
@@ -157,7 +157,7 @@ def _range(least: Number, greatest: Number, measure: Mapping[str, str] | None = 
 
 
 def _latents(record: Record) -> list[list[str]]:
-    """Rows of the tested steps: distances of the latents, in shares of their spread."""
+    """Rows for the tested steps: distances of the latents, in shares of their spread."""
     series, between = record.series, record.series.get("latents_per_step", [])
 
     def at(name: str, step: int) -> float | None:
@@ -207,7 +207,7 @@ def _measured(record: Record) -> set[str]:
 
 
 def _arms(record: Record) -> list[list[str]]:
-    """What is known of each arm by itself, such as peak memory or a mesh's Euler number."""
+    """Rows of the numbers that each arm has by itself, such as peak memory or a mesh's Euler number."""
     rows = []
     for name, value in record.numbers.items():
         if "reference" in name and name not in _measured(record):
@@ -223,7 +223,7 @@ def _plain(value: Number) -> str:
 
 
 def _numbers(record: Record) -> list[tuple[str, str]]:
-    """What stands in no table: where it is worst, ranks among the replays, the calls of all sites in one."""
+    """The numbers in no table: where it is worst, ranks among the replays, and one entry for the calls of all sites."""
     numbers, found, calls = record.numbers, [], []
     bounds = {f"{kind}_{name}": name for name in numbers for kind in _BOUNDS}
     measured = _measured(record)
@@ -249,7 +249,7 @@ def _label(name: str) -> str:
 
 
 def _curves(record: Record) -> list[Markup]:
-    """Figures of the series: distances to the truth beside their bands, each other one by itself."""
+    """Figures of the series: distances to the truth with their bands, and each other series by itself."""
     series = record.series
     found = []
     together = {match[2]: match[3] for name in series if (match := _TO_TRUTH.fullmatch(name))}
@@ -273,7 +273,7 @@ def _named(record: Record, quantity: str, axis: str) -> str:
 
 
 def _curve(record: Record, series: str, values: list[float]) -> Markup:
-    """A series over frames or, where its name ends in ``_per_step``, over steps."""
+    """A series over frames, or over steps if its name ends in ``_per_step``."""
     quantity, _, axis = series.rpartition("_per_")
     title = f"{_named(record, quantity, axis)}, candidate to reference" if quantity else series
     if series == "latents_per_step":
@@ -284,7 +284,7 @@ def _curve(record: Record, series: str, values: list[float]) -> Markup:
         title,
         {"candidate": values},
         note=_series_note(values, axis),
-        # The other floors are not of single frames.
+        # The other floors do not apply to single frames.
         floors={"floor": float(floor)} if isinstance(floor, (int, float)) and math.isfinite(floor) else {},
         marked=_worst(values, better == "high") if better and axis != "step" else [],
         axis=axis or series,
@@ -294,7 +294,7 @@ def _curve(record: Record, series: str, values: list[float]) -> Markup:
 
 
 def _worst(values: list[float], high: bool) -> list[int]:
-    """Where the worst value is, as a list; one that is no number is nowhere."""
+    """The index of the worst value, as a list; empty if all are NaN."""
     known = [n for n, value in enumerate(values) if not math.isnan(value)]
     return [(min if high else max)(known, key=values.__getitem__)] if known else []
 

@@ -1,4 +1,4 @@
-"""What all reports share: records gathered into rows and failures, the verdict, numbers as text, safe writing."""
+"""Shared by all reports: records gathered into rows and failures, the verdict, numbers as text."""
 
 import dataclasses
 import json
@@ -31,14 +31,14 @@ def verdict_of(records: Sequence[Record]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What there is about one op or model with one op set.
+    """All results of one op or model with one op set.
 
     Attributes:
         level: the records' level.
         subject: the op's or the model's name.
         op_set: the candidate op set's name.
         records: at least one.
-        checks: records of the run about all of them together: corners not reached, the tier of the whole op.
+        checks: records of the run about the op or model as a whole: corners not reached, the tier of the whole op.
         anchor: names the row inside one report.
     """
 
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def failed(self) -> int:
-        """How many of the records failed."""
+        """The number of records that failed."""
         return sum(record.status.failed for record in self.records)
 
     @property
@@ -94,7 +94,7 @@ class Row:
 def rows(records: Sequence[Record]) -> list[Row]:
     """One row per level, op or model, and op set: ops first, in alphabetical order, the run itself last.
 
-    What the run says about an op or model as a whole stands in that one's row.
+    Records of the run about an op or model as a whole go into its row.
     """
     levels = list(Level)
     found: dict[tuple[int, str, str], list[Record]] = {}
@@ -132,9 +132,9 @@ class Group:
 
 
 def not_passed(records: Iterable[Record]) -> list[Group]:
-    """What an engineer has to look at: failures in the rows' order, then what is inconclusive.
+    """The results to look at: failures in the rows' order, then inconclusive ones.
 
-    A model's checks say different things, and so do records without a case: each is a group of its own.
+    A model's checks say different things, and so do records without a case: each forms its own group.
     """
     found: dict[tuple[bool, int, str, str, int, bool, int], list[Record]] = {}
     levels = list(Level)
@@ -175,7 +175,7 @@ def headline(records: Sequence[Record]) -> tuple[str, str]:
 
 
 def failure_text(record: Record) -> str:
-    """What an engineer reads of a record that did not pass: its message, or its reason where it has none.
+    """The text shown for a record that did not pass: its message, or its reason if it has none.
 
     Lines that only repeat the repro command are left out: reports show that command by itself.
     """
@@ -190,12 +190,12 @@ def _number(record: Record, name: str) -> float | None:
 
 
 def numbers_of(records: Iterable[Record], name: str) -> list[float]:
-    """A number of each record that has it, NaN and infinities included."""
+    """The number of that name in each record that has it, NaN and infinities included."""
     return [value for record in records if (value := _number(record, name)) is not None]
 
 
 def worst(records: Iterable[Record], name: str) -> float | None:
-    """The greatest of a number; NaN where one is NaN, which may not hide behind a finite one."""
+    """The greatest value of a number; NaN if one is NaN, which must not hide behind a finite one."""
     values = numbers_of(records, name)
     return math.nan if any(map(math.isnan, values)) else max(values, default=None)
 
@@ -213,7 +213,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def number(value: object, digits: int = 3, zeros: bool = False) -> str:
-    """A number as a table shows it: a few significant digits, ``inf``, ``NaN``, a dash for none.
+    """A number as text for a table: a few significant digits, ``inf``, ``NaN``, a dash for None.
 
     With ``zeros``, trailing zeros are kept, so that a column of numbers lines up.
     """
@@ -231,7 +231,7 @@ def number(value: object, digits: int = 3, zeros: bool = False) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A percent of the budget, rounded away from 100, so that the text never crosses the gate."""
+    """A percent of the budget to one decimal, rounded away from 100, so that the text never crosses the gate."""
     if value is None or not math.isfinite(value) or value >= 1000:
         return number(value)
     return f"{(math.ceil if value > 100 else math.floor)(value * 10) / 10:.1f}"

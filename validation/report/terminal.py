@@ -1,4 +1,4 @@
-"""The table that a command ends with: one row an op or model, then every kind of failure in full."""
+"""The table that a command ends with: one row for each op or model, then every kind of failure in full."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from validation.verdict import Status
 
 WIDTH = 100
 _COLUMNS = ("op or model", "op set", "cases", "failed", "budget %", "RMS x", "tier", "verdict")
-_TEXT_COLUMNS = (0, 1, 6, 7)  # the others are numbers, set to the right
+_TEXT_COLUMNS = (0, 1, 6, 7)  # the others are numbers, aligned right
 _LEGEND = (
     "budget %: worst share of the error budget used; over 100 fails. RMS x: RMS error against the float64",
     "truth over the reference path's, geometric mean of the cases in the worst dtype. tier: the loosest.",
@@ -24,13 +24,13 @@ _COLOURS = {"FAILED": "31", "INCONCLUSIVE": "33", "PASSED": "32"}
 
 
 def print_table(records: Sequence[Record], *, report: Path | None = None, file: TextIO | None = None) -> None:
-    """Print the records as an engineer reads them: the table, what did not pass, the verdict, the report's path.
+    """Print the table, the results that did not pass, the verdict, and the report's path.
 
-    Lines fit 100 columns, save repro commands, which stay on one line to be pasted. Coloured only on a
-    terminal, and not where NO_COLOR is set.
+    Lines fit 100 columns, except repro commands, which stay on one line to be pasted. Coloured only on a
+    terminal, and not if NO_COLOR is set.
 
     Args:
-        records: those of one run, in any order.
+        records: the records of one run, in any order.
         report: the HTML report, named at the end.
         file: where to print; standard output by default.
     """
@@ -49,7 +49,7 @@ def print_table(records: Sequence[Record], *, report: Path | None = None, file: 
 
 
 def print_text(text: str, *, file: TextIO | None = None) -> None:
-    """Print lines as they are, without what a terminal would take for commands; standard output by default."""
+    """Print lines without terminal escape sequences; to standard output by default."""
     out = _Printer(sys.stdout if file is None else file)
     for line in text.splitlines():
         out.line(line)
@@ -61,7 +61,7 @@ class _Printer:
         self.coloured = file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def line(self, text: str = "", colour: str = "") -> None:
-        # Messages come from candidates: no escape sequence of theirs may reach the terminal.
+        # Messages come from candidates: their escape sequences must not reach the terminal.
         text = re.sub(r"[^\S\n]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text)
         encoding = self.file.encoding or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -72,7 +72,7 @@ class _Printer:
     def wrapped(self, text: str, indent: str = "", colour: str = "") -> None:
         for line in text.splitlines():
             hanging = indent + " " * (len(line) - len(line.lstrip()))
-            # Not at hyphens: 1e-3 and --op stay whole.
+            # Does not break at hyphens: 1e-3 and --op stay whole.
             for piece in textwrap.wrap(line.strip(), WIDTH - len(hanging), break_on_hyphens=False) or [""]:
                 self.line(hanging + piece if piece else "", colour)
 
@@ -92,7 +92,7 @@ def _print_rows(out: _Printer, rows: list[summary.Row]) -> None:
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
-    # Names are all that can be long: they share what the numbers leave.
+    # Only names can be long: they share the width that the numbers leave.
     spare = WIDTH - sum(widths[2:]) - 2 * (len(widths) - 1)
     widths[1] = min(widths[1], max(spare - widths[0], 12))
     widths[0] = min(widths[0], spare - widths[1])
