@@ -12,10 +12,12 @@ from typing import Any
 from validation.errors import UsageError
 from validation.files import check_writable
 from validation.option import Option
+from validation.samples import registry
 from validation.verdict import TIERS
 
 DEFAULT_OPS = "fused_ops"
 PROGRAM = "validate"
+MODELS = ", ".join(registry.names())
 
 # `validate run`, its two halves, and a session of pytest.
 SAMPLED = ("run", "quality", "pytest")
@@ -52,15 +54,15 @@ def names(text: str) -> tuple[str, ...] | None:
 # In the order of help texts.
 OPTIONS = (
     Option("op", "this op only", ("parity", "faults", "bench ops", "pytest"), metavar="NAME", repeated=True),
-    Option("model", "model to sample: helios, hunyuan3d (default: all)", SAMPLED, metavar="NAME"),
+    Option("model", f"model to sample: {MODELS} (default: all)", SAMPLED, metavar="NAME"),
     Option(
         "model",
-        "workloads of helios, of hunyuan3d, or shapes that neither has (default: all)",
+        f"workloads of {MODELS}, or shapes that no model has (default: all)",
         ("bench ops",),
         metavar="NAME",
         repeated=True,
     ),
-    Option("model", "helios or hunyuan3d", ("bench denoise",), metavar="NAME", required=True),
+    Option("model", f"one of: {MODELS}", ("bench denoise",), metavar="NAME", required=True),
     Option(
         "ops",
         "op set to judge: an importable module, a .py file or an entry point's name",
@@ -262,8 +264,6 @@ GPU = Option(
 @functools.cache
 def table() -> tuple[Option, ...]:
     """All options: the suite's, those of one model alone, and --gpu."""
-    from validation.samples import registry
-
     own = [
         dataclasses.replace(option, group=f"with --model {name}")
         for name in registry.names()

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from validation.bench.extra_workloads import GROUP, extra_workloads
 from validation.cases.case import Case, TensorSpec
-from validation.cases.workloads import Workload, workloads
+from validation.cases.workloads import Workload
 from validation.errors import UsageError
 from validation.ops import check_op_name, reference_op_names
+from validation.parity.workloads import workloads
 
 
 def model_names() -> list[str]:

@@ -28,10 +28,10 @@ from torch import Tensor
 from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
-from validation.cases.workloads import workloads
 from validation.compiled import aot
 from validation.judge.expected import outputs_of
 from validation.judge.signature import signature_of
+from validation.parity.workloads import workloads
 
 DRAWN = 60
 

@@ -36,7 +36,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "judge": (*_PLAIN, "cases", "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
     "compiled": (*_PLAIN, "cases", "device", "fused_ops", "judge", "reference_ops", "reference_ops/contract"),
     "executor": (*_PLAIN, "cases", "device", "judge", "ops"),
-    "parity": (*_PLAIN, "cases", "compiled", "device", "executor", "fused_ops", "judge", "ops", "record"),
+    "parity": (
+        *_PLAIN,
+        "cases",
+        "compiled",
+        "device",
+        "executor",
+        "fused_ops",
+        "judge",
+        "ops",
+        "record",
+        "samples/registry",
+    ),
     # Sampled models. `samples` knows the contract of a model, and no model.
     "media": (*_PLAIN, "device"),
     # What all models share: hooks on sites.
@@ -57,6 +68,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "samples/planted": (*_PLAIN, "models/mount", "ops", "reference_ops", "reference_ops/contract", "samples"),
     "models": (
         *_PLAIN,
+        "cases",
         "device",
         "media",
         "models/mount",

@@ -12,12 +12,13 @@ from validation.cases.corners import Corner, declared_corners
 from validation.cases.pool import Pool, draw_cases
 from validation.cases.signature import Signature
 from validation.cases.strategies import cases
-from validation.cases.workloads import Workload, workloads
+from validation.cases.workloads import Workload
 from validation.device import Device
 from validation.judge import same_bits
 from validation.judge.signature import signature_of
 from validation.parity.profiles import Profile
 from validation.parity.regressions import regressions
+from validation.parity.workloads import workloads
 
 
 @dataclasses.dataclass(frozen=True)

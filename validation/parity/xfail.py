@@ -19,11 +19,11 @@ from typing import Self
 
 from validation.cases.case import FLOAT_DTYPES
 from validation.cases.corners import declared_corners
-from validation.cases.workloads import workloads
 from validation.errors import UsageError
 from validation.judge import same_bits
 from validation.judge.signature import signature_of
 from validation.ops import check_op_name
+from validation.parity.workloads import workloads
 from validation.record import Level, Record
 from validation.verdict import Status
 

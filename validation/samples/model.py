@@ -202,9 +202,9 @@ class Model(Sampler[P]):
 
     @property
     def sources(self) -> list[Path]:
-        """Files whose content decides what is sampled; by default the model's folder without its faults."""
+        """Files whose content decides what is sampled; by default the model's folder, less what only describes it."""
         folder = Path(inspect.getfile(type(self))).parent
-        return sorted(path for path in folder.glob("*.py") if path.name != "faults.py")
+        return sorted(path for path in folder.glob("*.py") if path.stem not in ("faults", "workloads"))
 
     def own(self, name: str) -> Any:
         """The value of an option that this model alone has."""

@@ -1,7 +1,9 @@
 """The models that there are: the folders of `validation.models`, and of whatever else is on that package's path."""
 
 import importlib
+import importlib.util
 import pkgutil
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from validation.errors import UsageError
@@ -22,6 +24,12 @@ def names() -> tuple[str, ...]:
 def options_of(name: str) -> tuple[Option, ...]:
     """The options that one model alone has: its folder's ``OPTIONS``. Imports no model."""
     return tuple(getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "OPTIONS", ()))
+
+
+def module_of(name: str, part: str) -> ModuleType | None:
+    """A module of a model's folder; None where the folder has none of that name."""
+    full = f"{_PACKAGE}.{name}.{part}"
+    return importlib.import_module(full) if importlib.util.find_spec(full) is not None else None
 
 
 def model_class(name: str) -> "type[Model[Any]]":

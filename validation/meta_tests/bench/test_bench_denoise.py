@@ -27,13 +27,14 @@ from validation.bench.arms import Running, arms_of
 from validation.bench.denoise_results import Activity, Interval, Result, TimedArm, sign_interval
 from validation.bench.selection import compact
 from validation.bench.traffic import traffic
-from validation.cases.workloads import Workload, workloads
+from validation.cases.workloads import Workload
 from validation.errors import UsageError
 from validation.meta_tests.model_op_sets import dropped_gate, reference, swapped_scale_shift
 from validation.models.helios import denoiser as helios_denoiser
 from validation.models.helios import sites
 from validation.models.hunyuan3d.denoiser import Hunyuan3DDenoiser
 from validation.ops import OpSet, op_set_from
+from validation.parity.workloads import workloads
 from validation.samples.denoiser import Arm, Denoiser, Forward
 from validation.verdict import Status, Tier, Verdict
 

@@ -27,10 +27,11 @@ from validation.bench.selection import compact
 from validation.bench.timing import CallTime, CpuTimer, random_pair
 from validation.bench.traffic import Traffic, argument_sets, traffic
 from validation.cases.case import Case, TensorSpec
-from validation.cases.workloads import Workload, workloads
+from validation.cases.workloads import Workload
 from validation.compiled import aot
 from validation.compiled.kernel import REGISTER_LIMIT
 from validation.errors import UsageError
+from validation.parity.workloads import workloads
 
 WORKLOADS = selection.chosen()
 FIRST = {op: (*workloads(op), *extra_workloads(op))[0] for op in reference_ops.OP_NAMES}

@@ -14,7 +14,6 @@ from validation.cases.pool import KEYS, Pool, agree, draw_cases
 from validation.cases.signature import Signature
 from validation.cases.sizes import size_class
 from validation.cases.strategies import cases
-from validation.cases.workloads import workloads
 from validation.device import select
 from validation.judge import same_bits
 from validation.judge.signature import signature_of
@@ -22,6 +21,7 @@ from validation.ops import reference_op_names
 from validation.parity import compile_keys
 from validation.parity.plan import Plan
 from validation.parity.profiles import PROFILES, Profile
+from validation.parity.workloads import workloads
 
 # The most that 2000 cases of an op may compile.
 MOST_KERNELS = 150
