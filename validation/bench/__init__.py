@@ -1,1 +1,1 @@
-"""Timings: what is fast, beside what the memory allows and what others need for the same."""
+"""Timings of ops and of denoisers, beside a copy of the same bytes and beside other libraries."""

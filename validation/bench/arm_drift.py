@@ -1,10 +1,10 @@
-"""The drift of an arm, beside its time: so that nobody buys speed with quality.
+"""The drift of an arm, reported with its time, so that nobody buys speed with quality.
 
-The arm is run as it is timed, graph or compiled model included, for a few steps from `STARTS` seeds, and its latents
-are ranked among those of legal replays (`validation.drift.band`); its op set is held against the reference call by
+The arm runs as it is timed, graph or compiled model included, for a few steps from `STARTS` seeds, and its latents
+are ranked among those of legal replays (`validation.drift.band`); its op set is compared with the reference call by
 call on the truth's trajectories (`validation.drift.teacher`), with the same sites, compact modulation and packed q
-and k. A compiled model has no op set, so for it there is the band alone, and that counts what the compiler rounds
-elsewhere too.
+and k. A compiled model has no op set, so it is judged by the band alone, which includes what the compiler rounds
+elsewhere.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class ArmVerdict:
-    """What is said of an arm.
+    """The drift verdicts of an arm.
 
     Attributes:
-        verdicts: teacher-forced and of the band, or the band's alone; none of the path before.
-        reason: in a sentence.
+        verdicts: teacher-forced and the band's, or the band's alone; empty for the path before.
+        reason: the verdicts in one sentence.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -60,30 +60,30 @@ class ArmVerdict:
 
     @property
     def failed(self) -> bool:
-        """Whether one of them fails."""
+        """Whether a verdict fails."""
         return any(verdict.status.failed for verdict in self.verdicts)
 
     @property
     def passed(self) -> bool:
-        """Whether all pass, and there is one."""
+        """Whether there are verdicts and all pass."""
         return bool(self.verdicts) and all(verdict.status is Status.PASSED for verdict in self.verdicts)
 
     @property
     def word(self) -> str:
-        """The lowest tier; or the first status that fails, or else that is not PASSED; "-" of the path before."""
+        """The loosest tier if all pass, else the first status that fails or is not PASSED; "-" for the path before."""
         wrong = [verdict.status for verdict in self.verdicts if verdict.status is not Status.PASSED]
         if wrong:
             return str(next((status for status in wrong if status.failed), wrong[0]))
         return Tier.loosest(verdict.tier for verdict in self.verdicts) or "-"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The verdicts as JSON values."""
         of = {verdict.check: f"{verdict.status} {verdict.tier or ''}".strip() for verdict in self.verdicts}
         return {"word": self.word, "reason": self.reason, **of}
 
 
 class _Sampler(Sampler[Start]):
-    """A denoiser as the drift samples it: with the sites and the variant of an arm."""
+    """Adapts a denoiser to the drift's sampling, with the sites and the variant of an arm."""
 
     def __init__(self, denoiser: Denoiser, variant: str, sites: tuple[Site, ...]) -> None:
         self.name, self.sites = f"bench {denoiser.name}", sites
@@ -108,11 +108,11 @@ def _walk(denoiser: Denoiser, forward: Forward, start: Start) -> list[Tensor]:
 
 
 class DriftOfArms:
-    """Measures the arms of a denoiser.
+    """Measures the drift of a denoiser's arms.
 
     Attributes:
-        about: on which model, in words.
-        steps: of a trajectory: as few as let the teacher-forced test reject.
+        about: the model on which it is measured, in words.
+        steps: steps of a trajectory: the fewest with which the teacher-forced test can reject.
     """
 
     def __init__(
@@ -127,10 +127,10 @@ class DriftOfArms:
         """Sample the path before, twice from the first seed.
 
         Args:
-            denoiser: on which to measure.
+            denoiser: the denoiser on which to measure.
             cache: folder of the bands.
-            replays: of each kind from a seed, at least 4.
-            checkpoint: the denoiser's, whose content decides the bands.
+            replays: legal replays of each kind for each seed, at least 4.
+            checkpoint: the denoiser's; its content is part of the bands' identity.
             progress: called with a line of text for each sample.
         """
         self.denoiser, self.cache, self.replays, self.progress = denoiser, cache, replays, progress
@@ -145,7 +145,7 @@ class DriftOfArms:
         self.repeats = all(torch.equal(a, b) for a, b in zip(self.before[0], again, strict=True))
 
     def __call__(self, arm: Arm, require: str = "close") -> ArmVerdict:
-        """The drift of an arm.
+        """Measure and judge the drift of an arm; errors while it runs become a failed verdict.
 
         Raises:
             UsageError: its sites cannot be mounted, or the cache cannot be written.
@@ -175,7 +175,7 @@ class DriftOfArms:
                 drift.add(start, before, self._sample(running, start))
         except UsageError:
             raise
-        except Exception as error:  # the arm's time is known by now, and must not be lost
+        except Exception as error:  # the arm's time is already known and must not be lost
             status = error.status if isinstance(error, SiteError) else Status.RUNTIME_ERROR
             return ArmVerdict((Verdict(status, "sites", one_line(error)),), one_line(error))
         if arm.compiled:
@@ -190,7 +190,7 @@ class DriftOfArms:
             return _walk(self.denoiser, running.forward, start)
 
     def _identity(self) -> dict[str, Any]:
-        """What decides the bands, but for sites and start. Compact modulation and packed q and k give the same bits."""
+        """What decides the bands, except sites and start. Compact modulation and packed q and k give the same bits."""
         device = self.denoiser.device
         sources = [*measure.sources(), *sorted(Path(getfile(type(self.denoiser))).parent.glob("*.py"))]
         return {

@@ -19,7 +19,7 @@ WARM_UPS = 3
 
 
 def arms_of(denoiser: Denoiser, ops: OpSet) -> tuple[Arm, ...]:
-    """The denoiser's arms, then a graph of the one that has its goal, then the path before, compiled."""
+    """The denoiser's arms, then a CUDA graph of the arm that has its goal, then the path before, compiled."""
     arms = denoiser.arms(ops)
     captured = dataclasses.replace(
         next(arm for arm in arms if arm.name == denoiser.goal.arm),
@@ -35,7 +35,7 @@ class Running:
     """An arm of a denoiser: ``with running.entered(): running.forward(...)``.
 
     Attributes:
-        forward: called as the model is.
+        forward: takes the model's arguments.
     """
 
     def __init__(self, denoiser: Denoiser, arm: Arm) -> None:
@@ -48,20 +48,20 @@ class Running:
 
     def entered(self) -> contextlib.AbstractContextManager[object]:
         """The model, switched to this arm until the end of the ``with`` block."""
-        # A captured graph is what it is: nothing is mounted for a replay.
+        # A captured graph is fixed: nothing is mounted for a replay.
         return contextlib.nullcontext() if self.arm.graph else self.denoiser.entered(self.arm)
 
 
 class Graph:
-    """A forward captured in a CUDA graph at its first call, and replayed at each.
+    """A forward captured in a CUDA graph at its first call and replayed at every call.
 
-    Later calls must have arguments of the same shapes, and get the same output tensors, written over.
+    Later calls must have arguments of the same shapes; they return the same output tensors, overwritten.
     """
 
     def __init__(
         self, forward: Callable[..., Any], attached: Callable[[], contextlib.AbstractContextManager[object]]
     ) -> None:
-        """forward: of tensors. attached: what it needs while it is captured."""
+        """forward: takes tensors. attached: makes a context in which it is captured."""
         self.forward, self.attached = forward, attached
         self.graph: Any = None
         self.arguments: tuple[Any, Any] = ((), {})

@@ -1,8 +1,8 @@
-"""``validate bench denoise``: a whole denoiser's step, before the fusions and after, each arm beside its drift.
+"""``validate bench denoise``: times a whole denoiser's step before and after the fusions, each arm with its drift.
 
 *Order*: in each round the arms take turns there and back (A B B A), so that a clock or a temperature that drifts
-evenly shifts every arm alike. A visit is one step that is not timed, then some that are, between events on the
-device's stream: what the device waits for the host counts, as it does in sampling.
+evenly shifts every arm alike. A visit is one step that is not timed, then timed steps between events on the device's
+stream: time in which the device waits for the host counts, as it does in sampling.
 
 *Ratio*: an arm's time in a round is the mean of its two visits' median steps; its ratio is to the first arm in the
 same round. The interval of the median ratio is distribution-free: if rounds are independent, the number of ratios
@@ -10,10 +10,10 @@ below the true median is binomial with p = 1/2, so the k-th lowest and k-th high
 ``1 - 2 P(Bin(n, 1/2) < k)`` (`sign_interval`; the sign test's interval). Fewer than six rounds cannot reach 95 %.
 
 *End to end*: the timed steps of a visit and one decode. The decode is the same code in every arm, so it is timed
-before the first round and after the last (`DECODES`), and not with each arm.
+before the first round and after the last (`DECODES`), and not for each arm.
 
-*Bytes*: beside the measured difference stands that of the byte model (`validation.bench.forward_bytes`), as the time
-that a copy of as many bytes takes.
+*Bytes*: the measured difference is shown beside the one that the byte model (`validation.bench.forward_bytes`)
+predicts, as the time of a copy of as many bytes.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def order(arms: Sequence[str], rounds: int) -> Iterator[str]:
 
 
 def visit(running: Running, steps: int) -> list[float]:
-    """Seconds of each of some steps, after one that is not timed."""
+    """Seconds of each of ``steps`` steps, after one that is not timed."""
     marks = Marks(running.denoiser.device)
     with torch.no_grad(), running.entered():
         walk = running.denoiser.sample(running.forward, SEED, steps + 1)
@@ -65,12 +65,12 @@ def visit(running: Running, steps: int) -> list[float]:
 
 
 def _prepare(timed: TimedArm, denoiser: Denoiser) -> Running:
-    """An arm, warm; its memory."""
+    """Warm an arm up, and measure its peak memory."""
     running = Running(denoiser, timed.arm)
     device = denoiser.device
-    if not timed.arm.graph:  # what a graph holds is allocated while it is captured
+    if not timed.arm.graph:  # a graph's memory is allocated while it is captured
         visit(running, 1)
-    gc.collect()  # what an arm before left behind, one that failed above all, is no memory of this one
+    gc.collect()  # memory left behind by an earlier arm, above all one that failed, must not count for this one
     reset_peak_memory(device)
     visit(running, 1)
     timed.peak_bytes = peak_memory(device)
@@ -78,7 +78,7 @@ def _prepare(timed: TimedArm, denoiser: Denoiser) -> Running:
 
 
 def _profile(running: Running) -> list[Activity] | None:
-    """What one step launches and runs, seen by CUPTI; None where it may not look at the device."""
+    """What one step launches and runs, as CUPTI sees it; None if it has no access to the device."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.no_grad(), running.entered():
         walk = running.denoiser.sample(running.forward, SEED, 2)
@@ -96,7 +96,7 @@ def _profile(running: Running) -> list[Activity] | None:
 
 
 def time_decode(denoiser: Denoiser) -> float:
-    """Seconds of one decode."""
+    """Seconds of one decode, after a warm-up."""
     with torch.no_grad():
         *_, latents = denoiser.sample(denoiser.model, SEED, 1)
         denoiser.decode(latents, warm_up=True)
@@ -125,20 +125,21 @@ def run(
     """Time arms of a denoiser.
 
     Args:
-        denoiser: to time.
+        denoiser: the denoiser to time.
         arms: from `arms_of`, the path before first.
-        full: whether it has its full size.
+        full: whether the denoiser has its full size.
         steps, rounds: timed steps of a visit; rounds of two visits of each arm.
-        decodes: 0, 1 (before the rounds) or 2 (after them too).
-        drift: makes what measures each arm's, once the times are known. require: the tier that it is held to.
+        decodes: number of decodes: 0, 1 (before the rounds) or 2 (after them too).
+        drift: makes the object that measures each arm's drift, once the times are known.
+        require: the tier that the drift must reach.
         step_bytes: the byte model of an arm.
-        copy: from `copy_bandwidth`.
+        copy: bytes per second from `copy_bandwidth`.
         keep: called once the times are known, and again once launches are counted, before the drift is measured:
-            neither a profiler that crashes nor a process that is stopped may cost the times.
+            neither a profiler that crashes nor a process that is stopped may lose the times.
         progress: called with a line of text as the work goes on.
 
     Raises:
-        Exception: whatever the path before raises. Other arms' errors are written down, and they are left out.
+        Exception: whatever the path before raises. Errors of other arms are recorded, and those arms left out.
     """
     gpu = denoiser.device.type == "cuda"
     kept = [TimedArm(arm, step_bytes=step_bytes(arm), left_out=arm.left_out) for arm in arms]
@@ -160,7 +161,7 @@ def run(
             timed.left_out, timed.failed = one_line(error), timed.arm.ops is not None and not cannot
             timed.visits.clear()
             running.pop(timed.arm.name, None)
-        if timed.left_out and gpu:  # what it held, for the arms that follow
+        if timed.left_out and gpu:  # frees its memory for the arms that follow
             torch.cuda.empty_cache()
 
     for timed in kept:
@@ -201,7 +202,7 @@ def _measure_drift(
     require: str,
     progress: Callable[[str], None],
 ) -> None:
-    """The verdict of each arm; one that cannot be had is a failure, and costs no times."""
+    """Add each arm's drift verdict; an error becomes a failed verdict, so that no times are lost."""
     measure: DriftOfArms | None = None
     for timed in arms:
         progress(f"{timed.arm.name}: drift")
@@ -218,7 +219,7 @@ def denoiser_of(model: str) -> type[Denoiser]:
     """A model's denoiser.
 
     Raises:
-        UsageError: an unknown model, or one without.
+        UsageError: an unknown model, or one without a denoiser.
     """
     kind = model_class(model).denoiser
     if kind is None:
@@ -243,16 +244,16 @@ def benchmark(
     keep: Callable[[Result], object] = lambda _result: None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Result:
-    """Make a model, time the arms, measure their drift: what the command does.
+    """Make a model, time the arms and measure their drift, as the command does.
 
     Args:
         model: its name. ops: the op set to mount. device: ``cpu`` or ``cuda``.
-        tiny: at a tiny size. checkpoint: weights; None is random ones.
-        names: arms beside the first; none is all.
-        steps, rounds, decodes: as of `run`.
-        drift: ``embedded``, ``model`` or ``none``; None is the model's if tiny, else the embedded checkpoint's.
-        replays: legal replays of each kind. cache: folder of the bands; None is the default one.
-        keep: as of `run`.
+        tiny: whether to use a tiny size. checkpoint: the weights; None means random ones.
+        names: arms in addition to the first; empty means all.
+        steps, rounds, decodes: as in `run`.
+        drift: ``embedded``, ``model`` or ``none``; None means ``model`` if tiny, else ``embedded``.
+        replays: legal replays of each kind. cache: folder of the bands; None means the default one.
+        keep: as in `run`.
         progress: called with a line of text as the work goes on.
 
     Raises:
@@ -272,7 +273,7 @@ def benchmark(
         on, weights = denoiser, checkpoint
         if (drift or ("model" if tiny else "embedded")) == "embedded":
             weights = model_class(model).default_checkpoint
-            # Its own arms: what is mounted on one model is not on the other.
+            # The embedded model has its own arms: what is mounted on one model is not on the other.
             on = kind("embedded", device, checkpoint=weights)
         return DriftOfArms(on, cache=cache or default_folder(), replays=replays, checkpoint=weights, progress=progress)
 
@@ -307,7 +308,7 @@ def chosen_arms(denoiser: Denoiser, ops: OpSet, names: Sequence[str] = ()) -> li
 
 
 def without_gpu(model: str, ops: OpSet, checkpoint: Path | None = None) -> str:
-    """What can be known without a GPU: the byte model at full size; errors as of `benchmark`."""
+    """What is known without a GPU, as text: the byte model at full size. Raises what `benchmark` raises."""
     with forward_bytes.fake_tensors():
         denoiser = denoiser_of(model)("full", "cpu", checkpoint=checkpoint, weights=False)
     return untimed(denoiser, ops)

@@ -1,4 +1,4 @@
-"""What ``validate bench denoise`` says: its table, its files, and what can be known without a GPU."""
+"""The output of ``validate bench denoise``: its table, its files, and what is known without a GPU."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def _end_to_end(result: Result, timed: TimedArm) -> str:
 
 
 def kernel_table(timed: TimedArm) -> str:
-    """What ran on the device in one step, by kernel, the longest first."""
+    """The kernels that ran on the device in one step as text, the longest first."""
     by_name: dict[str, list[float]] = {}
     for activity in timed.profile or ():
         if activity.on_device:
@@ -83,7 +83,7 @@ def kernel_table(timed: TimedArm) -> str:
 
 
 def write(result: Result, device: str, folder: Path, stamp: str, *, profile: bool = False) -> list[Path]:
-    """Write ``denoise-<model>-<stamp>.json``, its picture ``.svg`` and, where asked, tables of kernels ``.txt``, anew.
+    """Write ``denoise-<model>-<stamp>.json``, its picture ``.svg`` and, with ``profile``, tables of kernels ``.txt``.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -109,7 +109,7 @@ def write(result: Result, device: str, folder: Path, stamp: str, *, profile: boo
 
 
 def untimed(denoiser: Denoiser, ops: OpSet) -> str:
-    """What can be known without a GPU: the byte model.
+    """What is known without a GPU, as text: the byte model.
 
     Args:
         denoiser: made inside `fake_tensors`, without weights.

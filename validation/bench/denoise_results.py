@@ -1,4 +1,4 @@
-"""What ``validate bench denoise`` has measured: times, memory and launches of each arm, held against the goals."""
+"""Results of ``validate bench denoise``: times, memory and launches of each arm, compared with the goals."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ _LAUNCH = re.compile(r"cu(da)?(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A median and what encloses it with probability ``coverage``."""
+    """A median, and an interval that contains it with probability ``coverage``."""
 
     median: float
     low: float
@@ -35,9 +35,9 @@ class Interval:
 
 
 def sign_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """The narrowest symmetric distribution-free interval for the median of at least ``level``; see the module.
+    """The narrowest symmetric distribution-free interval for the median that covers at least ``level``.
 
-    Where there are too few values for the level, their whole range with what it covers.
+    `validation.bench.denoise` derives it. With too few values for the level, their whole range and its coverage.
 
     Raises:
         ValueError: no values.
@@ -55,7 +55,7 @@ def sign_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """One thing that the profiler saw: a kernel (or a copy, a fill) on the device, or a call on the host."""
+    """One event of the profiler: a kernel (or a copy, a fill) on the device, or a call on the host."""
 
     name: str
     on_device: bool
@@ -63,28 +63,28 @@ class Activity:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a kernel."""
+        """Whether it is a kernel on the device, not a copy or a fill."""
         return self.on_device and not self.name.startswith(("Memcpy", "Memset"))
 
     @property
     def is_launch(self) -> bool:
-        """Whether the host launched something there: a kernel, or a whole graph."""
+        """Whether the host launched a kernel or a whole graph with it."""
         return not self.on_device and bool(_LAUNCH.match(self.name))
 
 
 @dataclasses.dataclass
 class TimedArm:
-    """An arm.
+    """An arm and its measurements.
 
     Attributes:
-        arm: it.
+        arm: the arm.
         visits: seconds of each timed step, visit by visit.
-        peak_bytes: the greatest memory held during a step, weights included; 0 where it was not run.
-        profile: of one step on a GPU; None where nothing was counted.
-        step_bytes: the byte model; None for what a compiler makes.
-        drift: None where it was not measured.
-        left_out: why it was not timed; "" where it was.
-        failed: it should have run, but raised.
+        peak_bytes: the most memory held during a step, weights included; 0 if it did not run.
+        profile: the events of one step on a GPU; None if nothing was counted.
+        step_bytes: the byte model; None for a compiled model.
+        drift: its verdicts; None if the drift was not measured.
+        left_out: why it was not timed; "" if it was.
+        failed: whether it should have run but raised.
     """
 
     arm: Arm
@@ -98,7 +98,7 @@ class TimedArm:
 
     @property
     def rounds(self) -> list[float]:
-        """Seconds a step in each round."""
+        """Seconds per step in each round."""
         return _pair_means([statistics.median(visit) for visit in self.visits])
 
     @property
@@ -114,12 +114,12 @@ class TimedArm:
 
     @property
     def kernels(self) -> int | None:
-        """Kernels that ran on the device in a step."""
+        """Number of kernels that ran on the device in a step."""
         return None if self.profile is None else sum(activity.is_kernel for activity in self.profile)
 
     @property
     def launches(self) -> int | None:
-        """Launches by the host in a step; a graph is one."""
+        """Number of launches by the host in a step; a graph is one."""
         return None if self.profile is None else sum(activity.is_launch for activity in self.profile)
 
 
@@ -129,7 +129,7 @@ def _pair_means(values: Sequence[float]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A goal and what came of it; ``met`` is None where it cannot be judged, and ``found`` says why."""
+    """A goal and its outcome; ``met`` is None if it cannot be judged, and ``found`` then says why."""
 
     goal: str
     met: bool | None
@@ -142,15 +142,15 @@ class Judged:
 
 @dataclasses.dataclass
 class Result:
-    """A benchmark.
+    """The result of a benchmark.
 
     Attributes:
-        model, weights, size, goal: of the denoiser that ran. full: at full size. gpu: on a GPU.
+        model, weights, size, goal: the denoiser's. full: whether at full size. gpu: whether on a GPU.
         steps, rounds: timed steps of a visit; rounds.
-        arms: all, the path before first, those left out included.
+        arms: all arms, the path before first, those left out included.
         decode: seconds of each decode.
-        copy: bytes a second that a copy reads and writes; None where none was timed.
-        drift_on: on what the drift was measured, in words.
+        copy: bytes per second that a copy reads and writes; None if none was timed.
+        drift_on: the model on which the drift was measured, in words.
     """
 
     model: str
@@ -168,7 +168,7 @@ class Result:
 
     @property
     def before(self) -> TimedArm:
-        """The arm that the others are held against."""
+        """The arm that the others are compared with."""
         return self.arms[0]
 
     @property
@@ -177,16 +177,16 @@ class Result:
         return [timed for timed in self.arms if timed.visits]
 
     def ratio(self, timed: TimedArm) -> Interval:
-        """Of a step's time to the first arm's."""
+        """The ratio of a step's time to the first arm's."""
         pairs = zip(timed.rounds, self.before.rounds, strict=True)
         return sign_interval([arm / before for arm, before in pairs])
 
     def end_to_end(self, timed: TimedArm) -> float | None:
-        """Median seconds of the steps of a visit and a decode; None where none was timed."""
+        """Median seconds of the steps of a visit and a decode; None if no decode was timed."""
         return statistics.median(timed.denoise) + statistics.median(self.decode) if self.decode else None
 
     def end_to_end_ratio(self, timed: TimedArm) -> Interval | None:
-        """Of steps and decode to the first arm's."""
+        """The ratio of steps and decode to the first arm's; None if no decode was timed."""
         if not self.decode:
             return None
         decode = statistics.median(self.decode)
@@ -194,25 +194,25 @@ class Result:
         return sign_interval([(arm + decode) / (before + decode) for arm, before in pairs])
 
     def bytes_saved(self, timed: TimedArm) -> int | None:
-        """Fewer bytes a step than the first arm moves, by the byte model."""
+        """How many bytes less per step it moves than the first arm, by the byte model."""
         if timed.step_bytes is None or self.before.step_bytes is None:
             return None
         return self.before.step_bytes.total - timed.step_bytes.total
 
     def seconds_saved(self, timed: TimedArm) -> float:
-        """Less time a step than the first arm takes, measured."""
+        """How many seconds less per step it takes than the first arm, measured."""
         return statistics.median(b - a for a, b in zip(timed.rounds, self.before.rounds, strict=True))
 
     @property
     def failed(self) -> bool:
         """Whether an arm that should have run did not, or an op set's arm fails its drift verdict.
 
-        A compiled model is a comparison, not what is offered: its verdict is shown alone.
+        A compiled model is only a comparison: its verdict is shown, but does not count.
         """
         return any(t.failed or (t.arm.ops is not None and t.drift is not None and t.drift.failed) for t in self.arms)
 
     def judge_goals(self) -> list[Judged]:
-        """The goals, each met, not met, or not judged."""
+        """The goals: each is met, not met, or not judged."""
         goal = self.goal
         timed = next((timed for timed in self.arms if timed.arm.name == goal.arm), None)
         asked = [
@@ -247,7 +247,7 @@ class Result:
 
 
 def to_dict(result: Result, device: str, measures: str) -> dict[str, Any]:
-    """As JSON takes it; seconds and bytes."""
+    """The result as JSON values; in seconds and bytes."""
 
     def interval(found: Interval | None) -> dict[str, float] | None:
         return None if found is None else dataclasses.asdict(found)

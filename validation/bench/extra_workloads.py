@@ -1,13 +1,13 @@
-"""Workloads of the benchmark alone: ops that stand at no site of a model, and widths that the models lack.
+"""Workloads of the benchmark alone: ops that are at no site of a model, and widths that the models lack.
 
-They are made from an op's signature (`validation.cases.strategies.Signature`), so that every op has some. Where the
-sizes come from:
+They are made from an op's signature (`validation.cases.strategies.Signature`), so that every op has some. Sources of
+the sizes:
 
 * *width 3072*, 24 heads of 128: the default configuration of diffusers' `FluxTransformer2DModel` (and of
   `HunyuanVideoTransformer3DModel`). 4608 tokens: at 1024 x 1024 pixels 64 x 64 patches and 512 text tokens. bfloat16;
-  modulation in bfloat16, one row a batch item, a chunk of six; q and k contiguous; each frequency twice in a row in
-  cos and sin, which are float32.
-* *head_dim 64*: 16 heads, as Hunyuan3D-2 has them, in as many tokens.
+  modulation in bfloat16, one row for each batch item, a chunk of six; q and k contiguous; cos and sin in float32, each
+  frequency twice in a row.
+* *head_dim 64*: 16 heads, as in Hunyuan3D-2, with as many tokens.
 * *widths 1024, 3072 and 5120 with float32 modulation of every token*, slices of ``[B, L, 6, D]``: Helios' form
   (`validation.cases.workloads`), at the three widths for which there is a goal.
 * *LTX2*: 32 heads of 128, cos and sin ``[B, S, H, Dh/2]`` in float32 with two dimensions swapped, as diffusers'
@@ -28,8 +28,8 @@ from validation.ops import reference_op
 
 GROUP = "shapes"
 
-WIDTHS = {1024: 8192, 3072: 4608, 5120: 8640}  # and tokens
-FEW = 7  # tokens where a workload is not whole
+WIDTHS = {1024: 8192, 3072: 4608, 5120: 8640}  # tokens by width
+FEW = 7  # tokens of a workload that is not whole
 AT_HELIOS_WIDTH = ("layer_norm_scale_shift", "residual_gate_add")  # with float32 modulation of every token
 LTX2_TOKENS, LTX2_HEADS = 6144, 32
 
@@ -38,7 +38,7 @@ def extra_workloads(op: str) -> tuple[Workload, ...]:
     """The benchmark's own workloads of an op.
 
     Raises:
-        UsageError: an argument of the op has a name without a role.
+        UsageError: the name of an argument of the op has no role.
     """
     signature = Signature.of(op, reference_op(op))
     found: dict[str, Callable[[bool], Case]]

@@ -1,8 +1,8 @@
-"""The byte model of a whole step: what each site, matrix product and other kernel must read and write.
+"""The byte model of a whole step: the bytes that each site, matrix product and other kernel must read and write.
 
 A step runs on fake tensors, which have shapes, dtypes and strides but no memory, so any size can be counted without
-a GPU. Each PyTorch operator that is no view counts as one kernel: its distinct input bytes are read, its output bytes
-written. What a compiler would fuse, and what the last-level cache saves, is not known to it. A fused op at a site
+a GPU. Each PyTorch operator that is not a view counts as one kernel: its distinct input bytes are read, its output
+bytes are written. The model ignores fusions by a compiler and savings by the last-level cache. A fused op at a site
 counts as `validation.bench.traffic.traffic` says.
 """
 
@@ -35,8 +35,8 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
 def fake_tensors() -> Iterator[None]:
     """Make new tensors fake, until the end of the ``with`` block.
 
-    On the CPU, since a PyTorch without CUDA cannot compute with fake tensors on a GPU; the operators that a GPU has
-    one kernel for and the CPU has not are counted as such (`_WholeKernels`).
+    They are on the CPU, since a PyTorch without CUDA cannot compute with fake tensors on a GPU; operators for which
+    only a GPU has a single kernel are counted as one (`_WholeKernels`).
     """
     with fake_tensor_mode(), torch.no_grad():
         yield
@@ -47,9 +47,9 @@ class StepBytes:
     """Bytes of a step.
 
     Attributes:
-        by_place: bytes by site, and `PRODUCTS`, `ATTENTION` and `REST` for what is at no site.
-        by_operator: of `REST`, bytes by PyTorch's operator.
-        calls: of each site.
+        by_place: bytes by site, and `PRODUCTS`, `ATTENTION` and `REST` for kernels that are at no site.
+        by_operator: the bytes of `REST` by PyTorch operator.
+        calls: number of calls by site.
     """
 
     by_place: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -58,7 +58,7 @@ class StepBytes:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all places."""
         return self.by_place.total()
 
     def add(self, place: str, moved: int, operator: str) -> None:
@@ -69,7 +69,7 @@ class StepBytes:
 
 
 def of_arms(denoiser: Denoiser, arms: Sequence[Arm]) -> dict[str, StepBytes]:
-    """The bytes of a step by arm, without those that a compiler decides or the model leaves out.
+    """The bytes of a step by arm, without compiled arms and arms that the model leaves out.
 
     Args:
         denoiser: made inside `fake_tensors`, without weights.
@@ -84,14 +84,14 @@ def of_arms(denoiser: Denoiser, arms: Sequence[Arm]) -> dict[str, StepBytes]:
         if known is not None:
             found[arm.name] = found[known]
             continue
-        # Mounted first: mounting proves itself on a small real model.
+        # Mounted before tensors are fake: mounting checks itself on a small real model.
         with denoiser.entered(dataclasses.replace(arm, ops=arm.ops and fused(arm.ops))), fake_tensors():
             found[arm.name] = count(lambda: next(denoiser.sample(denoiser.model, 0, 1)))
     return found
 
 
 def byte_table(found: dict[str, StepBytes]) -> str:
-    """The byte model as text: a line a place, a column an arm."""
+    """The byte model as text: a line for each place, a column for each arm."""
     before = next(iter(found.values()))
     unit, scale = ("GB", 1e9) if before.total >= 1e9 else ("MB", 1e6)
     places = list(dict.fromkeys(place for of in found.values() for place in of.by_place))
@@ -109,9 +109,9 @@ def byte_table(found: dict[str, StepBytes]) -> str:
 
 
 def count(step: Callable[[], object]) -> StepBytes:
-    """Count what a step moves; to be called, and its arguments made, inside `fake_tensors`.
+    """Count the bytes that a step moves; call it, and make its arguments, inside `fake_tensors`.
 
-    Sites are told apart where the mounted op set is one of `fused`.
+    Sites are counted separately if the mounted op set comes from `fused`.
     """
     found = StepBytes()
     with _Kernels(found), _WholeKernels(found):
@@ -120,7 +120,7 @@ def count(step: Callable[[], object]) -> StepBytes:
 
 
 def fused(functions: OpSet) -> OpSet:
-    """The ops of a set as their byte model: each is one kernel that reads and writes what `traffic` says."""
+    """A set's ops as their byte model: each is one kernel that reads and writes what `traffic` says."""
 
     def make(op: str) -> Op:
         signature = inspect.signature(reference_op(op))
@@ -139,7 +139,7 @@ def fused(functions: OpSet) -> OpSet:
 
 
 def _case(op: str, arguments: dict[str, Any]) -> Case:
-    """The call as `traffic` takes it."""
+    """The call as a case for `traffic`."""
     tensors: dict[str, TensorSpec] = {}
     for name, value in arguments.items():
         parts = {name: value}
@@ -159,7 +159,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts each operator that is no view."""
+    """Counts each operator that is not a view."""
 
     running: "_Kernels | None" = None
 
@@ -189,16 +189,16 @@ class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if view or not outputs or name.startswith(("empty", "new_empty", "_unsafe_view")):
             return result
-        # What is overwritten is not read, where the operator only copies into it.
+        # An operator that only copies into a tensor does not read it.
         read = inputs[1:] if name in ("copy_", "fill_", "zero_") else inputs
-        # The fused norms of PyTorch return statistics too, a few bytes a row.
+        # PyTorch's fused norms return statistics too, a few bytes per row.
         moved = _bytes(read) + sum(t.numel() * t.element_size() for t in outputs)
         self.found.add(PRODUCTS if name in _PRODUCTS else REST, moved, name)
         return result
 
 
 class _WholeKernels(TorchFunctionMode):
-    """Counts attention, which keeps its scores to itself, and PyTorch's RMSNorm as the single kernels they are."""
+    """Counts attention, which does not write its scores, and PyTorch's RMSNorm as the single kernels that they are."""
 
     def __init__(self, found: StepBytes) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class _WholeKernels(TorchFunctionMode):
         if not attention and func is not functional.rms_norm:
             return func(*args, **kwargs)
         inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        if len({t.dtype for t in inputs}) > 1:  # then a GPU takes several kernels too
+        if len({t.dtype for t in inputs}) > 1:  # then a GPU runs several kernels too
             return func(*args, **kwargs)
         moved = _bytes(inputs) + inputs[0].numel() * inputs[0].element_size()
         self.found.add(ATTENTION if attention else REST, moved, func.__name__)

@@ -1,9 +1,9 @@
-"""``validate bench ops``: every op at every workload of the real models, beside everything else that computes it.
+"""``validate bench ops``: times every op at every workload of the real models, beside everything else that computes it.
 
-Arms of one workload are timed in turn, there and back, in every round, on arguments that rotate past the cache, from
-one arm's call to the next arm's too; results are kept as long, so that outputs rotate as well. ``copy`` is one of the
-arms: a device-to-device copy that moves exactly as many bytes as the op must (`traffic`). An op's share of the roof
-is the copy's time over its own.
+The arms of a workload are timed in turn, there and back, in every round, on arguments that rotate past the cache, also
+from one arm's call to the next arm's; results are kept as long, so that outputs rotate as well. One of the arms is
+``copy``: a device-to-device copy that moves exactly as many bytes as the op must (`traffic`). An op's share of the
+roof is the copy's time over its own.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from validation.ops import load_op_set, reference_op
 
 
 def chosen_arms(names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Ours and these arms, or all.
+    """Our arm and the named ones, or all.
 
     Raises:
         UsageError: an unknown arm.
@@ -48,10 +48,11 @@ def norm_alone(*, rms: bool, eps: float, **arguments: Any) -> list[Tensor]:
 
 
 def arm(name: str, op: str) -> Callable[..., Any]:
-    """What computes an op there, called with keyword arguments.
+    """The function with which an arm computes an op; it takes keyword arguments.
 
     Raises:
-        CannotExpress, UsageError: the library has no such op, or is not installed.
+        CannotExpress: the library has no such op.
+        UsageError: the library is not installed.
     """
     if name == "torch.compile":
         dynamo().reset()
@@ -74,19 +75,19 @@ def time_workload(
 
     Args:
         workload: the site.
-        timer: how, and on which device.
-        whole: at full size; else with a few tokens.
-        names: arms, of `ARMS`; a copy is always timed too.
-        rounds: samples of each arm, all arms in turn in each.
-        calls: of a sample.
+        timer: measures the calls, on its device.
+        whole: whether at full size; else with a few tokens.
+        names: some of `ARMS`; a copy is always timed too.
+        rounds: number of samples of each arm; a round times all arms in turn.
+        calls: number of calls in a sample.
 
     Raises:
-        Exception: whatever making the arguments raises, but for a lack of memory, and the copy at any time. An arm's
-            errors are written down, and it is left out.
+        Exception: whatever making the arguments raises, except out of memory, and whatever the copy raises. An arm's
+            errors are recorded, and the arm is left out.
     """
     case = workload.make(whole)
     moved = traffic(case)
-    # Between two uses of a set, twice what the cache holds has gone by.
+    # Between two uses of a set, twice the size of the cache is moved.
     count = max(2, 1 + math.ceil(2 * timer.cache_bytes / moved.total))
     x = outputs(case.op, case.tensors)[0]
     row = Row(workload, x.shape, x.dtype, moved, count, {}, {})
@@ -105,7 +106,7 @@ def time_workload(
                 continue
             try:
                 row.arms[name].samples.append(timer.sample(arms[name], calls))
-            except Exception as error:  # such as of memory, or of a run that took too long to queue
+            except Exception as error:  # such as out of memory, or a run that took too long to queue
                 if name == COPY:
                     raise
                 row.left_out[name] = one_line(error)
@@ -116,10 +117,10 @@ def time_workload(
 def _prepared(
     op: str, names: Sequence[str], sets: list[dict[str, Any]], timer: Timer, calls: int
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """The arms that run, warm, and why others do not."""
+    """The arms that run, warmed up, and the reasons why others do not."""
     arms: dict[str, Callable[[], object]] = {}
     left_out = {}
-    rotation = itertools.cycle(sets)  # of all arms: where one stopped the next goes on
+    rotation = itertools.cycle(sets)  # shared by all arms: each goes on where the previous one stopped
     for name in names:
         try:
             call = _rotating(arm(name, op), rotation, len(sets))
@@ -127,13 +128,13 @@ def _prepared(
                 call()
             timer.sample(call, calls)
             arms[name] = call
-        except Exception as error:  # whatever it is, the other arms and workloads are measured
+        except Exception as error:  # of any kind: the other arms and workloads are still measured
             left_out[name] = one_line(error)
     return arms, left_out
 
 
 def _rotating(function: Callable[..., Any], sets: Iterator[dict[str, Any]], count: int) -> Callable[[], object]:
-    # Held until their memory has gone cold: else the allocator would give out one block again and again.
+    # Held until their memory has left the cache: otherwise the allocator would reuse one block again and again.
     results: deque[Any] = deque(maxlen=count)
 
     def call() -> None:
@@ -143,7 +144,7 @@ def _rotating(function: Callable[..., Any], sets: Iterator[dict[str, Any]], coun
 
 
 def _copy(total: int, device: str, count: int) -> Callable[[], object]:
-    half = max(total // 16, 1)  # of int64, read and written
+    half = max(total // 16, 1)  # number of int64, each read and written
     pairs = itertools.cycle([random_pair(half, device) for _ in range(count)])
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""What ``validate bench ops`` has measured: a row a workload, held against its goals, told and kept."""
+"""Results of ``validate bench ops``: a row for each workload, compared with its goals, printed and written."""
 
 import dataclasses
 import json
@@ -25,8 +25,8 @@ OURS, COPY, NORM_ALONE = "fused_ops", "copy", "torch norm alone"
 ADAPTERS = ("torch_native", "liger", "flaggems")
 ARMS = (OURS, "reference_ops", "torch.compile", NORM_ALONE, *ADAPTERS)
 
-HOST_GOAL = 15e-6  # seconds a launch
-ROOF_GOAL, HEAD_ROOF_GOAL, HEAD = 0.90, 0.80, 128  # share of the copy; heads are at most so wide
+HOST_GOAL = 15e-6  # seconds per launch
+ROOF_GOAL, HEAD_ROOF_GOAL, HEAD = 0.90, 0.80, 128  # shares of the copy; the greatest width of a head
 
 
 @dataclasses.dataclass
@@ -37,12 +37,12 @@ class Times:
 
     @property
     def device(self) -> float:
-        """Median seconds a call on the device."""
+        """Median seconds per call on the device."""
         return statistics.median(sample.device for sample in self.samples)
 
     @property
     def host(self) -> float:
-        """Median seconds a call on the host."""
+        """Median seconds per call on the host."""
         return statistics.median(sample.host for sample in self.samples)
 
     def ratio_to(self, other: "Times") -> tuple[float, float, float]:
@@ -56,11 +56,11 @@ class Row:
     """One workload, timed.
 
     Attributes:
-        workload, shape, dtype: the site, and x (or q) there.
+        workload, shape, dtype: the site, and the shape and dtype of x (or q) there.
         traffic: bytes that must move.
-        sets: copies of the arguments that were rotated.
-        arms: times by arm, `COPY` among them.
-        left_out: why, by arm.
+        sets: number of copies of the arguments that were rotated.
+        arms: times by arm, `COPY` included.
+        left_out: the reason by arm, for arms that were not timed.
     """
 
     workload: Workload
@@ -77,18 +77,18 @@ class Row:
 
     @property
     def goal(self) -> float:
-        """The share of the roof that is aimed at."""
+        """The goal for the share of the roof."""
         return HEAD_ROOF_GOAL if self.shape[-1] <= HEAD else ROOF_GOAL
 
     @property
     def failed(self) -> bool:
-        """Whether an op of this project was left out for another reason than a lack of memory."""
+        """Whether this project's op or its reference was left out for a reason other than lack of memory."""
         reasons = (self.left_out.get(name, "") for name in (OURS, "reference_ops"))
         return any(reason and f"{torch.OutOfMemoryError.__name__}:" not in reason for reason in reasons)
 
     @property
     def shortfalls(self) -> list[str]:
-        """What falls short of the goals, in words."""
+        """The missed goals, in words."""
         if OURS not in self.arms:
             return [f"not timed: {self.left_out[OURS]}"] if OURS in self.left_out else []
         ours, found = self.arms[OURS], []
@@ -104,7 +104,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any], workload: Workload) -> "Row":
-        """What `to_dict` made, at its workload."""
+        """The row that `to_dict` wrote, with its workload."""
         arms = {
             name: Times([CallTime(*pair) for pair in zip(arm["device_seconds"], arm["host_seconds"], strict=True)])
             for name, arm in kept["arms"].items()
@@ -114,7 +114,7 @@ class Row:
         return cls(workload, shape, kept["dtype"], moved, kept["argument_sets"], arms, kept["left_out"])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it; seconds."""
+        """The row as JSON values; times in seconds."""
         arms = {}
         for name, timed in self.arms.items():
             arms[name] = {
@@ -143,7 +143,7 @@ class Row:
 
 
 def about(timer: Timer, device: str) -> dict[str, Any]:
-    """Where and how is measured, as `write` takes it."""
+    """Where and how the rows are measured, for `write`."""
     return {
         "environment": dataclasses.asdict(Environment.capture(device=device, seed=0, profile="")),
         "measures": timer.measures,
@@ -152,7 +152,7 @@ def about(timer: Timer, device: str) -> dict[str, Any]:
 
 
 def write(rows: Sequence[Row], where: dict[str, Any], folder: Path, stamp: str) -> list[Path]:
-    """Write ``ops-<stamp>.json`` and the picture beside it, ``.svg``, anew; returns both paths.
+    """Write ``ops-<stamp>.json`` and its picture ``.svg``, replacing old ones; returns both paths.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -170,10 +170,10 @@ def write(rows: Sequence[Row], where: dict[str, Any], folder: Path, stamp: str) 
 
 
 def read(paths: Sequence[Path]) -> tuple[list[Row], dict[str, Any]]:
-    """The rows that `write` wrote, a workload's last one, in the order of `chosen`; and where they were measured.
+    """Read the last row of each workload that `write` wrote, in the order of `chosen`; and where they were measured.
 
     Raises:
-        UsageError: no such files, they are of different devices, or hold what is no workload any more.
+        UsageError: a file is missing, the files are of different devices, or a workload no longer exists.
     """
     found = selection.chosen()
     known = {(each.model, each.site, each.op): n for n, each in enumerate(found)}
@@ -194,13 +194,13 @@ def read(paths: Sequence[Path]) -> tuple[list[Row], dict[str, Any]]:
 
 
 def bar(row: Row) -> tuple[str, str, dict[str, float], float]:
-    """What the picture shows of a row: op, site, share of the roof by arm, and the goal."""
+    """A row's values in the picture: op, site, share of the roof by arm, and the goal."""
     shares = {name: row.share(name) for name in row.arms if name != COPY}
     return row.workload.op, f"{row.workload.name} {list(row.shape)}", shares, row.goal
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text: one a workload, then what falls short and what was left out."""
+    """The rows as text: one for each workload, then missed goals and arms left out."""
     others = [name for name in ARMS[1:] if any(name in row.arms for row in rows)]
     lines: list[str] = []
     left_out: dict[str, None] = {}
@@ -248,7 +248,7 @@ def byte_table(found: Sequence[Workload]) -> str:
 
 
 def kernel_table(found: Sequence[Workload], kernels: Sequence[Compiled]) -> str:
-    """What the compiler made of the kernel of each workload, as text."""
+    """The compiled kernel of each workload, as text."""
     lines = []
     for op in dict.fromkeys(workload.op for workload in found):
         cells: list[Sequence[str]] = [("workload", "loads", "stores", "registers", "local B", "shared B", "warps")]
@@ -262,7 +262,7 @@ def kernel_table(found: Sequence[Workload], kernels: Sequence[Compiled]) -> str:
 
 
 def without_gpu(found: Sequence[Workload], target: str = "sm_90") -> str:
-    """What can be known without a GPU: the byte model, and what the compiler made of the kernels."""
+    """What is known without a GPU, as text: the byte model and the compiled kernels."""
     ops = {workload.op for workload in found}
     alone = [op for op in selection.without_workload() if op in ops]
     return "\n".join(

@@ -11,11 +11,11 @@ STYLE = """text{font:11px sans-serif;fill:#222}.op{font-weight:bold}.axis{fill:#
 
 
 def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float]], first: str, subtitle: str) -> Markup:
-    """An SVG file: a row a workload, one arm as a bar, the others as dots, the goal as a tick.
+    """An SVG file with a row for each workload: one arm as a bar, the others as dots, the goal as a tick.
 
     Args:
         bars: op, workload, share of the copy by arm (0 to 1, cut at 1.1), and the goal.
-        first: the arm that is a bar.
+        first: the arm that is drawn as a bar.
         subtitle: where and when it was measured.
     """
     names = list(dict.fromkeys([first, *(name for _, _, shares, _ in bars for name in shares)]))
@@ -26,7 +26,7 @@ def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float]], firs
             lines.append(Markup('<text class="op" x="8" y="{}">{}</text>').format(y + 13, op))
             op_before, y = op, y + ROW
         lines.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(LABELS - 8, y + 13, workload))
-        # The bar first: dots lie on it.
+        # The bar is drawn first, so that the dots lie on it.
         for name, share in sorted(shares.items(), key=lambda arm: arm[0] != first):
             title = Markup("<title>{}: {:.0%} of the copy</title>").format(name, share)
             if name == first:
@@ -65,11 +65,11 @@ def _x(share: float) -> float:
 
 
 def step_times(bars: Sequence[tuple[str, float, float, float, str]], goal: float, subtitle: str) -> Markup:
-    """An SVG file: a row an arm, its time a step over the first arm's as a bar, the interval as a line.
+    """An SVG file with a row for each arm: its time per step over the first arm's as a bar, the interval as a line.
 
     Args:
-        bars: name, median ratio, its interval's ends, and words to stand beside it.
-        goal: the ratio that is aimed at.
+        bars: name, median ratio, its interval's ends, and the words beside it.
+        goal: the ratio to reach.
         subtitle: what was measured, where and when.
     """
     most = max([1.0, *(high for _, _, _, high, _ in bars)]) * 1.05

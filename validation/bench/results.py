@@ -1,4 +1,4 @@
-"""How results are told and kept: lines in columns, an error in one line, files written anew."""
+"""Printing and writing results: lines in columns, an error in one line, files that replace old ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from validation.errors import UsageError
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells in columns, the first to the left."""
+    """Lines of cells in columns, the first aligned left, the others right."""
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  "
@@ -19,12 +19,12 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's class and the first line of what it says."""
+    """An error's class and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
 def write_anew(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write files of these names into a folder, which is made where there is none; returns their paths.
+    """Write texts by file name into a folder, which is created if missing, replacing old files; returns their paths.
 
     Raises:
         UsageError: the folder cannot be written.

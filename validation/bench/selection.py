@@ -1,4 +1,4 @@
-"""Which workloads ``validate bench ops`` times: each op at the sites of the models, and the benchmark's own."""
+"""The workloads that ``validate bench ops`` times: each op at the sites of the models, and the benchmark's own."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def model_names() -> list[str]:
 
 
 def chosen(names: Sequence[str] = (), models: Sequence[str] = ()) -> list[Workload]:
-    """The workloads of these ops and models, or of all, a model's each with its compact form.
+    """The workloads of these ops and models, or of all; each of a model's workloads with its compact form.
 
     Raises:
         UsageError: an unknown op or model, or an op that has no workload there.
@@ -38,15 +38,15 @@ def chosen(names: Sequence[str] = (), models: Sequence[str] = ()) -> list[Worklo
 
 
 def without_workload() -> list[str]:
-    """Ops that stand at no site of the models."""
+    """Ops that are at no site of the models."""
     return [op for op in reference_op_names() if not workloads(op)]
 
 
 def compact(workload: Workload) -> Workload | None:
-    """The same site with its modulation as two distinct rows a batch item; None where it has one row already.
+    """The same site with its modulation as two distinct rows for each batch item; None if it has only one row.
 
-    Such as ``scale_shift_table + temb`` of Helios (`validation.models.helios.mount`, ``compact=True``): one table
-    ``[B, 2, parts, D]``, whose parts are the arguments' tables, and an int32 index.
+    An example is ``scale_shift_table + temb`` of Helios (`validation.models.helios.mount`, ``compact=True``): one
+    table ``[B, 2, parts, D]``, whose parts are the arguments' tables, and an int32 index.
     """
     site, bracket, layout = workload.site.partition(", modulation [B,")
     if bracket and not layout.startswith("L,"):

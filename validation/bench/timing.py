@@ -27,7 +27,7 @@ class Timer(Protocol):
 
     Attributes:
         device: the torch device that it times.
-        cache_bytes: of the device's last-level cache, which arguments must rotate past.
+        cache_bytes: size of the device's last-level cache, which the rotated arguments must exceed.
         measures: what its numbers are, in words.
     """
 
@@ -36,21 +36,21 @@ class Timer(Protocol):
     measures: str
 
     def sample(self, call: Callable[[], object], calls: int) -> CallTime:
-        """Time so many calls as one run."""
+        """Time ``calls`` calls as one run."""
         ...
 
 
 class GpuTimer:
-    """CUDA events around a run that was queued while the GPU was kept busy with waiting.
+    """CUDA events around a run that is queued while a wait kernel keeps the GPU busy.
 
-    So the device's time holds no gap in which it waited for the host, and the host's no time in which it waited for
-    the device. A run whose start the GPU reached before its last call was queued is thrown away, and repeated
-    behind a longer wait.
+    So the device's time contains no gap in which it waited for the host, and the host's contains no wait for the
+    device. A run whose start the GPU reached before its last call was queued is thrown away and repeated behind a
+    longer wait.
     """
 
     device = "cuda"
     measures = "CUDA events on a full queue; host time of queueing a call"
-    longest_wait = 2.0  # seconds; a GPU shared with a display may be reset after more
+    longest_wait = 2.0  # seconds; after more, a GPU shared with a display may be reset
 
     def __init__(self) -> None:
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
@@ -58,7 +58,7 @@ class GpuTimer:
         self.end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.wait = 2e-3
         cycles = 20_000_000
-        for _ in range(2):  # the first finds the GPU at a low clock
+        for _ in range(2):  # the GPU's clock is still low in the first
             self.start.record()
             cuda_sleep(cycles)  # type: ignore[no-untyped-call]
             self.end.record()
@@ -90,7 +90,7 @@ class GpuTimer:
 
 
 class CpuTimer:
-    """Wall-clock time on the CPU: shows that a benchmark runs, and measures nothing of the kernels."""
+    """Wall-clock time on the CPU: shows that a benchmark runs, but does not measure the kernels."""
 
     device = "cpu"
     cache_bytes = 0
@@ -106,21 +106,21 @@ class CpuTimer:
 
 
 def random_pair(numbers: int, device: str) -> tuple[Tensor, Tensor]:
-    """Random int64 to copy between: zeros may move faster than what an op reads."""
+    """Two tensors of random int64 to copy between; zeros may move faster than an op's real data."""
     generator = torch.Generator(device).manual_seed(0)
     source, target = torch.empty(2, numbers, dtype=torch.int64, device=device).random_(generator=generator)
     return source, target
 
 
 class Marks:
-    """Moments on the device's stream, or on the host where that is the device."""
+    """Moments on the device's stream, or on the host's clock if the device is the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
         self.at: list[Any] = []
 
     def mark(self) -> None:
-        """Now, as far as the device has come with what it was given."""
+        """Mark the moment at which the device has finished everything queued so far."""
         if self.gpu:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -129,7 +129,7 @@ class Marks:
             self.at.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Between neighbours; waits for the device."""
+        """Seconds between neighbouring marks; waits for the device."""
         if not self.gpu:
             return [b - a for a, b in zip(self.at, self.at[1:], strict=False)]
         self.at[-1].synchronize()
@@ -137,6 +137,6 @@ class Marks:
 
 
 def copy_bandwidth(timer: Timer) -> float:
-    """Bytes a second that a copy reads and writes, past the cache."""
+    """Bytes per second that a copy reads and writes, past the cache."""
     source, target = random_pair(_COPY_BYTES // 8, timer.device)
     return 2 * _COPY_BYTES / statistics.median(timer.sample(lambda: target.copy_(source), 4).device for _ in range(5))
