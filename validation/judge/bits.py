@@ -13,7 +13,7 @@ def equal_bits(a: Tensor, b: Tensor) -> Tensor:
 
 
 def difference(got: Outputs, expected: Outputs) -> str:
-    """How the bits of two calls' outputs differ, "" where they do not."""
+    """Describe how the bits of two calls' outputs differ; "" if they do not."""
     if len(got) != len(expected):
         return f"returned {len(got)} outputs, {len(expected)} the first time"
     for t, before in zip(got, expected, strict=True):
@@ -33,9 +33,9 @@ def words_of(differ: Tensor, got: Tensor, expected: Tensor, whence: str) -> str:
     """How many elements differ, and the first of them.
 
     Args:
-        differ: bool, where they do; not all False.
-        got, expected: of its shape.
-        whence: what `expected` is, as messages end with it.
+        differ: bool, True where the two differ; at least one element is.
+        got, expected: the two tensors, of the same shape.
+        whence: what `expected` is; it ends the message.
     """
     at = tuple(differ.nonzero()[0].tolist())
     count = f"{int(differ.sum())} of {differ.numel()} elements differ, the first at {where.index_text(at)}"

@@ -1,13 +1,13 @@
 """How a case calls its candidate: by position or by keyword, with or without the flags that equal their default.
 
 The contract fixes names, order and defaults of an op's parameters, and models call the ops by position, without the
-flags that they leave alone. So half of the cases pass what may be positional by position, in the reference's order,
-and half leave out the flags that equal their default, each by a lot of the case's seed: a case is called in the same
-way wherever it is judged, the second calls of `validation.judge.same_bits` included.
+flags that they leave alone. So half of the cases pass positional-or-keyword arguments by position, in the reference's
+order, and half leave out the flags that equal their default. The case's seed decides both, so a case is called in the
+same way wherever it is judged, the second calls of `validation.judge.same_bits` included.
 
 A candidate that takes its arguments by keyword alone, under other names or without a default is no drop-in: each
 case whose call does not fit its signature is a ``RUNTIME_ERROR`` that says how it was called and what was expected.
-The way out is a function of the op's signature in front of it, as the adapters have.
+The fix is to wrap it in a function with the op's signature, as the adapters do.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ class Call:
 
     Attributes:
         op: the op's name.
-        by_position: pass what may be positional by position. Optional ones that are absent before one that is
-            given are passed as their default.
+        by_position: pass positional-or-keyword arguments by position. An absent optional one that precedes a
+            given one is passed as its default.
         defaults_left_out: leave out the flags that equal their default.
     """
 
@@ -52,7 +52,7 @@ class Call:
         return cls(case.op, lot & 1 == 1, lot & 2 == 2)
 
     def split(self, kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and keyword arguments, of all arguments by name."""
+        """Split all arguments, by name, into positional and keyword arguments."""
         parameters = inspect.signature(reference_op(self.op)).parameters
         given = dict(kwargs)
         if self.defaults_left_out:
@@ -85,7 +85,7 @@ def as_callers_do(case: Case, candidate: Callable[..., Any]) -> Callable[..., An
 
 def _check_signature(case: Case, candidate: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
     try:
-        # Not that of a function it wraps: a wrapper may adapt the arguments.
+        # Not the signature of a function that it wraps: a wrapper may adapt the arguments.
         signature = inspect.signature(candidate, follow_wrapped=False)
     except (TypeError, ValueError):  # a builtin
         return

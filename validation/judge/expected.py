@@ -17,7 +17,7 @@ from validation.chains.running import Running
 from validation.judge.stats import Budget
 from validation.ops import reference_op, reference_op_names
 
-# Ops whose y is another op of the residual_out that they return: `scale_residual_X` is judged as X there.
+# Ops that compute y by another op from the residual_out that they return: y of `scale_residual_X` is judged as X.
 CHAINED = "scale_residual_"
 
 
@@ -26,15 +26,15 @@ class Target:
     """What one output should be.
 
     Attributes:
-        name: of the output, as messages print it.
+        name: the output's name in messages.
         truth: float64: the reference op in float64 on the exact inputs.
         baseline: the reference op in the working dtype.
-        baseline_truth: float64: what the baseline should have been; another than `truth` only where the
-            output follows from a rounded one that the two paths rounded differently.
-        operands: what the op computes it from; first what is normalised, modulated or rotated.
+        baseline_truth: float64: what the baseline should have been; it differs from `truth` only if the
+            output is computed from another, rounded output that the two paths rounded differently.
+        operands: the op's inputs to this output; first the tensor that is normalised, modulated or rotated.
         running: the error bound.
-        budget: the error allowed, made from it.
-        frames: how many frames the tokens of an output [B, L, D] are, 0 where nothing says so.
+        budget: the allowed error, computed from `running`.
+        frames: the number of frames that the tokens of an output [B, L, D] form, 0 if unknown.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Expected:
 
     Attributes:
         baseline: the reference op's outputs in the working dtype.
-        target: from the candidate's outputs, what each of them should be, in the order of judging.
+        target: maps the candidate's outputs to pairs of output and `Target`, in the order of judging.
     """
 
     baseline: tuple[Tensor, ...]
@@ -61,7 +61,7 @@ class Expected:
 
 
 def outputs_of(result: Any) -> tuple[Any, ...]:
-    """What an op returned, as a tuple."""
+    """An op's result as a tuple of outputs."""
     return tuple(result) if isinstance(result, tuple) else (result,)
 
 
@@ -111,7 +111,7 @@ def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
 
 
 def _bound(op: str, kwargs: Mapping[str, Any], truths: tuple[Tensor, ...]) -> tuple[Running, ...]:
-    """The op's hand-made error bound; where there is none, that of its reference replayed."""
+    """The op's hand-made error bound; without one, the bound measured by replaying its reference."""
     if op in bounds.BOUNDS:
         return bounds.bound(op, kwargs)
     return perturbed.bound(reference_op(op), kwargs, truths)
@@ -139,7 +139,7 @@ def _frames(operands: tuple[Tensor, ...]) -> int:
 
 
 def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
-    """The floating-point arguments, the activation of that name first, other activations of a pair left out."""
+    """The floating-point arguments: the named activation first, without the other activations."""
     others = (
         getattr(value, "table", value)
         for name, value in kwargs.items()
@@ -191,5 +191,5 @@ def _required(op: str) -> frozenset[str]:
 
 
 def absent(case: Case, kwargs: Mapping[str, Any]) -> dict[str, None]:
-    """Arguments that a call needs besides: a gate or weight left out is None; some signatures have no default."""
+    """Required arguments that the case leaves out (a gate, a weight), as None: some signatures give no default."""
     return dict.fromkeys(_required(case.op) - set(kwargs))

@@ -1,4 +1,4 @@
-"""Where a 16-bit candidate rounds: which of the plausible placements of roundings its bits match best.
+"""Find where a 16-bit candidate rounds: the plausible placement of roundings that its bits match best.
 
 A verdict says that a kernel differs; this says why: see `placement`.
 """
@@ -12,25 +12,25 @@ from torch import Tensor
 from validation.chains.placement import EAGER, ONCE, PLACEMENTS, replay
 from validation.judge.bits import equal_bits
 
-# A share below this speaks for none of the placements.
+# A share below this supports no placement.
 NAMED = 0.5
 
-# Shares as close as this are one: what float32 arithmetic turns. With float32 modulation the eager chain rounds
-# the normalised value and nothing else.
+# Shares closer than this are a tie: float32 arithmetic alone moves them so far. With float32 modulation the eager
+# chain rounds only the normalised value.
 TIE = 1e-3
 
 
 def shares(op: str, arguments: Mapping[str, Any], outputs: tuple[Tensor, ...]) -> dict[str, float]:
-    """The share of elements in which a candidate's bits are those of each placement, the best first.
+    """The share of elements in which a candidate's bits equal those of each placement, the best first.
 
     Args:
         op: its name.
-        arguments: what the candidate was called with, as it was before the call.
+        arguments: the candidate's arguments as they were before the call.
         outputs: what it returned.
 
     Returns:
-        Nothing for an op without placements, outputs without elements, or a float32 output, in which
-        float32 arithmetic is as large as the rounding.
+        Empty for an op without placements, for outputs without elements, and for a float32 output, where
+        float32 arithmetic error is as large as the rounding.
     """
     elements = sum(t.numel() for t in outputs)
     if not elements or any(t.dtype is torch.float32 for t in outputs):
@@ -57,7 +57,7 @@ def _expected(arguments: Mapping[str, Any]) -> str:
 
 
 def sentence(arguments: Mapping[str, Any], found: Mapping[str, float]) -> str:
-    """The best match in words, beside the placement that the contract asks for, or beside the next best."""
+    """Put the best match into words, compared with the contract's placement or, if that is the best, the next best."""
     best, second, *_ = found
     expected = _expected(arguments)
     other = expected if best != expected and expected in found else second
@@ -65,7 +65,7 @@ def sentence(arguments: Mapping[str, Any], found: Mapping[str, float]) -> str:
 
 
 def summary(found: Iterable[tuple[str, float, int]]) -> tuple[str, float] | None:
-    """Of many cases, as (best placement, its share, elements): the one that most elements speak for, its share."""
+    """Reduce many cases' (best placement, share, elements) to the placement of most elements, and its share there."""
     totals: dict[str, tuple[float, int]] = {}
     for name, share, elements in found:
         matched, count = totals.get(name, (0.0, 0))

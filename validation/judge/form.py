@@ -1,4 +1,4 @@
-"""What is wrong with the form of what a call returned, or with the memory that it wrote."""
+"""Check the form of a call's outputs and the memory that it wrote."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from validation.verdict import Status, Verdict
 
 
 def wrong_form(outputs: tuple[Any, ...], expected: tuple[Tensor, ...], *, alone: bool) -> Verdict | None:
-    """What is wrong with the form of what was returned: one value alone, or a tuple of them."""
+    """The failure in the outputs' form, None if it is right; `alone`: a single value was returned, not a tuple."""
 
     def wrong(status: Status, check: str, came: object, wanted: object, index: int) -> Verdict:
         place = f" {index} of {len(expected)}" if len(expected) > 1 else ""
@@ -36,7 +36,7 @@ def wrong_form(outputs: tuple[Any, ...], expected: tuple[Tensor, ...], *, alone:
 
 
 def _odd(output: Tensor) -> str:
-    """What an output is, in words, if a kernel that takes its address next would not find its values there."""
+    """Name the output's kind if its address does not lead a kernel to its values; "" for a plain tensor."""
     if type(output) is not Tensor:  # an nn.Parameter and other subclasses too
         return f"a {type(output).__module__}.{type(output).__qualname__}"
     if output.is_nested or output.layout is not torch.strided:
@@ -52,12 +52,12 @@ def wrong_memory(
     guards: structure.GuardedAllocations,
     written: tuple[str, ...],
 ) -> Verdict | None:
-    """What is wrong with the memory that a call wrote, returned or left out.
+    """The failure in the memory that a call wrote, returned or left unwritten; None if there is none.
 
     Args:
-        outputs: of the call, in the right form.
-        arguments: of the call.
-        guards: under which it ran.
+        outputs: the call's outputs, in the right form.
+        arguments: the call's arguments.
+        guards: the guards under which it ran.
         written: names of the tensors that it may write.
     """
     if guards.moved:

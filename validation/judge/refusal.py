@@ -1,4 +1,4 @@
-"""Whether an op refuses a bad call as it must: with a named argument, and before it writes."""
+"""Check that an op refuses a bad call as it must: with the argument named, and before it writes."""
 
 import re
 
@@ -12,10 +12,10 @@ from validation.ops import Op, surroundings, tracebacks
 
 
 def not_refused(bad: BadCall, candidate: Op, device: str) -> str:
-    """What a candidate did with a bad call, in words; "" if it refused it.
+    """Describe what a candidate did with a bad call; "" if it refused it.
 
-    A refusal is a TypeError, a ValueError or a NotImplementedError whose message names the argument, with nothing
-    written before.
+    A refusal is a TypeError, a ValueError or a NotImplementedError whose message names the argument, raised before
+    anything is written.
     """
     arguments = materialise(bad.case, device)
     if bad.change:

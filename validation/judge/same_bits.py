@@ -4,33 +4,33 @@ Each check calls the candidate once more and compares with the first call bit by
 
 repeat            the same case in fresh memory
 batch slice       one item of the batch alone, as views of the same strides
-row permutation   batch items and tokens in another order, written into the memory of the first call, so that
-                  what a candidate kept under an address is found out
+row permutation   batch items and tokens in another order, written into the memory of the first call, which
+                  exposes a candidate that caches by address
 layout            contiguous copies of all arguments
 power of two      activations twice as large (and eps four times) give results of the same bits, or twice as large
 zero gate         a gate of 0 returns the residual
-other flags       another casting mode, pairing or scale constant, in the budget of that case: what a launch keeps
-                  for tensors of these shapes must not keep the flags of the call before
+other flags       another casting mode, pairing or scale constant, in the budget of that case: a launch may cache by
+                  the tensors' shapes, but must not reuse the flags of the call before
 zero modulation   scale = shift = 0, without weight and bias, is the plain norm: within its budget, for it may
                   be another kernel
 side stream, graph replay    on CUDA; the replay where PyTorch's caching allocator is on
 
-The contract asks the first three of every op set. On the CPU, PyTorch's own kernels cannot give all of it: they
+The contract asks every op set for the first three. On the CPU, PyTorch's own kernels cannot give all of it: they
 have a vector body and a scalar tail, and the order of a sum follows the strides. So
 
 * another layout must give the same bits where all arithmetic is in kernels that Triton's interpreter runs, for
   it has no vector width. Elsewhere, on CUDA too, the result is held to the error budget (torch 2.13, CPU:
   `torch.mean` over a strided last dimension differs from the contiguous one in the last bit);
-* a slice or a permutation must give the same bits on CUDA, but of PyTorch's own sums and norms, which share a row
-  out by how many there are; and on the CPU where the arithmetic is in such kernels, or in PyTorch of basic operations
-  (`structure.GuardedAllocations.basic`). Elsewhere the budget again: an exponential, a complex product, a sum over
-  elements apart has a form for the body and another for the tail. Measured on the CPU, of 12,000 slices and
-  permutations each: torch's own functions composed gave other bits in 9, all of complex products; the reference ops
-  in 2, both sums over a strided last dimension.
+* a slice or a permutation must give the same bits on CUDA, except for PyTorch's own sums and norms, which split a
+  row by the number of rows. On the CPU it must where the arithmetic is in such kernels, or in PyTorch's basic
+  operations (`structure.GuardedAllocations.basic`). Elsewhere the budget holds again: an exponential, a complex
+  product or a sum over strided elements is computed one way in the body and another in the tail. Measured on the CPU,
+  in 12,000 slices and permutations each: torch's own functions composed gave other bits in 9, all of complex
+  products; the reference ops in 2, both sums over a strided last dimension.
 
-A check costs a call of the candidate. So that judging costs no more than truth and candidate do, each small case
-gets one check, every other of them the repetition, and one in four of the larger cases gets one; which, its
-seed decides. Any of them is a second call, and shows what is left of the first.
+A check costs a call of the candidate. To keep judging no dearer than truth and candidate, each small case gets one
+check (every second one the repetition), and one in four of the larger cases gets one; the case's seed decides which.
+Every check is a second call, so each shows state that the first left behind.
 """
 
 import os
@@ -45,24 +45,24 @@ from validation.judge.expected import CHAINED
 from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, plain_norm
 from validation.ops import tracebacks
 
-# Elements of the largest tensor up to which a case is small.
+# A case is small if its largest tensor has at most this many elements.
 SMALL = 4096
 
-# Checks that call with other strides, dtypes or forms (a batch of one has stride 0 in the modulation): on a GPU each
-# may compile another kernel.
+# Checks that pass other strides, dtypes or forms (a batch of one has stride 0 in the modulation): on a GPU each may
+# compile another kernel.
 OTHER_KERNEL = ("batch slice", "layout", "zero gate", "zero modulation", "other flags")
 
-# Names of the corners in which one of the checks is due begin so.
+# Prefix of the names of corners in which one of the checks is due.
 CORNER = "same bits: "
 
-# Of twelve kernels so many get no such check: beside the 97 kernels of the largest op's first calls there is room for
-# some 50 in 2,000 cases (`validation.parity.compile_keys`).
+# Of every twelve kernels, this many get no such check: the first calls of the largest op compile 97 kernels, which
+# leaves room for some 50 more in 2,000 cases (`validation.parity.compile_keys`).
 UNCHECKED = 7
 
 # Set under compute-sanitizer, in `benchmarks/gpu_record.py`.
 NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 
-# Regimes in which doubling neither overflows nor leaves what underflowed before.
+# Regimes in which doubling neither overflows nor makes an underflowed value representable.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
 CHECKS: dict[str, Callable[[FirstCall], str]] = {
@@ -111,10 +111,10 @@ def due(case: Case, device: str) -> tuple[str, ...]:
 
 
 def affordable(case: Case) -> frozenset[str]:
-    """The checks that a case may get where each kernel compiled for a first call may cost one more at most.
+    """The checks that a case may get if each kernel compiled for a first call may cost at most one more.
 
-    The same for cases that one kernel computes: those that need no other kernel, and of `OTHER_KERNEL` one, or none
-    (`UNCHECKED`).
+    Cases that one kernel computes get the same ones: all that need no other kernel, and one or none (`UNCHECKED`) of
+    `OTHER_KERNEL`.
     """
     kinds = sorted((n, t.dtype, len(t.shape), t.strides[-1:], t.offset % 8) for n, t in case.tensors.items())
     modes = sorted((name, value) for name, value in case.flags.items() if isinstance(value, bool | str))
@@ -123,13 +123,13 @@ def affordable(case: Case) -> frozenset[str]:
 
 
 def applies(name: str, case: Case, device: str) -> bool:
-    """Whether a check can be made of a case."""
+    """Whether a check can be made on a case."""
     known = case.op.removeprefix(CHAINED) in bounds.BOUNDS
     has_eps = "eps" in case.flags or "norm" not in case.op
     match name:
         case "power of two":
-            # Not float16: a product may be subnormal on the way where twice the product is not.
-            # Nor where one tensor is scale and shift, of which only the shift grows with x.
+            # Not float16: an intermediate product may be subnormal where twice the product is not.
+            # Nor if one tensor is both scale and shift: only the shift grows with x.
             shift = case.tensors.get("shift")
             alone = shift is None or shift != case.tensors.get("scale")
             return known and has_eps and alone and case.values in SCALABLE and case.dtype != "float16"

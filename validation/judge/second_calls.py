@@ -1,6 +1,6 @@
 """Second calls: the same values arranged in another way, compared with the first call.
 
-Each check says how the result differs, "" where it does not; `validation.judge.same_bits` says what each is for.
+Each check describes how the result differs, "" if it does not; `validation.judge.same_bits` says what each is for.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from validation.judge.expected import CHAINED, outputs_of
 from validation.judge.stats import Budget
 from validation.ops import reference_op, surroundings
 
-# What a check calls with in place of a flag's value.
+# Maps a flag's value to another one, for the check `other_flags`.
 OTHER_FLAGS: dict[str, Callable[[Any], Any]] = {
     "casting_mode": lambda mode: "input" if mode == "float32" else "float32",
     "interleaved": lambda interleaved: not interleaved,
@@ -34,16 +34,16 @@ class FirstCall:
     """The call that was judged, and what is needed to make another like it.
 
     Attributes:
-        case: what was fed.
+        case: the case.
         candidate: the op.
-        make: new tensors of the case.
-        arguments: of the first call; their memory is written again.
-        outputs: copies of what it returned.
-        returned: what it returned in memory of its own: all of it, or nothing of a call in place.
+        make: makes the case's tensors anew.
+        arguments: the first call's arguments; their memory is written again.
+        outputs: copies of its outputs.
+        returned: its outputs themselves, if they have memory of their own; empty for an in-place call.
         kernels: all its arithmetic was in kernels that Triton's interpreter ran.
-        even: its bits may not depend on where a row stands, nor its code on the value of eps.
-        judged: what the judge says of outputs for this case, "" where they pass.
-        judged_as: what it says of outputs for another case with the same tensors.
+        even: its bits may not depend on a row's position, nor its code on the value of eps.
+        judged: the judge's complaint about outputs for this case, "" if they pass.
+        judged_as: the complaint about outputs for another case with the same tensors.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -60,10 +60,10 @@ class FirstCall:
     device: str
 
     def again(self, **kwargs: Any) -> Outputs:
-        """Call the candidate under guards; what it returned, as a tuple.
+        """Call the candidate under guards and return its outputs as a tuple.
 
         Raises:
-            ReusedOutputError: that call wrote to what the first one returned, or returned its memory again.
+            ReusedOutputError: the call wrote to the first call's outputs, or returned their memory again.
         """
         with surroundings.kept():
             result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
@@ -80,18 +80,18 @@ class FirstCall:
 
 
 class ReusedOutputError(Exception):
-    """An op has one buffer for the results of several calls."""
+    """An op reuses one buffer for the results of several calls."""
 
 
 def plain_norm(case: Case) -> str:
-    """The norm that a modulated norm is at scale = shift = 0; "" for other ops."""
+    """The plain norm that a modulated norm equals at scale = shift = 0; "" for other ops."""
     return case.op.removeprefix(CHAINED).removesuffix("_scale_shift") if case.op.endswith("norm_scale_shift") else ""
 
 
 def axes(case: Case) -> dict[str, tuple[str, ...]]:
-    """What the dimensions of a case's tensors count: the same label, the same thing; "" for channels.
+    """Label each dimension of a case's tensors by what it counts; "" for channels.
 
-    ``B`` batch items, ``L`` tokens, ``F<n>`` n frames of them; a label of its own where rows stand alone.
+    ``B`` is batch items, ``L`` tokens, ``F<n>`` n frames of tokens; independent rows get a label of their own.
     """
     shapes = {name: spec.shape for name, spec in case.tensors.items()}
     rotary = "cos" in shapes
@@ -120,7 +120,7 @@ def axes(case: Case) -> dict[str, tuple[str, ...]]:
 
 
 def _output_axes(first: FirstCall) -> tuple[tuple[str, ...], ...] | None:
-    """The labels of the outputs' dimensions; None where an output has not the shape of its activation."""
+    """The labels of the outputs' dimensions; None if an output differs in shape from its activation."""
     labels, tensors = axes(first.case), first.case.tensors
     names = ("q", "k") if "q" in labels else ("x",) * len(first.outputs)
     fits = len(names) == len(first.outputs) and all(
@@ -142,7 +142,7 @@ def _with_tensors(arguments: Arguments, tensors: Mapping[str, Tensor]) -> dict[s
 
 
 def _distinct(t: Tensor, strides: tuple[int, ...] | None = None) -> Tensor:
-    """The part of t that holds each element of memory once: an expanded dimension cannot be written to."""
+    """The view of t that covers each element of memory once: an expanded dimension cannot be written to."""
     return t[tuple(slice(0, 1 if stride == 0 else None) for stride in strides or t.stride())]
 
 
@@ -152,7 +152,7 @@ def repeat(first: FirstCall) -> str:
 
 
 def batch_slice(first: FirstCall) -> str:
-    """One batch item alone; where rows stand alone, one index of the first dimension."""
+    """One batch item alone; for independent rows, one index of the first dimension."""
     labels, of_outputs = axes(first.case), _output_axes(first)
     if of_outputs is None:
         return ""
@@ -184,8 +184,8 @@ def row_permutation(first: FirstCall) -> str:
     def permuted(t: Tensor, dims: tuple[str, ...], step: int = 1) -> Tensor:
         for dim, label in enumerate(dims):
             if label and t.shape[dim] > 1:
-                # One step on: no row stays, and neighbours in a tile do not stay together. But tokens in
-                # frames are reversed, for then the frames are too, however many there are.
+                # A roll by one: no row stays, and neighbours in a tile do not stay together. But tokens in frames
+                # are reversed, which reverses the frames too, whatever their number.
                 t = t.flip(dim) if frames and label != "B" else t.roll(step, dim)
         return t
 
@@ -210,7 +210,7 @@ def layout(first: FirstCall) -> str:
 
 
 def power_of_two(first: FirstCall) -> str:
-    """Activations doubled where they lie, and with them what is added to them."""
+    """Activations doubled in place, and with them the terms that are added to them."""
     fresh = first.make()
     normalises = "norm" in first.case.op
     specs = {spec: name for name, spec in first.case.tensors.items()}  # q and k may be one tensor
@@ -219,7 +219,7 @@ def power_of_two(first: FirstCall) -> str:
         if argument in ACTIVATIONS or (argument == "shift" and not normalises and part != "index"):
             _distinct(t).mul_(2.0)
     kwargs = fresh.kwargs | ({"eps": 4.0 * fresh.kwargs["eps"]} if normalises else {})
-    # What was normalised stays the same; a sum doubles, and so does the one that comes with a norm's result.
+    # A normalised output stays the same; a sum doubles, also the one that is returned with a norm's result.
     factors = [1.0 if normalises else 2.0] * len(first.outputs)
     if first.case.op.startswith(CHAINED):
         factors[1] = 2.0
@@ -227,7 +227,7 @@ def power_of_two(first: FirstCall) -> str:
     words = difference(got, tuple(t * f for t, f in zip(first.outputs, factors, strict=True)))
     if not words or first.even:
         return words
-    # torch.compile compiles anew for another eps, and the new code may round otherwise (seen in float32).
+    # torch.compile recompiles for another eps, and the new code may round differently (seen in float32).
     return first.judged(tuple(t / f for t, f in zip(got, factors, strict=True)))
 
 
@@ -247,7 +247,7 @@ def zero_modulation(first: FirstCall) -> str:
     kwargs = {**fresh.kwargs, "scale": zero, "shift": zero}
     kwargs = {name: value for name, value in kwargs.items() if name not in ("weight", "bias")}
     outputs = first.again(**kwargs)
-    # What is normalised: x, or the residual_out that the call gives.
+    # The norm's input: x, or the residual_out that the call returns.
     x = outputs[1] if len(outputs) > 1 else fresh.tensors["x"]
     op = plain_norm(first.case)
     norm = {"x": x, "eps": fresh.kwargs["eps"]}
@@ -258,7 +258,7 @@ def zero_modulation(first: FirstCall) -> str:
 
 
 def other_flags(first: FirstCall) -> str:
-    """The same tensors with each of `OTHER_FLAGS` in turn: another case, whose truth and budget are its own."""
+    """The same tensors with each of `OTHER_FLAGS` in turn: another case, with its own truth and budget."""
     for flag, other in OTHER_FLAGS.items():
         if flag in first.case.flags:
             value = other(first.case.flags[flag])
@@ -270,7 +270,7 @@ def other_flags(first: FirstCall) -> str:
 
 
 def side_stream(first: FirstCall) -> str:
-    """On a stream that is not the default one, behind the work that made the inputs."""
+    """On a non-default stream, after the work that made the inputs."""
     fresh, stream = first.make(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -281,13 +281,13 @@ def side_stream(first: FirstCall) -> str:
 
 
 def graph_replay(first: FirstCall) -> str:
-    """Captured in a CUDA graph, replayed once its inputs were written anew."""
+    """Captured in a CUDA graph, replayed after its inputs are rewritten."""
     fresh, values = first.make(), first.make().tensors
     with torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            first.candidate(**fresh.kwargs)  # compiles what a capture may not
+            first.candidate(**fresh.kwargs)  # compiles what cannot be compiled during a capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""How far a result is from the truth, beside how far the baseline and the ideal are."""
+"""Error statistics: how far candidate, baseline and ideal are from the truth, and how far they may be."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ from torch import Tensor
 from validation.chains.running import K, Running
 from validation.chains.ulp import ulp
 
-# Second-order terms that first-order propagation leaves out: products of two bfloat16 roundings are 2^-8 of
-# one, and a chain has at most four.
+# Allows for the second-order terms that first-order propagation omits: the product of two bfloat16 roundings is 2^-8
+# of one rounding, and a chain has at most four.
 SECOND_ORDER = 1.0 + 2.0**-6
 
 
@@ -37,7 +37,7 @@ class Budget:
         size = running.value.abs()
         half_ulp = 0.5 * ulp(size + running.noise + running.declared, dtype)
         allowed = half_ulp + SECOND_ORDER * running.declared + K * running.noise
-        # No bound, no slack: a NaN here would pass whatever is finite in the truth.
+        # Without a bound there is no slack: a NaN here would pass any finite truth.
         allowed = torch.where(allowed.isnan(), 0.5 * ulp(size, dtype), allowed)
         if flush:
             allowed = allowed + torch.finfo(torch.float32).tiny
@@ -51,10 +51,10 @@ class Errors:
 
     Attributes:
         max_abs, rms_abs, bias_abs: in value: the largest, the root mean square, the mean signed error.
-        max_ulp, rms_ulp: in `Budget.unit`.
-        bias_ulp: mean signed error; positive is too large.
-        magnitude_bias_ulp: mean of the error times the truth's sign; truncation gives -0.5.
-        count: of those elements.
+        max_ulp, rms_ulp: the same in `Budget.unit`.
+        bias_ulp: the mean signed error in that unit; positive means too large.
+        magnitude_bias_ulp: the mean of the error times the truth's sign; truncation gives -0.5.
+        count: the number of those elements.
     """
 
     max_abs: float
@@ -68,7 +68,7 @@ class Errors:
 
     @classmethod
     def of(cls, error: Tensor, truth: Tensor, unit: Tensor, finite: Tensor) -> "Errors":
-        """From the signed error, float64."""
+        """Reduce the signed error, float64 in value, over the `finite` elements."""
         count = int(finite.sum())
         if count == 0:
             return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -93,47 +93,48 @@ class Errors:
         return named
 
 
-# A correct float32 chain's own bias, as a share of its RMS error. Of arguments within 2 %, torch's float32 sqrt on the
-# CPU (MKL; 22 to 31 % of its results are not the nearest) is 0.104 ulp too large on the mean, of an RMS error of 0.406:
-# 0.26. Over x / sqrt(...) it comes through as 0.10, of torch's mean, square, mean and rsqrt as 0.04.
+# A correct float32 chain's own bias, as a share of its RMS error. For arguments within 2 % of each other, torch's
+# float32 sqrt on the CPU (MKL; 22 to 31 % of its results are not the nearest) is 0.104 ulp too large on average, with
+# an RMS error of 0.406: a share of 0.26. In x / sqrt(...) the share is 0.10; in torch's mean, square, mean and rsqrt,
+# 0.04.
 SYSTEMATIC = 0.35
-# Of what is rounded to 16 bits, float32 arithmetic is no part that counts.
+# In a 16-bit output, float32 arithmetic error is negligible.
 SYSTEMATIC_16_BITS = 0.08
 
 
 def bias_threshold(errors: Errors, samples: int, dtype: torch.dtype) -> float:
     """The largest mean signed error, in ulp, that a correct op may show.
 
-    Six standard errors of the mean of `samples` independent errors of that RMS (a chance of 2e-9); or more than the
-    bias that correct float32 arithmetic was seen to have (`SYSTEMATIC`); 0.02 ulp at least, below which a bias costs
-    nothing. What truncation makes is 0.87 of its RMS error.
+    The largest of three: six standard errors of the mean of `samples` independent errors of that RMS (a chance of
+    2e-9); more than the bias seen in correct float32 arithmetic (`SYSTEMATIC`); 0.02 ulp, below which a bias costs
+    nothing. Truncation has a bias of 0.87 of its RMS error.
     """
     systematic = SYSTEMATIC if dtype is torch.float32 else SYSTEMATIC_16_BITS
     return max(6.0 * errors.rms_ulp / math.sqrt(max(samples, 1)), systematic * errors.rms_ulp, 0.02)
 
 
 def independent_samples(truth: Tensor, finite: Tensor, dtype: torch.dtype, operands: Sequence[Tensor]) -> int:
-    """How many errors of an output can be taken for independent.
+    """How many errors of an output can be treated as independent.
 
     Equal values are rounded equally, so distinct values count, not elements. In float32 the error of a
     row's mean and rstd is as large as the rounding and shared by the row, so distinct rows count. Where the
-    casting mode rounds on the way, equal operands are rounded equally there, whatever becomes of them
-    later, so none may count more often than the operand with the fewest distinct values has them. (A
-    product rounded to bfloat16 lies on a grid; one scalar shift then leaves every sum of a binade the same
-    error. And at a mean of 30 sigma a bfloat16 row has few distinct values. Both raised false alarms.)
+    casting mode rounds intermediates, equal operands are rounded equally there, whatever follows, so the
+    count is at most that of the operand with the fewest distinct values. (A product rounded to bfloat16 lies
+    on a grid; one scalar shift then gives every sum of a binade the same error. And at a mean of 30 sigma a
+    bfloat16 row has few distinct values. Both raised false alarms.)
 
     Args:
         truth: float64 ``[..., D]``.
         finite: bool, the elements that count.
-        dtype: of the output.
+        dtype: the output's dtype.
         operands: the activation, whose equal values count once a row, and the parameters, whose equal values
-            count once; empty where nothing is rounded on the way.
+            count once; empty if no intermediate is rounded.
     """
     if dtype is torch.float32:
         rows = truth.reshape(-1, truth.shape[-1])[finite.reshape(-1, truth.shape[-1]).all(-1)]
         return len(torch.unique(rows, dim=0)) if rows.numel() else 0
-    # What differs by less is rounded equally: of rows of equal numbers, whose deviations are rounding errors of
-    # float64, 431 different truths made an alarm of a float64 implementation.
+    # Truths that differ by less are rounded equally: in rows of equal numbers, where the deviations are rounding errors
+    # of float64, 431 different truths raised a false alarm about a float64 implementation.
     unit = ulp(truth[finite], dtype) / 16
     counts = [len(torch.unique((truth[finite] / unit).round() * unit))]
     if operands and counts[0]:

@@ -1,4 +1,4 @@
-"""What a call did to memory: guards around what it allocates, and what it left of its inputs."""
+"""What a call did to memory: guards around its allocations, and checks of its inputs afterwards."""
 
 import contextlib
 import dataclasses
@@ -28,43 +28,43 @@ _ALLOCATIONS: frozenset[Any] = frozenset(
         aten.empty_permuted.default,
     }
 )
-# These fill what they allocate; a kernel may be given it to write to all the same.
+# These fill what they allocate; a kernel may still write to it.
 _FILLED = frozenset(
     {aten.zeros, aten.zeros_like, aten.ones, aten.ones_like, aten.full, aten.full_like, aten.clone, aten._to_copy}
     | {aten.new_zeros, aten.new_ones, aten.new_full}
 )
 _RESIZING = frozenset({aten.resize_, aten.resize_as_})
-# No fill is implemented for them: their memory is filled as bytes.
+# Torch implements no fill for these dtypes: their memory is filled as bytes.
 _WITHOUT_FILL = frozenset({torch.float4_e2m1fn_x2})
 
-# PyTorch's own operations: what their C++ kernels do inside is one step of arithmetic.
+# Namespaces of PyTorch's own operations: each C++ kernel counts as one step of arithmetic.
 _OWN = frozenset({"aten", "prims", "prim"})
-# What the dispatcher still asks once a mode has seen an operation.
+# The dispatch keys that are left after a mode has seen an operation.
 _BELOW_PYTHON = private.keys_after(DispatchKey.Python)
 # Registered operations in which Dynamo compiled something in this process. They run without guards from then on: under
-# a mode it would compile anew at each call (torch 2.13), and what it compiles allocates past the guards anyway.
+# a mode it would recompile at each call (torch 2.13), and the compiled code allocates past the guards anyway.
 _COMPILING: set[Any] = set()
-# Where the kernel of a device is looked for, in this order, if none is registered for the device itself.
+# Keys to look under for a kernel, in this order, if none is registered for the device itself.
 _COMPOSITES = ("CompositeExplicitAutograd", "CompositeImplicitAutograd")
 
-# Operations with one correct result, which is what a vector body, a scalar tail and a strided loop all give.
+# Operations with one correct result: a vector body, a scalar tail and a strided loop all give it.
 _BASIC = frozenset(
     {aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.mul, aten.mul_, aten.div, aten.div_, aten.sqrt}
     | {aten.rsqrt, aten.reciprocal, aten.square, aten.pow, aten.addcmul, aten.addcmul_, aten.nextafter}
     | {aten.native_layer_norm, aten._fused_rms_norm}
 )
-# Their order is that of the elements where a row lies in one piece. Over rows apart the CPU adds several at a time,
-# and those left over in another order.
+# They add in the order of the elements if a row is contiguous. Over strided rows the CPU adds several at a time, and
+# the remainder in another order.
 _REDUCTIONS = frozenset({aten.sum, aten.mean, aten.var, aten.var_mean, aten.linalg_vector_norm})
 
 
-# On CUDA the blocks and threads that a sum is shared out to follow the number of rows, and a norm's vectors follow the
-# alignment of its memory.
+# On CUDA a sum is split over blocks and threads by the number of rows, and a norm's vector width follows the alignment
+# of its memory.
 _UNEVEN_ON_CUDA = _REDUCTIONS | {aten.native_layer_norm, aten._fused_rms_norm}
 
 
 def _is_basic(func: Any, args: Sequence[Any], out: Any) -> bool:
-    """Whether the bits of a result cannot depend on where in its tensor an element stands."""
+    """Whether the bits of a result cannot depend on an element's position in its tensor."""
     if isinstance(out, Tensor) and not (out.is_floating_point() or out.is_complex()):
         return True  # a comparison
     tensors = [t for t in args if isinstance(t, Tensor)]
@@ -81,18 +81,18 @@ def _has_kernel(func: Any, key: DispatchKey | str) -> bool:
 
 @functools.cache
 def _is_made_of_others(func: Any) -> bool:
-    """Whether the guards go on inside an operation: one that a library registered, one that is a composition.
+    """Whether the guards continue inside an operation: one that a library registered, or a composition.
 
-    Compositions of PyTorch's own (``layer_norm``, ``contiguous``) come apart above the guards; under
-    ``torch.inference_mode`` they reach them whole.
+    PyTorch's own compositions (``layer_norm``, ``contiguous``) are decomposed above the guards; under
+    ``torch.inference_mode`` they reach the guards whole.
     """
     return func.namespace not in _OWN or (func.namespace == "aten" and _has_kernel(func, _COMPOSITES[-1]))
 
 
 def _keys_below(func: Any, tensors: Sequence[Tensor]) -> DispatchKeySet | None:
-    """The keys with which the dispatcher goes on with such an operation; None where it is not to be taken apart.
+    """The keys with which the dispatcher continues such an operation; None if it is not to be taken apart.
 
-    What comes above a mode (autograd, autocast, conjugation) has had its turn by then.
+    The layers above a mode (autograd, autocast, conjugation) have run by then.
     """
     keys = [private.dispatch_keys(t) & _BELOW_PYTHON for t in tensors]
     if any(private.dispatch_keys(t).has(DispatchKey.Python) for t in tensors):
@@ -100,24 +100,24 @@ def _keys_below(func: Any, tensors: Sequence[Tensor]) -> DispatchKeySet | None:
     if _has_kernel(func, DispatchKey.BackendSelect):
         keys.append(DispatchKeySet(DispatchKey.BackendSelect))  # a factory: its device is an argument
     below = functools.reduce(lambda a, b: a | b, keys, DispatchKeySet(DispatchKey.Undefined))
-    # Of PyTorch's own, a kernel written for the device is no composition.
+    # A kernel of PyTorch's own that is written for the device is no composition.
     return None if func.namespace in _OWN and _has_kernel(func, below.highestPriorityTypeId()) else below
 
 
 def _is_python(func: Any, device: str) -> bool:
-    """Whether the kernel that a library registered is a Python function: all that it calls is seen then."""
+    """Whether the kernel that a library registered is a Python function, so that all its calls are seen."""
     registered: Collection[str] = private.library_impls
     for key in (private.dispatch_key_for_device(device), *_COMPOSITES):
         if _has_kernel(func, key):
             entry = f"{func.namespace}/{func.name().split('::')[-1]}"
-            # Without a key, which means the last of them, the entry ends in the stroke.
+            # An entry without a key, which means the last of `_COMPOSITES`, ends in the slash.
             return f"{entry}/{key}" in registered or (key == _COMPOSITES[-1] and f"{entry}/" in registered)
     return False
 
 
 @functools.cache
 def _may_resize(func: Any) -> tuple[tuple[int, str], ...]:
-    """Positions and names of the arguments that an operation of PyTorch's may resize."""
+    """Positions and names of the arguments that one of PyTorch's own operations may resize."""
     if func.namespace != "aten":
         return ()
     arguments = enumerate(private.schema_of(func).arguments)
@@ -130,7 +130,7 @@ def _resizable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
 
 
 def _extent(t: Tensor) -> int:
-    """How many elements of its storage a tensor reaches over."""
+    """How many elements of its storage a tensor spans."""
     return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
 
 
@@ -142,21 +142,21 @@ class _Allocation:
 
 
 class GuardedAllocations(TorchDispatchMode):
-    """While active, every ``torch.empty`` and its kin comes poisoned and between two guards.
+    """While active, everything that ``torch.empty`` and its kin allocate is poisoned and lies between two guards.
 
-    What is filled at once (``torch.zeros``, a copy) comes between guards too, and so does what an op allocates that was
-    registered with ``torch.library``: it is run as if its code were called. What PyTorch resizes (``resize_``,
-    ``out=torch.empty(0)``) stands between guards of its new size.
+    Allocations that are filled at once (``torch.zeros``, a copy) lie between guards too, and so do those of an op
+    registered with ``torch.library``, which runs as if its code were called. A tensor that PyTorch resizes
+    (``resize_``, ``out=torch.empty(0)``) gets guards for its new size.
 
     A kernel that stores past the end of its output then writes into a guard, where it shows, instead of
-    into somebody else's memory; an element that it leaves out still holds the poison.
+    into foreign memory; an element that it leaves out still holds the poison.
 
     Attributes:
-        allocations: what was allocated.
-        computed: whether PyTorch did arithmetic, beside what kernels did.
-        basic: whether all of that was of basic operations, whose bits do not depend on where an element stands.
+        allocations: the guarded allocations.
+        computed: whether PyTorch did arithmetic, apart from kernels.
+        basic: whether all of that was basic operations, whose bits do not depend on an element's position.
         uneven_on_cuda: whether some of it was one of PyTorch's own sums or norms, whose bits on CUDA do.
-        moved: which argument the call made another tensor of, in words; "" if none.
+        moved: describes the argument that the call turned into another tensor; "" if none.
     """
 
     def __init__(self) -> None:
@@ -170,9 +170,9 @@ class GuardedAllocations(TorchDispatchMode):
         self._entering = False
 
     def ignore_compile_internals(self) -> bool:  # type: ignore[override]  # torch has a method of the class
-        """Whether Dynamo compiles under this mode: once in a registered operation, whose body may insist on it.
+        """Whether Dynamo compiles under this mode: only inside a registered operation, whose body may insist on it.
 
-        It asks for each frame that it has not compiled yet; torch itself asks when the mode is entered.
+        Dynamo asks for each frame that it has not compiled yet; torch itself asks when the mode is entered.
         """
         if not self._entering:
             _COMPILING.update(self._running)
@@ -211,8 +211,8 @@ class GuardedAllocations(TorchDispatchMode):
     ) -> Any:
         """Run the kernel of a registered operation, or the steps of a composition, with the guards on.
 
-        A kernel in C++, or one that calls what ``torch.compile`` made, may compute without PyTorch besides, which
-        nothing sees: that counts as arithmetic whose bits may depend on where an element stands.
+        A kernel in C++, or one that calls code made by ``torch.compile``, may also compute unseen, without PyTorch:
+        it counts as arithmetic whose bits may depend on an element's position.
         """
         # An operation with an autograd formula of its own runs without autograd below it.
         without_grad = torch.is_grad_enabled() and _has_kernel(func, "Autograd")
@@ -230,13 +230,13 @@ class GuardedAllocations(TorchDispatchMode):
         return out
 
     def _follow(self, t: Tensor, *, fresh: bool) -> None:
-        """Let the guard begin where a resized tensor ends now; make room for all of it there.
+        """Move the end guard to where a resized tensor now ends, and make room for all of it there.
 
-        The storage grows rather than be another one, so that views of it stay views of it.
+        The storage grows and is not replaced, so views of it stay views.
 
         Args:
             t: the tensor.
-            fresh: nothing was written to what it won.
+            fresh: nothing was written yet to the memory that it gained.
         """
         if t.layout is not torch.strided:
             return
@@ -265,7 +265,7 @@ class GuardedAllocations(TorchDispatchMode):
         if filled:
             memory.as_strided(out.shape, out.stride(), guard).copy_(out.view(dtype))
         self.allocations.append(_Allocation(memory, guard, size))
-        # set_ rather than as_strided: the result is no view, as torch.empty's is none.
+        # set_ rather than as_strided: the result must be no view, like torch.empty's.
         out.set_(memory.untyped_storage(), guard, out.shape, out.stride())
         return out
 
@@ -283,7 +283,7 @@ class GuardedAllocations(TorchDispatchMode):
         super().__exit__(kind, error, trace)
 
     def written_outside(self) -> str:
-        """Where a guard was written, in words; "" if none was."""
+        """Describe where a guard was written; "" if none was."""
         for allocation in self.allocations:
             words = _guard_damage(allocation.memory, allocation.start, allocation.size)
             if words:
@@ -312,15 +312,15 @@ def unwritten(output: Tensor) -> Tensor:
 
 
 def inputs_changed(arguments: Arguments, written: Sequence[str] = ()) -> tuple[str, str]:
-    """What a call did to its inputs' memory.
+    """Describe what a call did to its inputs' memory.
 
     Args:
-        arguments: of the call.
+        arguments: the call's arguments.
         written: names of the tensors that the call may write (q and k of an in-place op).
 
     Returns:
-        Two texts, "" where all is well: an input's own elements that changed; memory outside them (holes
-        between the elements, guards) that changed.
+        Two texts, each "" if nothing changed: on an input's own elements; on memory outside them (holes
+        between the elements, guards).
     """
     for name, storage in arguments.storages.items():
         changed = as_bits(storage.memory) != storage.before
@@ -349,7 +349,7 @@ def _storage_of(t: Tensor) -> int:
 
 
 def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequence[str] = ()) -> str:
-    """The name of an input whose memory an output shares, "" if none does (empty outputs share nothing)."""
+    """The name of an input that shares memory with an output, "" if none does (empty outputs share nothing)."""
     for output in outputs:
         for name, t in arguments.tensors.items():
             if name not in written and output.numel() and _storage_of(output) == _storage_of(t):
@@ -375,7 +375,7 @@ def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[An
 
 
 def _whereabouts(t: Tensor) -> tuple[Any, ...]:
-    """What ``t.data = ...``, ``t.set_``, ``t.unsqueeze_`` or ``t.requires_grad_`` changes without a write to memory."""
+    """All that ``t.data = ...``, ``t.set_``, ``t.unsqueeze_`` or ``t.requires_grad_`` can change, memory untouched."""
     return t.data_ptr(), t.dtype, t.shape, t.stride(), t.requires_grad
 
 

@@ -1,4 +1,4 @@
-"""Whether the values of one output are right: NaN and inf in their places, error, bias; and the tier."""
+"""Judge the values of one output: places of NaN and inf, error, bias; and its tier."""
 
 import functools
 import math
@@ -13,17 +13,17 @@ from validation.judge.expected import Target
 from validation.judge.stats import Errors, bias_threshold, independent_samples
 from validation.verdict import Status, Tier, Verdict
 
-# A case is lossless if its RMS error exceeds the larger of the baseline's and of what correct float32 arithmetic
-# makes (the ideal's error and the noise A, added in squares) by no more than this factor and so many standard errors
-# of an RMS (`_standard_error`) that a correct op stays lossless in 10,000 cases but for a chance of 1 in 10,000: 5.6.
-# (Three, of as many errors as elements: a rotation with one rounding fewer than the reference fell in one of 305
-# cases, of 112 elements.) The op's own tier is decided over all its cases: `tiers`.
+# A case is lossless if its RMS error is at most this factor times the larger of the baseline's and of correct float32
+# arithmetic's (the ideal's error and the noise A, added in squares), plus LOSSLESS_SIGMAS standard errors of an RMS
+# (`_standard_error`): 5.6, so that a correct op fails in 10,000 cases with a chance of 1 in 10,000. (With three, and
+# each element counted as an independent error, a rotation with one rounding fewer than the reference failed in one of
+# 305 cases, of 112 elements.) The op's own tier is decided over all its cases: `tiers`.
 LOSSLESS_FACTOR = 1.02
 LOSSLESS_CASES, LOSSLESS_CHANCE = 10_000, 1e-4
 LOSSLESS_SIGMAS = -statistics.NormalDist().inv_cdf(LOSSLESS_CHANCE / LOSSLESS_CASES)
 
-# The most that one rounding costs, in ulp: a path that is nearer in all of a case's elements was lucky. One without an
-# error is no measure (of a constant float32 row the reference's mean is exact, and that of sums in chunks is not).
+# The most that one rounding costs, in ulp: a path that is nearer in all of a case's elements was lucky. A path without
+# an error is no measure (for a constant float32 row the reference's mean is exact, and that of sums in chunks is not).
 ONE_ROUNDING = 0.5
 
 
@@ -36,11 +36,11 @@ def _kind(t: Tensor) -> Tensor:
 def _nonfinite(output: Tensor, target: Target) -> Tensor:
     """Where the output is NaN or inf and should not be, or the other way round.
 
-    Right is what the truth rounds to, from either end of its budget (at the edge of overflow both are right),
-    and what lies between: a budget may reach from -inf to inf (a weight and a bias of 6e4 that cancel, times a
-    scale of 6e4, with float16 roundings on the way), and then any finite number is judged by its error. Where a
-    declared rounding may have overflowed on the way, what the reference path gives and any non-finite value are
-    right too.
+    The truth's rounding from either end of its budget is right (at the edge of overflow both are), and so is
+    all between: a budget may reach from -inf to inf (a weight and a bias of 6e4 that cancel, times a scale of
+    6e4, with intermediate float16 roundings), and then any finite number is judged by its error. Where an
+    intermediate declared rounding may have overflowed, the reference path's kind of value and any non-finite
+    value are right too.
     """
     dtype, truth, budget = output.dtype, target.truth, target.budget
     kind = _kind(output)
@@ -100,14 +100,14 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         wrong = used > 1.0
         share = f"{int(wrong.sum())} of {output.numel()} elements exceed their budget"
         place = f"the worst is in {where.place(at, output.shape, target.frames)}"
-        # Of one wrong element the place says it all.
+        # For a single wrong element the index is enough.
         pattern = where.lines(wrong, target.frames) if int(wrong.sum()) > 1 else ()
         lines = (share, place, *pattern, *where.displaced(output, truth, budget.allowed, wrong))
         return Verdict(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
     rounds_on_the_way = bool(target.running.declared.any())
 
-    @functools.cache  # a third of judging, where it was counted whether or not a verdict hung on it
+    @functools.cache  # lazy: it took a third of judging when counted whether or not a verdict depended on it
     def samples() -> int:
         return independent_samples(truth, finite, output.dtype, target.operands if rounds_on_the_way else ())
 
@@ -115,7 +115,8 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         ("mean signed error", errors.bias_ulp, path.bias_ulp),
         ("mean error away from zero", errors.magnitude_bias_ulp, path.magnitude_bias_ulp),
     ):
-        # What is below the threshold of ever so many errors is below that of however many there are.
+        # `errors.count` is an upper bound of the independent errors, and the threshold falls with their number: a bias
+        # below this one is below the real one.
         if abs(bias) <= bias_threshold(errors, errors.count, output.dtype) + abs(path_bias):
             continue
         threshold = bias_threshold(errors, samples(), output.dtype)
@@ -142,15 +143,15 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
 
 
 def _standard_error(target: Target, finite: Tensor, least: float, samples: int) -> float:
-    """By how much, in ulp, the RMS error of a correct op scatters about its mean.
+    """The standard error, in ulp, of a correct op's RMS error.
 
     ``r / sqrt(2 n)`` for n errors of RMS r. An element's error has the variance of its last rounding, of the noise
-    and of the declared roundings, uniform over their bound; few elements with large ones count as few
+    and of the declared roundings, uniform over their bound. A few elements with large variances count as few
     (``(sum v)^2 / sum v^2``), and make the baseline's own RMS a matter of luck. Measured: a contracted rotation of
     six float16 numbers with outliers was at 3.6 times the reference path's, 8.9 standard errors of six equal errors.
 
     Args:
-        target: what was judged.
+        target: the target that the output was judged against.
         finite: the elements that count.
         least: the RMS error to compare with, in ulp.
         samples: how many errors are independent.

@@ -22,9 +22,9 @@ from validation.verdict import Status, Tier, Verdict
 
 Result = TypeVar("Result")
 
-# The judge's stages in the order in which it goes through them; the first that fails names the verdict: runs ->
-# surroundings kept -> structure -> dtype -> shape -> device -> inputs untouched -> no alias -> nothing written outside
-# -> everything written -> NaN and inf where the truth has them -> error -> bias -> same bits again.
+# The judge's stages in order; the first that fails names the verdict: runs -> surroundings kept -> structure -> dtype
+# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> everything written -> NaN and inf
+# where the truth has them -> error -> bias -> same bits again.
 STAGES = (
     Status.COMPILE_ERROR,
     Status.RUNTIME_ERROR,
@@ -60,7 +60,7 @@ def judge(
     worst = min(judged, key=_rank)
     if worst.status.failed:
         return worst
-    # Of several outputs that pass: the numbers of the one that used most of its budget, the loosest tier.
+    # If several outputs pass: the numbers of the one that used most of its budget, and the loosest tier.
     tier = Tier.loosest(j.tier for j in judged)
     ratios = {
         key: max(float(j.numbers[key] or 0.0) for j in judged)
@@ -91,7 +91,7 @@ class _Clock:
         self._since = now
 
     def apart(self, stage: str, function: Callable[..., Result]) -> Callable[..., Result]:
-        """The function, its time counted for that stage and not for the one in which it is called."""
+        """Wrap the function so that its time counts for that stage and not for the one in which it is called."""
 
         def call(*args: Any) -> Result:
             began = time.perf_counter()
@@ -110,7 +110,7 @@ class _Clock:
 def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Verdict:
     """Make a case's tensors, call the candidate under guards, judge; exceptions become verdicts."""
     clock = _Clock()
-    # A sweep of 158 cases took 33 s of processor time on two cores with two threads, which wait for each other over
+    # A sweep of 158 cases on two cores took 33 s of processor time with two threads, which wait for each other on
     # tensors this small, and 5 s with one.
     with one_thread():
         verdict = _judge_call(case, candidate, device, clock)
@@ -126,7 +126,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     arguments = make()
     clock.lap("inputs")
     expected = expect(case, arguments, device)
-    # Of a chained op the truth follows from what the candidate returned.
+    # A chained op's truth is computed from the candidate's outputs, hence after the call.
     expected = dataclasses.replace(expected, target=clock.apart("truth", expected.target))
     clock.lap("truth")
     try:
@@ -179,7 +179,7 @@ def _with_flags(arguments: Arguments, case: Case) -> Arguments:
 
 
 def _wants_fingerprint(case: Case, verdict: Verdict) -> bool:
-    """Whether to ask where the candidate rounds: where that may be what is wrong, and of one case in eight."""
+    """Whether to ask where the candidate rounds: if that may be the fault, and in one case in eight."""
     if verdict.status in (Status.INCORRECT_NUMERICAL, Status.BIASED) or verdict.tier is Tier.CLOSE:
         return True
     sampled = case.dtype == "bfloat16" and case.casting_mode == "float32" and case.seed % 8 == 0
@@ -197,7 +197,7 @@ def _with_fingerprint(verdict: Verdict, op: str, kwargs: Mapping[str, Any], outp
 
 
 def _failure(outputs: tuple[Any, ...], expected: Expected) -> str:
-    """What is wrong with the values of another call of the same case, "" if nothing is."""
+    """The judge's complaint about the outputs of another call of the same case, "" if there is none."""
     judged = [wrong_form(outputs, expected.baseline, alone=len(outputs) == 1)]
     if judged == [None]:
         judged = [judge_values(output, target) for output, target in expected.target(outputs)]

@@ -1,11 +1,11 @@
-"""Puts into words which elements of an output are wrong."""
+"""Describe in words which elements of an output are wrong."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# The smallest tile whose ragged end is worth naming: below it any tail is one.
+# The smallest tile whose ragged end is worth naming: below it any tail looks like one.
 SMALLEST_BLOCK = 8
 
 RAGGED = "the last, ragged block"
@@ -19,7 +19,7 @@ def describe(wrong: Tensor, frames: int = 0) -> str:
 
     Args:
         wrong: bool, the output's shape; the last dimension is called columns, all before it rows.
-        frames: how many frames the tokens (dimension 1 of 3) are, 0 where they are none.
+        frames: the number of frames that the tokens (dimension 1 of 3) form, 0 if they form none.
     """
     if wrong.dim() == 0 or not bool(wrong.any()):
         return ""
@@ -28,7 +28,7 @@ def describe(wrong: Tensor, frames: int = 0) -> str:
     table = wrong.reshape(-1, wrong.shape[-1])
     rows, columns = _indices(table.any(1), "row"), _indices(table.any(0), "column")
     outer = []
-    if wrong.dim() > 2 and RAGGED not in rows:  # else the tiles go over rows, and that says it all
+    if wrong.dim() > 2 and RAGGED not in rows:  # if ragged, the tiles span rows, and the rows say enough
         outer = [_dimension(wrong, 0, "batch item"), _dimension(wrong, 1, "token")]
         if frames > 1:
             per_frame = wrong.reshape(wrong.shape[0], frames, -1, wrong.shape[-1])
@@ -53,7 +53,7 @@ def _plural(name: str) -> str:
 
 
 def _indices(hit: Tensor, name: str) -> str:
-    """Which of the indices along one dimension are hit, if that is fewer than all of them."""
+    """Describe which indices along one dimension are hit; "" if all are."""
     count, wrong = hit.numel(), hit.nonzero().flatten()
     if len(wrong) == count or count < 2:
         return ""
@@ -78,7 +78,7 @@ def _indices(hit: Tensor, name: str) -> str:
 
 
 def _ends_ragged(low: int, count: int) -> bool:
-    """Whether [low, count) may be what whole blocks of a power of two leave over."""
+    """Whether [low, count) may be the remainder after whole blocks of a power of two."""
     block = low & -low  # the largest that divides low
     return block >= SMALLEST_BLOCK and count - low < block
 
@@ -97,8 +97,8 @@ def place(index: Sequence[int], shape: Sequence[int], frames: int = 0) -> str:
     """An index in words: ``batch item 2 of 3, token 511 of 769, column 77 of 5120``.
 
     Args:
-        index: of one element.
-        shape: of its tensor; of more than three dimensions, those between tokens and columns are heads.
+        index: one element's index.
+        shape: its tensor's shape; with four dimensions, the third is heads.
         frames: as in `describe`.
     """
     rank = len(shape)
@@ -112,20 +112,20 @@ def place(index: Sequence[int], shape: Sequence[int], frames: int = 0) -> str:
 
 
 def displaced(output: Tensor, truth: Tensor, allowed: Tensor, wrong: Tensor) -> tuple[str, ...]:
-    """Whether the wrong elements hold what belongs to a neighbour, in words; empty if they do not.
+    """Say that the wrong elements hold a neighbour's values; empty if they do not.
 
     Args:
-        output: of the candidate.
-        truth: float64, its shape.
-        allowed: float64, its shape: how far from the truth counts as equal.
-        wrong: bool, its shape.
+        output: the candidate's output.
+        truth: float64, the output's shape.
+        allowed: float64, the output's shape: how far from the truth counts as equal.
+        wrong: bool, the output's shape.
     """
     names = ["row", "column"] if output.dim() < 3 else ["batch item", "token", *["head"] * (output.dim() - 3), "column"]
     for axis, name in enumerate(names[-output.dim() :]):
         for step in (1, -1):
             if output.shape[axis] < 3:
                 continue
-            # Where a whole tensor repeats itself along the axis, every element equals its neighbour.
+            # If the tensor repeats along the axis, every element equals its neighbour: only new values count.
             there = truth.roll(-step, axis)
             same = (output.double() - there).abs() <= allowed.roll(-step, axis)
             new = (truth - there).abs() > allowed
