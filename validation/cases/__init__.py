@@ -1,1 +1,1 @@
-"""What to feed an op: cases, strategies, layouts, value regimes, corners."""
+"""The inputs of an op: cases, strategies, layouts, value regimes, corners."""

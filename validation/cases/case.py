@@ -1,8 +1,8 @@
-"""A case: everything that one call of an op needs, as JSON (the tensors made from it: `tensors`).
+"""A case: everything that one call of an op needs, as JSON (`tensors` makes its tensors).
 
-Values come from a generator keyed by the case's seed and the tensor's name, so that a case is small and
-the same on every machine. Up to `MAX_LITERALS` elements the values may be written out instead, so that
-Hypothesis can shrink them.
+Values come from a generator keyed by the case's seed and the tensor's name, so a case is small and the same
+on every machine. Tensors of up to `MAX_LITERALS` elements may have their values written out instead, so
+that Hypothesis can shrink them.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ DTYPES = FLOAT_DTYPES | INTEGER_DTYPES
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Where a tensor lies.
+    """A tensor's shape, dtype and place in memory.
 
     Attributes:
         shape: its sizes.
         dtype: torch's name, ``bfloat16``.
         strides: in elements; 0 for an expanded dimension.
-        offset: of its first element from the first of its storage, in elements.
+        offset: distance of its first element from the start of its storage, in elements.
         storage: tensors with the same storage name share memory (packed q and k; chunks of a modulation).
     """
 
@@ -46,7 +46,7 @@ class TensorSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it."""
+        """The dtype as a `torch.dtype`."""
         return DTYPES[self.dtype]
 
     @property
@@ -56,7 +56,7 @@ class TensorSpec:
 
     @property
     def extent(self) -> int:
-        """Elements of storage that it needs, its offset included."""
+        """The number of storage elements that it needs, its offset included."""
         if self.numel == 0:
             return self.offset
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
@@ -73,9 +73,9 @@ class TensorSpec:
 
     @property
     def layout(self) -> str:
-        """How it lies in memory, in words; "" where it is contiguous from the start of its storage.
+        """Its place in memory in words; "" if it is contiguous from the start of its storage.
 
-        ``row stride 5128``, ``last stride 2``, ``stride 0 over dimension 1``; the strides where no word fits.
+        ``row stride 5128``, ``last stride 2``, ``stride 0 over dimension 1``; the strides themselves if no word fits.
         """
         words = [] if self.contiguous or not self.numel else [self._stride_words()]
         return " ".join(words + ([f"offset {self.offset}"] if self.offset else []))
@@ -102,10 +102,10 @@ class Case:
     Attributes:
         op: the op's name.
         tensors: by argument name; an `IndexedRows` argument has two, ``scale.table`` and ``scale.index``.
-            Arguments that are absent are not passed, or passed as None where the signature has no default.
+            Absent arguments are not passed, or passed as None if the signature has no default.
         flags: the other arguments: eps, casting_mode, inplace, interleaved, scale_constant.
         values: the value regime of the activations, one of `values.REGIMES`.
-        seed: of the generators.
+        seed: the generators' seed.
         literals: values written out, by tensor name, in row-major order.
     """
 
@@ -118,17 +118,17 @@ class Case:
 
     @property
     def dtype(self) -> str:
-        """The working dtype: that of x, or of q."""
+        """The working dtype: x's, or q's."""
         return self.tensors["x" if "x" in self.tensors else "q"].dtype
 
     @property
     def casting_mode(self) -> str:
-        """``float32`` or ``input``; ``float32`` where the op has no such argument."""
+        """``float32`` or ``input``; ``float32`` if the op has no such argument."""
         mode: str = self.flags.get("casting_mode", "float32")
         return mode
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The case as an object that JSON can hold."""
         data: dict[str, Any] = {
             "op": self.op,
             "tensors": {
@@ -155,10 +155,10 @@ class Case:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read what `to_dict` gives.
+        """Read the output of `to_dict`.
 
         Raises:
-            UsageError: it is no case; the message names the entry, what came and what was expected.
+            UsageError: it is no case; the message names the entry, its value and the expected value.
         """
         _expect(isinstance(data, dict), "case", type(data).__name__, "an object")
         for key in ("op", "tensors", "flags", "values", "seed"):
@@ -202,10 +202,10 @@ class Case:
         return cls.from_dict(data)
 
     def describe(self) -> str:
-        """One line as failure messages print it.
+        """One line for failure messages.
 
         ``x[3, 769, 5120] bfloat16 row stride 5128, scale [B,F=3,1,D] float32, eps=1e-06 values=normal seed=41``:
-        modulation by the name of its form, a dtype where it is not the one before.
+        modulation is named by its form, and a dtype is printed if it is not the working dtype.
         """
         owners: dict[str, list[str]] = {}
         for name, spec in self.tensors.items():
@@ -227,7 +227,7 @@ class Case:
         return f"{', '.join(parts)}, {flags} values={self.values} seed={self.seed}".replace(",  ", ", ")
 
     def _form(self, name: str, spec: TensorSpec) -> str:
-        """The name and shape of a tensor; of modulation, the form that the shape is."""
+        """A tensor's name and shape; for modulation, the form instead of the shape."""
         argument, _, part = name.partition(".")
         x = self.tensors.get("x")
         if argument not in MODULATIONS or x is None or len(x.shape) != 3:

@@ -1,10 +1,10 @@
 """Named choices, drawn or forced.
 
 Every discrete choice of a case goes through `Chooser.pick` under a name, so that a corner (see `corners`) can be
-forced by fixing some choices, and Hypothesis shrinks towards the first option of each. All choices but those of
-`VALUES` together are the compile key: the cases that share them are computed by one compiled kernel. So the width,
-and then the batch, frames and tokens together, are chosen in two steps (`Chooser.member`): the class, by what Triton
-and the kernels' blocks tell apart, is part of the key; which member of that class is not.
+forced by fixing some choices, and Hypothesis shrinks towards the first option of each. All choices except those of
+`VALUES` form the compile key: one compiled kernel computes all cases that share them. So the width, and then the
+batch, frames and tokens together, are chosen in two steps (`Chooser.member`): the class, which Triton and the kernels'
+blocks distinguish, is part of the key; the member of that class is not.
 """
 
 import functools
@@ -17,7 +17,7 @@ from validation.cases.case import TensorSpec
 
 T = TypeVar("T")
 
-# Choices that compile no kernel of their own: what tensors hold, and numbers that kernels take as floats.
+# Choices that compile no kernel of their own: tensors' contents, and numbers that kernels take as floats.
 VALUES = frozenset({"values", "literals", "eps", "scale_constant"})
 
 
@@ -28,7 +28,7 @@ class Chooser:
     """Draws named choices, some of them forced.
 
     Attributes:
-        key: what was chosen, by name, but for the choices of `VALUES`.
+        key: the choices made so far, by name, without those of `VALUES`.
     """
 
     def __init__(
@@ -41,9 +41,12 @@ class Chooser:
         self.key: dict[str, Any] = {}
 
     def pick(self, name: str, options: Sequence[T], rare: Sequence[T] = ()) -> T:
-        """One of the options, or what is forced under that name (rare options come only so).
+        """One of the options, or the choice forced under that name (rare options only occur forced or hinted).
 
-        What has been picked under that name before stays.
+        A name that was picked before keeps its choice.
+
+        Raises:
+            ValueError: the forced choice is not among the options.
         """
         chosen: T
         if name in self.key:
@@ -61,9 +64,9 @@ class Chooser:
         return chosen
 
     def member(self, name: str, classes: Mapping[Any, Sequence[T]], *, by_size: bool = False) -> T:
-        """One of the members of a class; which class is a choice of that name, which member is none.
+        """A member of a class; the class is a choice under that name, the member is not.
 
-        Classes are as likely as one another, or ``by_size`` as they have members.
+        All classes are equally likely, or with ``by_size`` in proportion to their members.
         """
         options = [c for c, members in classes.items() for _ in members] if by_size else list(classes)
         members = classes[self.pick(name, options)]
@@ -75,7 +78,7 @@ class Chooser:
         return number
 
     def literals(self, spec: TensorSpec) -> tuple[float, ...]:
-        """Values for each element, drawn themselves so that they shrink."""
+        """One value in [-64, 64] for each element, drawn by Hypothesis so that it shrinks."""
         width: Literal[16, 32] = 32 if spec.dtype == "float32" else 16
         numbers = st.floats(width=width, allow_nan=False, allow_infinity=False, min_value=-64.0, max_value=64.0)
         drawn: list[float] = self._draw(st.lists(numbers, min_size=spec.numel, max_size=spec.numel))

@@ -1,7 +1,7 @@
 """Calls that an op must refuse: bad input, made from the op's signature alone.
 
-Each is a right call with one thing spoiled. What is too large is larger than it should be and never smaller:
-an op that takes it reads on in memory that is there.
+Each is a right call with one thing spoiled. A wrong size is always too large, never too small: an op that
+accepts it reads memory that exists.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ class BadCall:
     """One call to refuse.
 
     Attributes:
-        name: what is wrong, as reports print it.
+        name: the defect, as reports print it.
         arguments: the error must name one of them.
-        case: the call, spoiled as far as shapes, dtypes and memory go.
+        case: the call, with spoiled shapes, dtypes or memory.
         change: spoils the keyword arguments further, once they are tensors.
         grad: call with grad mode on.
-        looks: to refuse it takes a look at values, which on a GPU would wait for it: asked on the CPU alone.
+        looks: refusing it needs a look at values, which on a GPU would synchronise: tried only on the CPU.
     """
 
     name: str
@@ -39,7 +39,7 @@ class BadCall:
 
 
 def good_case(signature: Signature) -> Case:
-    """The call that all bad calls are made from, with every tensor argument given; float32, normal."""
+    """The right call that all bad calls are made from, with every tensor argument given; float32, regime normal."""
     heads = signature.family in ("qk", "rotary")
     shapes: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(ACTIVATIONS, (B, L, H, D) if heads else (B, L, D)),
@@ -69,7 +69,7 @@ def _contiguous(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Te
 
 
 def _with(good: Case, **tensors: TensorSpec | None) -> Case:
-    """A case with some tensors replaced, or left out where None."""
+    """A case with some tensors replaced, or left out if None."""
     changed = {**good.tensors, **tensors}
     return dataclasses.replace(good, tensors={name: spec for name, spec in changed.items() if spec is not None})
 
@@ -84,7 +84,7 @@ def _reshaped(good: Case, **shapes: tuple[int, ...]) -> Case:
 
 def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
     main = "q" if "q" in signature else "x"
-    # Any op may take x and k apart from each other, so a rank of its own is wrong only where it is 0.
+    # A norm's x, and q and k without angles, may have any rank of their own but 0.
     free = signature.family == "norm" or (signature.family == "qk" and "cos" not in signature)
     for name, spec in good.tensors.items():
         shape = spec.shape
@@ -99,7 +99,7 @@ def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
             wider = (*shape[:-1], shape[-1] + 1)
             yield BadCall(f"{name} one channel too wide", _blamed(name, main, good), _reshaped(good, **{name: wider}))
     if not free:
-        # All else fits a batch of one.
+        # The other tensors fit a batch of one.
         one = {n: s.shape[1:] for n, s in good.tensors.items() if n in ACTIVATIONS}
         one |= dict.fromkeys(signature.modulations, (D,))
         one |= {n: (1, *s.shape[1:]) for n, s in good.tensors.items() if len(s.shape) == 4 and n in ANGLES}
@@ -127,7 +127,7 @@ def _wrong_shapes(signature: Signature, good: Case) -> Iterator[BadCall]:
 
 
 def _blamed(name: str, main: str, good: Case) -> tuple[str, ...]:
-    """Who may be named where a tensor does not fit: an activation's misfit may show in all that go with it."""
+    """The arguments that an error may name if a tensor does not fit: an activation's misfit may show in any other."""
     return (*good.tensors,) if name in (main, "k") else (name, main, "sin" if name == "cos" else name)
 
 
@@ -141,7 +141,7 @@ def _wrong_index(name: str, good: Case) -> Iterator[BadCall]:
     yield BadCall(f"{name}.table one channel too wide", (name,), indexed(table=(3, D + 1)))
     yield BadCall(f"{name}.table [B+1, n, D]", (name,), indexed(table=(B + 1, 3, D)))
     yield BadCall(f"{name}.table [1, B, n, D]", (name,), indexed(table=(1, B, 3, D)))
-    # The last token's, so that one look at the first is not enough.
+    # In the last token, so that checking only the first is not enough.
     for dtype, row in (("int64", 3), ("int32", 3), ("int64", -1)):
 
         def outside(m: Any, row: int = row) -> Any:

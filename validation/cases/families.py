@@ -1,7 +1,7 @@
 """The tensors of a case, by family of ops.
 
-A family (`Signature.family`) says which shapes go together; an op whose arguments all have known roles needs
-nothing here.
+A family (`Signature.family`) decides which shapes go together; an op whose arguments all have known roles needs no
+change here.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def _norm(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[st
 def _qk_layouts(
     choose: Chooser, q: tuple[int, ...], k: tuple[int, ...], dtype: str, k_dtype: str
 ) -> dict[str, TensorSpec]:
-    """Lay q and k out: each on its own, both in one packed ``[B, S, 3, H, head_dim]`` buffer, one as both."""
+    """Lay q and k out: separately, in one packed ``[B, S, 3, H, head_dim]`` buffer, or as one tensor."""
     layout = choose.pick("qk.layout", QK_LAYOUTS)
     alike = q == k and dtype == k_dtype
     if layout == "same" and alike:
@@ -110,7 +110,7 @@ def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]
     if batch * frames * tokens > 10_000:
         width = min(width, 4)
     length = frames * tokens
-    # 16 tokens more are of the same class.
+    # 16 more tokens stay in the same class.
     q_length, k_length = length + 16 * (other == "shorter"), length + 16 * (other == "length")
     q: tuple[int, ...] = (batch, q_length, heads, width)
     k: tuple[int, ...] = (batch, k_length, k_heads, width)
@@ -127,7 +127,7 @@ def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]
 
 
 def _head_units(choose: Chooser, name: str, width: int, heads: int, *, inner: bool = False) -> list[int]:
-    """`units_of` of heads ``[B, S, H, head_dim]``; where they are swapped, heads may lie outside of tokens."""
+    """`units_of` for heads ``[B, S, H, head_dim]``; if transposed, heads may lie outside of tokens."""
     units = [heads * unit for unit in units_of(choose, name, width, ACTIVATION_LAYOUTS, inner=inner)]
     return [*units, width] if choose.key[f"{name}.layout"] == "transposed" else units
 

@@ -1,4 +1,4 @@
-"""How a tensor lies in memory, and what its strides are multiples of."""
+"""Layouts of tensors in memory, and the units of their strides."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ INDEX_LAYOUTS = (*ROW_LAYOUTS, "expanded")
 ANGLE_LAYOUTS = ("contiguous", "offset1", "gapped", "strided_last", "expanded", "sliced")
 QK_LAYOUTS = ("own", "packed", "same")
 
-# Layout "sliced", x[:, n:]: what follows the first so many tokens of each batch item, or rows of each item's table.
+# Layout "sliced", x[:, n:]: skips this many tokens of each batch item, or rows of each item's table.
 SKIPPED = 16
 # The row is one of three (q of a packed qkv), or of six (shift, scale and gate, twice).
 PARTS = {"packed": 3, "chunked": 6}
 
-# An activation of stride 0, which any input may be, tells no rows apart: corners alone ask for it.
+# Any input may have stride 0, but rows of such an activation are indistinguishable: only corners ask for it.
 RARE_LAYOUTS = ("far", "repeated")
-# Layout "far": nine rows that begin in the middle of 2 FAR elements, FAR / 8 apart and a bit more. The ninth is
-# past FAR, and a row offset that wraps at 32 bits leads to poison before the first row, not out of the memory.
+# Layout "far": nine rows that begin in the middle of 2 FAR elements, slightly more than FAR / 8 apart. The ninth is
+# past FAR, and a row offset that wraps at 32 bits reads poison before the first row, inside the memory.
 FAR = 2**31
 
 
 def lay_out(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layouts: Sequence[str]) -> TensorSpec:
-    """Lay a tensor out; its strides may overlap only where the layout says ``expanded``."""
+    """Lay a tensor out; elements share memory only in the layouts ``expanded`` and ``repeated``."""
     layout = choose.pick(f"{name}.layout", layouts, RARE_LAYOUTS)
     sizes, gap, offset, step = list(shape), 0, 0, 1
     order = list(range(len(shape)))
@@ -37,8 +37,8 @@ def lay_out(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         case "gapped":
             gap = _gap(choose, name, sizes[-1])
         case "transposed" if len(shape) > 1:
-            # Swapping the inner two makes the last dimension a strided one. Of rank 4 the swap between those is
-            # [B, S, H, Dh] in the memory of [B, H, S, Dh].
+            # Swapping the inner two makes the last dimension strided. At rank 4 the middle swap is [B, S, H, Dh] in
+            # the memory of [B, H, S, Dh].
             first = choose.pick(f"{name}.swap", range(len(shape) - 1))
             order[first], order[first + 1] = order[first + 1], order[first]
         case "strided_last":
@@ -71,14 +71,14 @@ def lay_out(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
 
 
 def units_of(choose: Chooser, name: str, row: int, layouts: Sequence[str], *, inner: bool = True) -> tuple[int, ...]:
-    """What the strides of a tensor that grow with its sizes are multiples of, before the sizes are known.
+    """The units of a tensor's strides: those that grow with its sizes are multiples of them, whatever the sizes.
 
     Args:
         choose: chooses the tensor's layout.
-        name: the tensor's.
+        name: the tensor's name.
         row: the length of its rows.
-        layouts: to choose from.
-        inner: whether the dimension outside of the rows' own is a size, or a count that every case of a key has.
+        layouts: the layouts to choose from.
+        inner: whether the dimension next to the rows is a size (True), or a count that all cases of a key share.
     """
     layout = choose.pick(f"{name}.layout", layouts, RARE_LAYOUTS)
     match layout:
@@ -98,15 +98,15 @@ def _step(choose: Chooser, name: str) -> int:
 
 
 def _gap(choose: Chooser, name: str, row: int) -> int:
-    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not, 4 those of float32 alone. After a row of an odd
-    # length 1 and 3 would lead to strides with powers of two that the class of the width does not tell: 2 and 4 do not.
-    # After an odd multiple of 4 so would 4, and 8 does not.
+    # 8 keeps rows of 16-byte-aligned bfloat16 aligned, 1 and 3 do not, 4 keeps only float32 rows aligned. After a row
+    # of odd length 1 and 3 would give strides with powers of two that the width's class does not determine; 2 and 4 do
+    # not. After an odd multiple of 4, 4 would; 8 does not.
     gap = choose.pick(f"{name}.gap", (8, 1, 3, 16, 4))
     return gap_after(row, gap)
 
 
 def gap_after(row: int, gap: int) -> int:
-    """The gap after a row of that length: such that all rows of a class of widths lead to one class of strides."""
+    """The gap after a row of that length, adjusted so that all widths of a class give one class of strides."""
     if gap == 4 and row % 8 == 4:
         return 8
     return gap + 1 if gap % 2 and row % 2 else gap

@@ -1,4 +1,4 @@
-"""What goes with the activations: modulation in its forms, weights, biases, cos and sin."""
+"""The tensors other than activations: modulation in its forms, weights, biases, cos and sin."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ FORMS = (
     "indexed",
     "indexed[B]",
 )
-RARE_TABLE_ROWS = (300,)  # more than a byte counts, or a kernel keeps at hand
+RARE_TABLE_ROWS = (300,)  # more than fit a byte index, or a kernel caches
 
 
 def dtype_of(choose: Chooser, name: str, dtype: str, dtypes: Sequence[str]) -> str:
@@ -37,7 +37,7 @@ def dtype_of(choose: Chooser, name: str, dtype: str, dtypes: Sequence[str]) -> s
 
 
 def modulation_units(choose: Chooser, name: str, width: int) -> tuple[int, ...]:
-    """`units_of` of a modulation argument."""
+    """`units_of` for a modulation argument; empty if its form has no stride that grows with the sizes."""
     form = choose.pick(f"{name}.form", FORMS if name != "gate" else (*FORMS, "none"))
     if form in ("indexed", "indexed[B]"):
         return units_of(choose, f"{name}.index", 1, INDEX_LAYOUTS, inner=False)
@@ -49,7 +49,7 @@ def modulation_units(choose: Chooser, name: str, width: int) -> tuple[int, ...]:
 def modulation_specs(
     choose: Chooser, name: str, sizes: tuple[int, int, int, int], dtype: str, dtypes: Sequence[str]
 ) -> dict[str, TensorSpec]:
-    """The tensors of one modulation argument; none of them for a gate of None."""
+    """The tensors of one modulation argument by name; empty for a gate of None."""
     batch, frames, tokens, width = sizes
     length = frames * tokens
     form = choose.pick(f"{name}.form", (*FORMS, "none") if name == "gate" else FORMS)
@@ -82,7 +82,7 @@ def modulation_specs(
 def affine_specs(
     signature: Signature, choose: Chooser, width: int, dtype: str, dtypes: Sequence[str]
 ) -> dict[str, TensorSpec]:
-    """The weight and the bias ``[D]``, as far as the op takes them and they are chosen."""
+    """The chosen ones of weight and bias, each ``[D]``; empty if the op takes none."""
     names = [name for name in ("weight", "bias") if name in signature]
     if not names:
         return {}
@@ -96,15 +96,15 @@ def affine_specs(
 
 
 def angle_units(choose: Chooser, width: int, layouts: Sequence[str]) -> list[int]:
-    """`units_of` of cos and sin."""
+    """`units_of` for cos and sin, whose rows are Dr/2 long."""
     row = _rotated(choose, width) // 2
     return [unit for name in ("cos", "sin") for unit in units_of(choose, name, row, layouts)]
 
 
 def _rotated(choose: Chooser, width: int) -> int:
-    """Dr: all channels that make pairs, half of them, or a few."""
+    """Dr, the number of rotated channels: all that form pairs, half of them, a few, or all but two."""
     part = "full" if width < 4 else choose.pick("rotary_dim", ("full", "partial", "few"), ("all but two",))
-    few = 8 if width > 16 else 2  # fewer than half of all for every width of its class
+    few = 8 if width > 16 else 2  # less than half for every width of its class
     all_but_two = max(width // 2 * 2 - 2, 2)
     return {"full": width // 2 * 2, "partial": 2 * (width // 4), "few": few, "all but two": all_but_two}[part]
 
@@ -122,7 +122,7 @@ def angle_specs(
 
 
 def angle_dtypes(choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, str]:
-    """Of cos, and of sin, mostly the same."""
+    """The dtypes of cos and sin, mostly the same."""
     of_cos = dtype_of(choose, "cos", dtype, dtypes)
     return {
         "cos": of_cos,

@@ -1,12 +1,12 @@
 """The pool of compile keys of a sweep, and the cases drawn from it.
 
-A GPU compiles a kernel anew for each combination of dtypes, forms, layouts, flags and classes of widths and sizes
-(`chooser.Chooser.member`). Drawn freely they hardly ever repeat: 300 cases of an op were 122 to 173 kernels. So a
+A GPU compiles one kernel for each combination of dtypes, forms, layouts, flags and classes of widths and sizes
+(`chooser.Chooser.member`). Drawn freely they hardly ever repeat: 300 cases of an op needed 122 to 173 kernels. So a
 sweep draws a pool of such combinations from its seed, and its cases from the pool: widths and sizes within their
 classes, values and seeds are free, and up to `CASES` cases take as many kernels as the pool has keys.
 
-The first of the keys serve the declared corners: corners whose choices do not contradict one another share one. The
-others, up to `KEYS`, are drawn as they come.
+The first keys serve the declared corners: corners whose choices do not contradict one another share one. The others,
+up to `KEYS`, are drawn freely.
 """
 
 import dataclasses
@@ -31,17 +31,18 @@ from validation.cases.strategies import SHARED, compile_keys
 T = TypeVar("T")
 Key = Mapping[str, Any]
 
-# The largest op has 94 groups of corners. With the up to 44 kernels that the same-bits checks may compile besides 2,000
-# cases come to 142 at most (`validation.parity.compile_keys`; seeds 0 to 5).
+# The largest op has 94 groups of corners. The same-bits checks may compile up to 44 kernels more, and 2,000 cases need
+# at most 142 in all (`validation.parity.compile_keys`; seeds 0 to 5).
 KEYS = 95
-# A sweep of more free cases than this has that many keys for each such number of them.
+# A sweep gets `KEYS` keys for each started batch of this many free cases.
 CASES = 2000
 
-# Of a case the most have the values that are written out: up to 9 bytes for each of `MAX_LITERALS`, in two tensors.
+# The most bytes that a case takes; most of them are for values written out: up to 9 bytes for each of `MAX_LITERALS`,
+# in two tensors.
 MOST_BYTES = 4096
 
-# What a corner asks for that makes its cases no place for another's: nothing in them, one column, a large cost, or
-# an argument that has no layout of its own.
+# Choices of a corner whose cases cannot serve another corner: they are empty, have one column, cost much, or have an
+# argument without a layout of its own.
 APART = {
     **{f"{one} is {other}": frozenset({True}) for one, other in SHARED},
     "size": frozenset({*RARE_SIZES, "no_batch", "no_tokens"}),
@@ -51,7 +52,7 @@ APART = {
 
 
 def draw_settings(count: int, *, shrink: bool) -> settings:
-    """Hypothesis' settings for so many examples: our own, for under CI it would swap in its own, with a deadline."""
+    """Hypothesis settings for ``count`` examples, all explicit: under CI it would swap in its own, with a deadline."""
     return settings(
         max_examples=count,
         deadline=None,
@@ -64,12 +65,12 @@ def draw_settings(count: int, *, shrink: bool) -> settings:
 
 
 def draw_cases(strategy: SearchStrategy[T], *, seed: int, count: int) -> list[T]:
-    """Count values drawn from a strategy, the same for the same seed.
+    """``count`` values drawn from a strategy, the same for the same seed.
 
-    Hypothesis makes each of random bytes (``fuzz_one_input``, which is there for fuzzers), and its engine takes no
-    part. The engine takes longer, follows an example with near copies of it (of 300 cases of
-    `scale_residual_layer_norm_scale_shift` in one run 93 had shapes of their own), begins with the simplest, and draws
-    one number in twenty from the constants in the source of all modules that are loaded.
+    Hypothesis makes each value from random bytes (``fuzz_one_input``, meant for fuzzers), without its engine. The
+    engine takes longer, follows an example with near copies of it (300 cases of
+    `scale_residual_layer_norm_scale_shift` in one run had 93 distinct shapes), begins with the simplest, and draws one
+    number in twenty from the constants in the source of all loaded modules.
 
     Raises:
         RuntimeError: a value took more than `MOST_BYTES`, or the strategy rejected it.
@@ -100,12 +101,12 @@ def _from_bytes() -> Callable[[SearchStrategy[T], bytes], T]:
 
 
 def agree(one: Key, other: Key) -> bool:
-    """Whether no choice is made in both and differs."""
+    """Whether every choice that is made in both is the same."""
     return all(other.get(name, value) == value for name, value in one.items() if name not in VALUES)
 
 
 def _apart(choices: Key) -> dict[str, Any]:
-    """Those of the choices that keep the cases of a corner from others; two corners with the same ones may share."""
+    """The choices that keep a corner's cases from serving others; corners may share a key if these are equal."""
     return {
         name: value
         for name, value in choices.items()
@@ -118,9 +119,9 @@ class Pool:
     """The compile keys of a sweep.
 
     Attributes:
-        of_corners: one for each group of corners, the choices that these force among theirs.
-        free: the others.
-        group: by a corner's name, the index of its key.
+        of_corners: one key for each group of corners; it includes the choices that they force.
+        free: the other keys.
+        group: maps a corner's name to the index of its key.
     """
 
     of_corners: tuple[Key, ...]
@@ -140,16 +141,16 @@ class Pool:
         """Draw a pool.
 
         Args:
-            signature: the op's.
-            wanted: by a corner's name, the choices that its key must have.
-            seed: all keys follow from it.
+            signature: the op's signature.
+            wanted: pairs of a corner's name and the choices that its key must have.
+            seed: determines all keys.
             bfloat16: False leaves bfloat16 out.
-            cases: how many free cases will be drawn from it.
+            cases: how many free cases will be drawn from the pool.
         """
         lot = random.Random(f"{seed}/{signature.op}/pool")
         groups: list[dict[str, Any]] = []
         group: dict[str, int] = {}
-        # Who asks for much first: who asks for little fits in with anyone, and is spread at random.
+        # Demanding corners come first: those that ask for little fit any group, and are spread at random.
         for name, choices in sorted(wanted, key=lambda item: -len(item[1])):
             asked = {key: value for key, value in choices.items() if key not in VALUES}
             fits = [i for i, g in enumerate(groups) if _apart(g) == _apart(asked) and agree(asked, g)]
@@ -171,7 +172,7 @@ class Pool:
         )
 
     def of_corner(self, corner: Corner, forced: Key, turn: int) -> Key:
-        """A key for the cases of a corner: its own the first time, then another that has what is forced, if any."""
+        """A key for a corner's cases: its own at turn 0, then another that agrees with `forced`, if there is one."""
         own = self.of_corners[self.group[corner.name]]
         if turn == 0 or _apart(corner.forced):
             return own
@@ -179,5 +180,5 @@ class Pool:
         return others[zlib.crc32(corner.name.encode()) % len(others)] if others else own
 
     def open(self) -> Iterator[Key]:
-        """The keys in which free cases are drawn: those drawn freely, then those of the corners that share."""
+        """The keys of free cases: the freely drawn ones, then those of corners that can be shared."""
         return itertools.chain(self.free, (key for key in self.of_corners if not _apart(key)))

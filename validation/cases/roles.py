@@ -1,11 +1,11 @@
-"""What the arguments of ops mean: one table, by name."""
+"""The roles of ops' arguments: one table, by name."""
 
 import enum
 from types import MappingProxyType
 
 
 class Role(enum.Enum):
-    """What an argument is to an op."""
+    """The role of an argument: it decides the argument's shapes and values."""
 
     ACTIVATION = "activation"  # [B, L, D], [B, S, H, head_dim] or [..., D]: follows the value regime
     MODULATION = "modulation"  # a form of `reference_ops.contract.forms.modulation_strides`, about 0

@@ -1,4 +1,4 @@
-"""What an op takes, by the roles of its arguments."""
+"""An op's arguments, grouped by role."""
 
 import dataclasses
 import inspect
@@ -16,7 +16,7 @@ class Signature:
 
     Attributes:
         op: its name.
-        names: of its arguments, in order.
+        names: its arguments' names, in order.
         required: those without a default.
     """
 
@@ -54,7 +54,7 @@ class Signature:
 
     @property
     def modulations(self) -> tuple[str, ...]:
-        """Those of shift, scale and gate that it takes."""
+        """Which of shift, scale and gate it takes."""
         return tuple(name for name in MODULATIONS if name in self)
 
     @property
@@ -66,5 +66,5 @@ class Signature:
         if not {"scale", *WEIGHTS} & set(self.names):
             left_out.add("large_modulation")
         if not self.modulations or ("eps" in self and "residual" not in self):
-            left_out.add("ties")  # of a norm there is none
+            left_out.add("ties")  # a norm has none
         return tuple(name for name in REGIMES if name not in left_out)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from validation.cases.chooser import Chooser
 
-# About 40 k elements an activation: a launch of a few programs, 2 to 4 ms each under the interpreter.
+# The most elements of an activation: a launch of a few programs, at 2 to 4 ms each under the interpreter.
 MAX_ELEMENTS = 40_000
 
 
@@ -28,10 +28,10 @@ WIDTHS = {
     "16k": tuple(n for n in range(48, 3073, 16) if not _power_of_two(n)),
     "even": tuple(n for n in range(6, 3075, 2) if n % 16),
     "model": (64, 128, 1024, 3072, 5120),
-    # One whole block of columns, and beyond it: the kernels loop.
+    # One whole block of columns, and more than one: the kernels loop.
     "beyond": (8192, 8193, 9000, 16384),
 }
-# Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the rest to hurt.
+# Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the others are chosen to hurt.
 HEAD_DIMS = {
     "pow2": (4, 8, 16, 32, 256),
     "two": (2,),
@@ -41,8 +41,8 @@ HEAD_DIMS = {
 ROTATED_ODD_HEAD_DIMS = {"prime": _primes(3, 127)}
 ODD_HEAD_DIMS = {"one": (1,), **ROTATED_ODD_HEAD_DIMS}
 
-HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # none in one of ten
-RARE_HEADS = (40,)  # Helios: more than a tile of 32 or 16 of them, and no multiple of either
+HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # one in ten has no heads
+RARE_HEADS = (40,)  # Helios: more than a tile of 32 or 16 heads, and no multiple of either
 
 # name -> (batch, frames, tokens a frame), each an inclusive range
 SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
@@ -57,7 +57,7 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "items": ((9, 20), (1, 2), (1, 4)),
     "many_frames": ((2, 2), (9, 33), (1, 3)),
     "long": ((1, 2), (1, 3), (100, 300)),  # several tiles of tokens in one item, and in one frame
-    "long_frames": ((2, 2), (2, 3), (100, 160)),  # the same of frames that are more than one
+    "long_frames": ((2, 2), (2, 3), (100, 160)),  # the same, with more than one frame
     "no_batch": ((0, 0), (1, 2), (1, 4)),
     "no_tokens": ((1, 2), (1, 2), (0, 0)),
     "single_tokens": ((12, 24), (1, 1), (1, 1)),
@@ -66,7 +66,7 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "many_items": ((65_600, 66_500), (1, 1), (1, 1)),  # more than a grid's second axis takes
     "far": ((1, 1), (1, 1), (9, 9)),
 }
-# Most cases compute something: of the sizes drawn freely, two in sixteen are empty.
+# Most cases compute something: two in sixteen of the freely drawn sizes are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
 COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
 RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "far")
@@ -79,7 +79,7 @@ ONE_ROW = (1,) * 6
 
 
 def size_class(number: int) -> int:
-    """0, or what Triton can tell of a number and of its products: 1, or the power of two in it, up to 16, negative.
+    """0, 1, or minus the number's power of two, up to 16: all that Triton sees of it and of its products.
 
     Triton compiles another kernel for an integer that is 1 and for one that 16 divides.
     """
@@ -87,9 +87,9 @@ def size_class(number: int) -> int:
 
 
 def width_class(width: int) -> tuple[int, ...]:
-    """What kernels are compiled for of a width: the block that holds it, and the strides it leads to.
+    """The properties of a width that kernels are compiled for: the block that holds it, and the strides it leads to.
 
-    A rotary op has rows of a half and of a quarter of it besides.
+    A rotary op also has rows of half and of a quarter of the width.
     """
     parts = [width // n for n in (1, 2, 4)]
     return (*map(size_class, parts), *((part - 1).bit_length() for part in parts))
@@ -97,13 +97,13 @@ def width_class(width: int) -> tuple[int, ...]:
 
 @functools.cache
 def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[int, ...], tuple[Sizes, ...]]:
-    """The batch, frames and tokens of a size, by what kernels are compiled for of them.
+    """The batch, frames and tokens of a size, grouped by the properties that kernels are compiled for.
 
     Args:
-        size: of `SIZES`.
-        width: at most that wide are the rows.
-        units: powers of two up to 16: the strides are multiples of one of the three, or of a product of them, and of
-            one of these.
+        size: a key of `SIZES`.
+        width: the greatest width of the rows.
+        units: powers of two up to 16: each stride is a multiple of one of these, times one of the three numbers or a
+            product of them.
     """
     all_sizes = [
         (batch, frames, tokens)
@@ -116,7 +116,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
     members: dict[tuple[int, ...], list[Sizes]] = {}
     for sizes in all_sizes:
         batch, frames, tokens = sizes
-        # The tokens of a frame and of all frames are also handed to kernels as they are.
+        # Kernels also take the tokens of a frame and of all frames themselves as arguments.
         also = units | {1}
         numbers = (batch, frames, tokens, frames * tokens, batch * tokens, batch * frames * tokens)
         within = (units, units, also, also, units, units)
@@ -131,7 +131,7 @@ def _divisible(number: int, units: frozenset[int]) -> int:
 
 
 def sizes_of(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
-    """B, F and the tokens of a frame, fewer where rows are wide; ``units`` are the `units_of` of the tensors."""
+    """B, F and the tokens of a frame, fewer if rows are wide; ``units`` are the `units_of` of the tensors."""
     powers = frozenset(math.gcd(unit, 16) for unit in units)
     narrow = math.prod(low for low, _ in SIZES["long"]) * width <= MAX_ELEMENTS
     common = [size for size in COMMON_SIZES if size != "long" or narrow]
@@ -150,7 +150,7 @@ def _width_classes(widths: tuple[int, ...]) -> dict[tuple[int, ...], list[int]]:
 
 
 def width_of(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """A width, and the widest of its class."""
+    """A width from the table, and the widest of its class."""
     kind = choose.pick("width", [w for w in table if w not in RARE_WIDTHS], [w for w in table if w in RARE_WIDTHS])
     classes = _width_classes(table[kind])
     width = choose.member("width.class", classes)

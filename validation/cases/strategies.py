@@ -1,4 +1,4 @@
-"""Hypothesis strategies: what a case of each op may be, from the op's signature alone."""
+"""Hypothesis strategies for the cases of an op, made from its signature alone."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from validation.cases.families import FAMILIES
 from validation.cases.signature import Signature
 
 EPS = (1e-6, 1e-5, 1e-3)
-# With an eps of 0 a row of variance zero is 0 / 0, and what is nearly one is whatever its rounding makes of it.
+# With an eps of 0 a row of variance zero is 0 / 0, and in a row of nearly zero variance rounding decides the result.
 WITHOUT_EPS = ("normal", "variance_eps", "zeros")
 
-# Arguments that may be one tensor, where their shapes and dtypes agree; corners alone ask for it.
+# Arguments that may be one tensor if their shapes and dtypes agree; only corners ask for it.
 SHARED = (("residual", "x"), ("shift", "scale"), ("q_weight", "k_weight"), ("cos", "sin"))
 
 
@@ -28,9 +28,9 @@ def cases(
     """Cases of an op.
 
     Args:
-        signature: the op's.
+        signature: the op's signature.
         forced: choices that are fixed, by name (see `corners.Corner.forced`).
-        bfloat16: False leaves bfloat16 out, where it cannot be judged.
+        bfloat16: False leaves bfloat16 out, if it cannot be judged.
         hints: choices made in three of four cases; in the fourth, the simplest.
     """
 
@@ -44,7 +44,7 @@ def cases(
 def compile_keys(
     signature: Signature, forced: Mapping[str, Any] | None = None, *, bfloat16: bool = True
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Compile keys of an op: choices that, forced on `cases`, leave those free that compile no kernel of their own.
+    """Compile keys of an op: forced on `cases`, they leave free only choices that compile no kernel of their own.
 
     The arguments are those of `cases`.
     """
@@ -59,8 +59,8 @@ def compile_keys(
 
 
 def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
-    # The seed comes first: Hypothesis makes each example new in its first choice where it can, and with the dtype
-    # in that place the one case of a corner was float32 in 1 of 53 corners.
+    # The seed comes first: Hypothesis varies the first choice of each example if it can, and with the dtype in that
+    # place the one case of a corner was float32 in only 1 of 53 corners.
     seed = choose.integer(0, 2**31 - 1)
     dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
     dtype = choose.pick("dtype", dtypes)
@@ -80,9 +80,9 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
         if first in signature and second in signature and choose.pick(f"{first} is {second}", (False,), (True,)):
             tensors |= {first: tensors[second]}
     if "k" in tensors and tensors["k"] == tensors["q"]:
-        flags["inplace"] = False  # one tensor as q and k: what both are written to is refused
+        flags["inplace"] = False  # one tensor as q and k: ops refuse to write it twice
     if "inplace" in flags and any(choose.key.get(f"{name}.layout") == "repeated" for name in ("x", "q", "k")):
-        flags["inplace"] = False  # so is what holds an element twice
+        flags["inplace"] = False  # ops also refuse memory that holds an element twice
     literals = {}
     if regime == "normal" and choose.pick("literals", (False, False, False, True)):
         small = {n: s for n, s in tensors.items() if 0 < s.numel <= MAX_LITERALS and not n.endswith(".index")}

@@ -1,4 +1,4 @@
-"""The tensors of a case: guarded memory full of poison, and the values in their places."""
+"""Make the tensors of a case: guarded memory full of poison, with the values in their places."""
 
 import dataclasses
 import hashlib
@@ -12,15 +12,15 @@ from reference_ops.contract import IndexedRows
 from validation.cases import values
 from validation.cases.case import Case, TensorSpec
 
-# Every storage lies between two guards of this many elements and more, filled like its holes: a multiple of
-# 128 elements, so that the first element after a guard stays 256-byte aligned.
+# Every storage lies between two guards of at least this many elements, filled like its holes: a multiple of 128
+# elements, so that the first element after a guard stays 256-byte aligned.
 MIN_GUARD = 16384
 MAX_GUARD = 262144
 
-# Holes and guards of inputs hold NaN of the first bits, so that a stray read shows; fresh outputs hold NaN of
-# the second. They must differ: a NaN copied from a hole is no element that was never written. They are signalling:
-# arithmetic sets the quiet bit, and so what is read, multiplied and written back outside shows (of a quiet NaN
-# x86 hands all bits on: a rotation in place past the end of a float32 tensor left its guard as it was).
+# The integer dtype, then two NaN patterns. Holes and guards of inputs hold the first, so that a stray read shows; fresh
+# outputs hold the second. They must differ: an element with a NaN copied from a hole was written. They are signalling:
+# arithmetic sets the quiet bit, so an element outside that is read, multiplied and written back shows (x86 passes on
+# all bits of a quiet NaN: a rotation in place past the end of a float32 tensor left its guard unchanged).
 POISON_BITS = {
     torch.bfloat16: (torch.int16, 0x7FAD, 0x7F9B),
     torch.float16: (torch.int16, 0x7DED, 0x7CDB),
@@ -35,10 +35,10 @@ class Storage:
     """One piece of memory with guards at both ends.
 
     Attributes:
-        memory: the whole of it, one-dimensional.
+        memory: all of it, guards included; one-dimensional.
         before: a copy of its bits from before the call, as integers.
         start: index of the first element after the first guard.
-        size: elements between the guards.
+        size: number of elements between the guards.
     """
 
     memory: Tensor
@@ -52,7 +52,7 @@ class Arguments:
     """The tensors of a case, ready for a call.
 
     Attributes:
-        kwargs: what the op is called with.
+        kwargs: the op's keyword arguments.
         tensors: the tensors by name, as in `Case.tensors`.
         storages: the memory they lie in, by storage name.
     """
@@ -63,15 +63,15 @@ class Arguments:
 
 
 def guard_elements(width: int) -> int:
-    """Guard for rows of that width: 64 rows, which covers a tile of rows written without a mask."""
+    """Elements of a guard for rows of that width: 64 rows, which cover a tile of rows written without a mask."""
     return -(-min(max(64 * width, MIN_GUARD), MAX_GUARD) // 128) * 128
 
 
 def poison(memory: Tensor, index_limit: int = 0, *, output: bool = False) -> None:
-    """Fill memory with NaN of `POISON_BITS`.
+    """Fill memory with the NaN of `POISON_BITS`.
 
-    Integers of an input with index_limit, which is out of range by one; of an output with garbage, so that
-    a semaphore or a counter that nobody set to 0 is not 0 by luck.
+    Integer inputs get index_limit, which is out of range by one; integer outputs get garbage, so that a
+    semaphore or a counter that nobody set to 0 is not 0 by luck.
     """
     if memory.dtype in POISON_BITS:
         bits_dtype, of_input, of_output = POISON_BITS[memory.dtype]
@@ -88,13 +88,13 @@ def as_bits(t: Tensor) -> Tensor:
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
-    """A generator of its own for each seed and tensor name."""
+    """A generator keyed by seed and tensor name, so that each pair has its own values."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def materialise(case: Case, device: str = "cpu") -> Arguments:
-    """Make the tensors of a case: guarded storages full of poison, and the values in their places."""
+    """Make the tensors of a case: guarded storages full of poison, with the values in their places."""
     storages = _make_storages(case, device)
     tensors = {}
     for name, spec in case.tensors.items():
@@ -104,7 +104,7 @@ def materialise(case: Case, device: str = "cpu") -> Arguments:
         if spec.numel == 0:
             continue
         made = _make_values(case, name, spec)
-        # An expanded view cannot be copied into: write its one distinct row.
+        # An expanded view cannot be copied into: write only its distinct elements.
         distinct = tuple(1 if stride == 0 else size for size, stride in zip(spec.shape, spec.strides, strict=True))
         slices = tuple(slice(0, n) for n in distinct)
         storage.memory.as_strided(distinct, spec.strides, storage.start + spec.offset).copy_(made[slices])
@@ -114,7 +114,7 @@ def materialise(case: Case, device: str = "cpu") -> Arguments:
 
 
 def keyword_arguments(case: Case, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the op is called with, from the case's tensors by name."""
+    """The op's keyword arguments, made from the case's tensors by name."""
     kwargs: dict[str, Any] = dict(case.flags)
     for name, view in tensors.items():
         argument, _, part = name.partition(".")

@@ -1,6 +1,6 @@
-"""Value regimes: each constant of an op shows in some of them only.
+"""Value regimes: each constant of an op matters in only some of them.
 
-An op with eps ten times too big is right to the last bit at unit variance and wrong where the variance is
+An op with an eps ten times too big is right to the last bit at unit variance and wrong where the variance is
 about eps; a one-pass variance is right without a mean and wrong at 30 sigma, or in float32 at 100.
 """
 
@@ -37,7 +37,7 @@ def draw(
 ) -> Tensor:
     """Values for the tensor called ``name``, made in float32 and rounded to dtype; contiguous.
 
-    Activations follow the regime. Weights lie about 1; biases, shifts, scales and gates about 0, but for the
+    Activations follow the regime. Weights lie about 1; biases, shifts, scales and gates about 0, except in the
     regimes that say otherwise (wider in ``dit``); cos and sin are cosines of random angles.
     """
     argument = name.partition(".")[0]
@@ -45,19 +45,19 @@ def draw(
         return _activation(regime, shape, dtype, eps, generator).to(dtype)
     normal = torch.randn(shape, generator=generator)
     if argument in ANGLES:
-        # Independent, not of one angle: a rotation by (cos, sin) of any length is linear all the same,
-        # and a swap of the two shows.
+        # Independent, not of one angle: a rotation by (cos, sin) of any length is still linear, and a swap of
+        # the two shows.
         return torch.cos(math.pi * normal).to(dtype)
     made = 1.0 + 0.25 * normal if argument in WEIGHTS else 0.5 * normal
     match regime:
         case "zero_modulation" if argument in MODULATIONS:
             made = torch.zeros(shape)
         case "mean_offset" if argument == "gate":
-            # A gated x of that mean is as large a deviation, in which nothing cancels that follows.
+            # Otherwise the gated x deviates as much as its mean, and nothing cancels in the norm that follows.
             made = 0.01 * made
         case "dit" if argument not in WEIGHTS:
             made = normal * torch.exp(torch.randn(shape[-1:], generator=generator)).clamp(max=10.0)
-        # Of weight, bias and shift by lot: not all that could overflow does. A gated sum has `near_max`.
+        # Weight, bias and shift are large by chance: not all that could overflow does. A gated sum has `near_max`.
         case "large_modulation" if argument in LARGE or (argument != "gate" and bool(_coins((), generator))):
             made = _large(shape, generator)
         case "nonfinite":
@@ -85,8 +85,8 @@ def _activation(
         case "ties":
             return _integers(shape, dtype, generator)
         case "mean_offset":
-            # A one-pass variance of float32 values at 30 sigma is wrong by 0.3 to 3 times its budget, by luck; at 100
-            # by three times that. Values of 16 bits would be too few at 100.
+            # A one-pass variance of float32 values is wrong by 0.3 to 3 times its budget at 30 sigma, by luck, and by
+            # three times that at 100. At 100, 16-bit values would have too few distinct numbers.
             offset = 100.0 if dtype is torch.float32 else 30.0
             return normal() + offset * torch.where(uniform(row) < 0.5, -1.0, 1.0)
         case "variance_eps":
@@ -114,21 +114,22 @@ def _coins(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _large(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """About float16's largest number; an eighth of it that number itself, which 1 more is not in float16."""
+    """Values about float16's largest number; an eighth are that number itself, to which float16 cannot add 1."""
     sizes = (0.5 + 0.5625 * torch.rand(shape, generator=generator)).clamp(max=1.0)
     return torch.where(_coins(shape, generator), -LARGEST, LARGEST) * sizes
 
 
 def _integers(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Integers of up to as many bits as a dtype has, one more than which its numbers are 2 apart."""
+    """Integers of up to as many bits as the dtype's significand; with one bit more, its numbers are 2 apart."""
     limit = round(2.0 / torch.finfo(dtype).eps)
     return torch.randint(1 - limit, limit, shape, generator=generator).float()
 
 
 def _sprinkled(made: Tensor, generator: torch.Generator, *, each: int = 1) -> Tensor:
-    """NaN, inf and -inf in a third of the rows, so many of them in each (up to 3, no two alike) and now and then more.
+    """Put NaN, inf and -inf into a third of the rows: ``each`` in a row (up to 3, no two alike), sometimes more.
 
-    In one row at least, and of two rows or more not in one: a share of each alone left 8 rows clean one time in 12.
+    At least one row is hit, and of two or more rows at least one is not: drawing each row independently left 8 rows
+    clean one time in 12.
     """
     if made.numel() == 0:
         return made
@@ -145,9 +146,9 @@ def _sprinkled(made: Tensor, generator: torch.Generator, *, each: int = 1) -> Te
 
 
 def _spoiled(made: Tensor, argument: str, generator: torch.Generator) -> Tensor:
-    """A parameter with NaN, inf and -inf; half of the modulation zero, for an inf that it meets.
+    """A parameter with NaN, inf and -inf; half of the modulation is zero, to meet an inf.
 
-    One gate for all rows would spoil every row of the norm that follows: it has zeros alone.
+    One gate for all rows would spoil every row of the norm that follows: it gets only zeros.
     """
     if argument in MODULATIONS:
         made = torch.where(_coins(made.shape, generator), torch.zeros(()), made)

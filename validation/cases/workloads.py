@@ -1,6 +1,6 @@
-"""A fused site of a real model, with its shapes, dtypes and strides; each model's stand in its folder (``workloads``).
+"""A fused site of a real model, with its shapes, dtypes and strides; each model's folder lists its own (``workloads``).
 
-On a GPU the workloads are run whole; on the CPU with a few tokens of each kind, same widths, dtypes and stride
+On a GPU the workloads run whole; on the CPU with a few tokens of each kind and the same widths, dtypes and stride
 patterns.
 """
 
@@ -17,9 +17,9 @@ class Workload:
 
     Attributes:
         model: its name.
-        site: its name and, where there are several, which resolution or stream.
+        site: its name and, if there are several, the resolution or stream.
         op: the op that is computed there.
-        make: the case, whole (True) or with a few tokens (False).
+        make: makes the case, whole (True) or with a few tokens (False).
     """
 
     model: str
@@ -47,8 +47,8 @@ def chunk(
 ) -> TensorSpec:
     """One of the ``parts`` rows of width ``width`` that a modulation tensor holds for each token.
 
-    The tensor is ``[B, L, parts, D]``, or, with planes, ``[B, parts, L, D]``: what diffusers 0.42.1 makes of
-    the permuted time projection, since adding the table to it keeps its strides.
+    The tensor is ``[B, L, parts, D]``, or, with planes, ``[B, parts, L, D]``: the memory order that diffusers
+    0.42.1 gives the permuted time projection, because adding the table keeps its strides.
     """
     token, plane = (width, tokens * width) if planes else (parts * width, width)
     strides = (tokens * parts * width, token, 1)

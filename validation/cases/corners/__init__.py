@@ -1,7 +1,7 @@
-"""The declared corners: what a sweep must have reached before it may call an op checked.
+"""The declared corners: a sweep must reach all of them before it may call an op checked.
 
-A corner has a name, the choices that force it, and a test on the finished case. The test looks at shapes
-and strides, not at the choices: a corner that a strategy stopped reaching turns the run red.
+A corner has a name, the choices that force it, and a test on the finished case. The test reads shapes and
+strides, not the choices: a corner that a strategy no longer reaches fails the run.
 """
 
 from validation.cases.case import Case
@@ -18,7 +18,7 @@ __all__ = ["Corner", "corners_of", "declared_corners"]
 
 
 def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool = False) -> tuple[Corner, ...]:
-    """All corners of an op; with gpu, also those that take more memory than the interpreter's machine has to spare."""
+    """All corners of an op; with gpu, also those that need more memory than the interpreter's machine can spare."""
     corners = [*type_corners(signature, bfloat16), *size_corners(signature), *width_corners(signature)]
     for name in signature.modulations:
         corners += modulation_corners(name, bfloat16)

@@ -1,4 +1,4 @@
-"""A corner, and what the tests of corners read of a case."""
+"""A corner, and the properties of a case that corners' tests read."""
 
 import dataclasses
 import enum
@@ -10,13 +10,13 @@ from validation.cases.case import Case, TensorSpec
 
 @dataclasses.dataclass(frozen=True)
 class Corner:
-    """One corner.
+    """A part of the case space that a sweep must reach.
 
     Attributes:
         name: as reports print it, ``scale=[B,F,1,D]``.
         forced: choices of `strategies` that lead there.
         reached: whether a case is in it.
-        sparse: a meeting of two conditions, each with a corner of its own: half as many cases.
+        sparse: it combines two conditions that have a corner each, and gets half as many cases.
     """
 
     name: str
@@ -37,21 +37,21 @@ def rows(case: Case) -> int:
 
 
 def heads(case: Case) -> int:
-    """How many heads x or q has; where its rank does not tell, cos's."""
+    """How many heads x or q has; read from cos if x has no dimension for them."""
     x = main(case)
     return x.shape[-2] if len(x.shape) > 3 or "q" in case.tensors else case.tensors["cos"].shape[1]
 
 
 class Arrangement(enum.Enum):
-    """How tensors lie in memory, as the names of corners say it."""
+    """How tensors lie in memory, in the words of corners' names."""
 
     ANY = ""
-    COLUMNS_APART = "columns apart"  # of all tensors
-    ROWS_APART = "rows apart"  # of activations, modulation and angles: further than they are long
+    COLUMNS_APART = "columns apart"  # in all tensors
+    ROWS_APART = "rows apart"  # in activations, modulation and angles: further apart than they are long
     INDEXED = "indexed"  # all modulation, without a weight
 
     def of_modulation(self, name: str, form: str) -> dict[str, str]:
-        """The choices by which an argument of that form lies like that."""
+        """The choices that give a modulation argument of that form this arrangement."""
         match self:
             case Arrangement.COLUMNS_APART if form.startswith("indexed"):
                 return {f"{name}.table.layout": "strided_last", f"{name}.index.layout": "strided_last"}
@@ -64,7 +64,7 @@ class Arrangement(enum.Enum):
         return {}
 
     def holds(self, specs: Iterable[TensorSpec]) -> bool:
-        """Whether columns or rows are apart in each of the tensors; True where neither is asked for."""
+        """Whether columns or rows are apart in each of the tensors; True if the arrangement asks for neither."""
         match self:
             case Arrangement.COLUMNS_APART:
                 return all(spec.shape and spec.strides[-1] > 1 for spec in specs)

@@ -8,7 +8,7 @@ from validation.cases.sizes import ONE_ROW
 
 
 def qk_corners(signature: Signature) -> list[Corner]:
-    """Q and k: in one buffer, one tensor, of other heads, lengths and dtypes; their weights."""
+    """Q and k in one buffer, as one tensor, with different heads, lengths and dtypes; their weights."""
     packed = {"qk.layout": "packed", "k.shape": "same", "heads": 2, "qk.rank": 4, "k.dtype": AS_Q}
 
     def is_packed(case: Case) -> bool:
@@ -27,8 +27,8 @@ def qk_corners(signature: Signature) -> list[Corner]:
             {**packed, "size": "frames", "inplace": True},
             lambda case: is_packed(case) and case.flags["inplace"],
         ),
-        # .contiguous() of a packed view with L == 1 may give the view itself: an in-place bug upstream, and a write
-        # into the input out of place. Left to chance, 3 of 20 sweeps had no such case.
+        # .contiguous() of a packed view with L == 1 may return the view itself: an in-place bug upstream, and out of
+        # place a write into the input. Left to chance, 3 of 20 sweeps had no such case.
         Corner(
             "q and k packed, B=L=1",
             {**packed, "size": "one_token", "sizes": ONE_ROW, "inplace": False, "values": "normal"},
@@ -82,7 +82,8 @@ def qk_corners(signature: Signature) -> list[Corner]:
         corners += [
             Corner(
                 "k: other length",
-                # In place, what a kernel leaves out is what was there: left to chance, one sweep of 20 had no other.
+                # In place, an element that a kernel leaves out keeps its value: left to chance, one sweep of 20 had
+                # only in-place cases.
                 {"k.shape": "length", "size": "frames", "heads": 2, "qk.rank": 4, "inplace": False},
                 lambda case: (
                     len(case.tensors["k"].shape) == 4
@@ -129,7 +130,7 @@ def rotary_corners(signature: Signature) -> list[Corner]:
             lambda case: 0 in cos(case).strides and cos(case).numel > 1,
         ),
     ]
-    # One of the two read as the other is: cos narrower than sin, then wider; of one row a token, then one an item.
+    # Exposes reading one of the two like the other: cos narrower than sin, then wider; rows by token, then by item.
     forms = {"[S,Dr/2]": 2, "[B,S,Dr/2]": 3}
     other = {"[S,Dr/2]": "[B,S,Dr/2]", "[B,S,Dr/2]": "[S,Dr/2]"}
     for form, dtypes in zip(forms, (("float16", "float32"), ("float32", "float16")), strict=True):
@@ -145,7 +146,7 @@ def rotary_corners(signature: Signature) -> list[Corner]:
         mixed |= {"cos.dtype": dtypes[0], "sin.dtype": dtypes[1]}
         corners.append(Corner(name, {**frames, **mixed}, differ))
     if signature.family == "split_rotary":
-        # As diffusers' LTX-2 hands them over.
+        # As diffusers' LTX-2 passes them.
         corners.append(
             Corner(
                 "cos: [B,S,H,Dh/2] in memory",

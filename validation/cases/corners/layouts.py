@@ -1,4 +1,4 @@
-"""Corners of memory: how activations lie, and arguments that are one tensor."""
+"""Corners of memory: layouts of activations, and two arguments that are one tensor."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from validation.cases.signature import Signature
 from validation.cases.sizes import width_class
 from validation.cases.strategies import SHARED
 
-# One row a token, in shift and in scale alike.
+# One row a token, for both shift and scale.
 WHOLE_ROWS = {"form": "[B,L,D]", "dtype": "float32"}
 
 
@@ -53,7 +53,7 @@ def layout_corners(signature: Signature) -> list[Corner]:
             laid_out(
                 "rows apart, odd", "gapped", lambda s: _row_gap(s) and s.strides[-2] % 2 == 1, more={f"{name}.gap": 1}
             ),
-            # Rows that begin at multiples of four elements and not of eight: 16 bytes in float32 alone.
+            # Rows that begin at multiples of four elements and not of eight: 16-byte aligned only in float32.
             laid_out(
                 "rows apart, float16, 4",
                 "gapped",
@@ -74,7 +74,7 @@ def layout_corners(signature: Signature) -> list[Corner]:
         ]
         if signature.family in ("norm", "qk", "rotary"):
             corners.append(_swapped_heads_corner(name, base, signature.family))
-        # Of two pairings the kernels may be two.
+        # The two pairings may have two kernels.
         pairings: tuple[dict[str, Any], ...] = ({},)
         if "interleaved" in signature:
             pairings = ({"interleaved": True}, {"interleaved": False})
@@ -83,10 +83,10 @@ def layout_corners(signature: Signature) -> list[Corner]:
 
 
 def _one_token_corner(name: str, base: Mapping[str, Any], flags: Mapping[str, Any]) -> Corner:
-    """``[B, 1, ...]`` in the memory of ``[1, B, ...]``: contiguous, and its stride over L is no token's size.
+    """``[B, 1, ...]`` in the memory of ``[1, B, ...]``: contiguous, but its stride over L is not the size of a token.
 
-    A dimension of 1 may have any stride. Liger's rotary kernel takes this one for the distance between rows, and
-    writes past the end (docs/third-party.md, 4).
+    A dimension of 1 may have any stride. Liger's rotary kernel uses this one as the distance between rows, and writes
+    past the end (docs/third-party.md, 4).
     """
 
     def reached(case: Case) -> bool:
@@ -100,7 +100,7 @@ def _one_token_corner(name: str, base: Mapping[str, Any], flags: Mapping[str, An
 
 
 def _swapped_heads_corner(name: str, base: Mapping[str, Any], family: str) -> Corner:
-    """``[B, S, H, Dh]`` in the memory of ``[B, H, S, Dh]``, where attention leaves it: each item is dense."""
+    """``[B, S, H, Dh]`` in the memory of ``[B, H, S, Dh]``, as attention leaves it: each item is dense."""
 
     def reached(case: Case) -> bool:
         spec = case.tensors[name]
@@ -116,7 +116,7 @@ def _row_gap(spec: TensorSpec) -> bool:
 
 
 def shared_corners(signature: Signature) -> list[Corner]:
-    """Two arguments that are one tensor: nothing forbids it of what is read alone."""
+    """Two arguments that are one tensor: nothing forbids it for tensors that are only read."""
     corners = []
     for first, second in SHARED:
         if first in signature and second in signature:
@@ -127,7 +127,7 @@ def shared_corners(signature: Signature) -> list[Corner]:
 
             forced: dict[str, Any] = {f"{first} is {second}": True, "size": "frames", "width": "pow2"}
             if signature.family in ("qk", "rotary", "split_rotary"):
-                forced["heads"] = 2  # of none, as one in ten has, nothing shows
+                forced["heads"] = 2  # one in ten cases has no heads, and shows nothing
             if first in MODULATIONS:
                 forced |= {f"{name}.{key}": v for name in (first, second) for key, v in WHOLE_ROWS.items()}
             if first == "residual":

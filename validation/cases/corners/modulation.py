@@ -1,4 +1,4 @@
-"""Corners of modulation, weight and bias: forms, layouts, dtypes, and which meet."""
+"""Corners of modulation, weight and bias: forms, layouts, dtypes, and their combinations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,14 @@ from validation.cases.parameters import FORMS
 from validation.cases.signature import Signature
 from validation.cases.sizes import width_class
 
-# Forms that models hand over for shift and scale alike. A kernel may be compiled for both at once, with or without
-# weight and bias: each such meeting is a corner. Of the other forms, one of the meetings.
+# Forms that models pass for shift and scale alike. A kernel may be compiled for both at once, with or without weight
+# and bias: each such combination is a corner. The other forms get one of the combinations.
 TOGETHER = frozenset({"[B,1,D]", "[B,L,D]", "[B,F,1,D]", "indexed"})
-# Of them, those of which a tile of tokens may share a row (a frame longer than the tile) or may not (an index a token),
-# at one of these meetings with tiles.
+# Those of them in which a tile of tokens may share a row (a frame longer than the tile) or may not (an index a token):
+# one of their combinations has enough tokens for tiles.
 BY_TILE = frozenset({"[B,F,1,D]", "indexed"})
 
-# Forms of no columns, and of one row for all.
+# Forms without columns, and forms with one row for all tokens.
 ONE_NUMBER, SAME_ROW = frozenset({"scalar", "[1]"}), frozenset({"[D]", "[1,1,D]"})
 
 
@@ -28,7 +28,7 @@ def modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
 
     frames = {"size": "frames", "width": "pow2"}
     forms = (*FORMS, "none") if name == "gate" else FORMS
-    # PyTorch's promotion takes a tensor of one element for a tensor, unlike a 0-d one: float32, it rounds less.
+    # PyTorch's type promotion counts a tensor of shape [1], unlike a 0-d one: in float32, it makes for less rounding.
     more = {"[1]": {"dtype": "float16", f"{name}.dtype": "float32", "casting_mode": "input"}}
     corners = [
         Corner(f"{name}={f}", {f"{name}.form": f, **frames, **more.get(f, {})}, _form_reached(name, f)) for f in forms
@@ -99,7 +99,7 @@ def modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
             ),
         ),
     ]
-    # One row a batch item, where it could be taken for one row a token.
+    # One row a batch item, in a shape where it could be mistaken for one row a token.
     corners.append(
         Corner(
             f"{name}=[B,D], B==L>1",
@@ -115,14 +115,14 @@ def modulation_corners(name: str, bfloat16: bool) -> list[Corner]:
 
 
 def same_form_corners(signature: Signature) -> list[Corner]:
-    """Shift, scale and gate of one form; of those `TOGETHER` with each choice of weight and bias, `BY_TILE` with tiles.
+    """Shift, scale and gate of one form; `TOGETHER` with each choice of weight and bias, `BY_TILE` with tiles.
 
-    Columns are apart in one of these corners, and rows, where there are several, in another: the rows of a
-    `chunk` of ``[B, 6 D]``, for one, are 6 D apart. Contiguous are those of other corners (`parity.telling`).
+    Columns are apart in one of these corners, and rows, if there are several, in another: the rows of a
+    `chunk` of ``[B, 6 D]``, for one, are 6 D apart. Other corners have contiguous ones (`parity.telling`).
     """
     corners, names = [], signature.modulations
     for form in FORMS:
-        # The gate too, where there is one: one of them may be read as the other two are.
+        # The gate too, if there is one: a kernel may read one of them like the other two.
         forced: dict[str, Any] = {f"{name}.form": form for name in names} | {"size": "frames", "width": "pow2"}
         if form.startswith("indexed"):
             forced |= {f"{name}.table.rows": 3 for name in names}
@@ -161,7 +161,7 @@ def same_form_corners(signature: Signature) -> list[Corner]:
 
 
 def _form_reached(name: str, form: str) -> Callable[[Case], bool]:
-    """The form, with B, F and L > 1, so that no two forms look alike."""
+    """A test for the form, with B, F and L > 1, so that no two forms look alike."""
 
     def reached(case: Case) -> bool:
         batch, length, width = main(case).shape
@@ -189,7 +189,7 @@ def _form_reached(name: str, form: str) -> Callable[[Case], bool]:
 
 
 def affine_choices(signature: Signature) -> dict[str, tuple[bool, bool]]:
-    """Whether there is a weight and a bias, by the name of the choice; empty for an op that takes none."""
+    """Maps a choice to whether there is a weight and a bias; empty for an op that takes none."""
     if "weight" not in signature:
         return {}
     choices = {"none": (False, False), "weight": (True, False)}
@@ -197,7 +197,7 @@ def affine_choices(signature: Signature) -> dict[str, tuple[bool, bool]]:
 
 
 def affine_corners(signature: Signature) -> list[Corner]:
-    """Weight and bias: which of them there are, a stride, another dtype."""
+    """Weight and bias: which of them are given, a stride, another dtype."""
     corners = [
         Corner(
             f"affine={name}",

@@ -1,4 +1,4 @@
-"""Corners where another kernel or another path of it may run, with the values that tell a slip of the arithmetic."""
+"""Corners where another kernel or another path of it may run, with values that expose arithmetic mistakes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,18 +13,18 @@ from validation.cases.sizes import RARE_HEADS, width_class
 
 
 def path_corners(signature: Signature) -> list[Corner]:
-    """Where another kernel or another path of it may run, with the values that tell a slip of the arithmetic.
+    """Each path of the norms and modulated ops in the value regimes that expose arithmetic mistakes.
 
-    Left to chance, D>8192 met a mean offset in one sweep of `layer_norm` in five, near_max and variance_eps in none.
-    In the same cases the path meets tensors whose strides are not their shape's: bugs that need both (`faults.wide`)
-    were left to chance as well.
+    Left to chance, D>8192 met a mean offset in one of five sweeps of `layer_norm`, near_max and variance_eps in none.
+    The same cases have tensors whose strides do not follow from their shape: bugs that need both (`faults.wide`) were
+    left to chance as well.
     """
     rank = {"rank": 3} if signature.family == "norm" else {}
 
     def of_rows(test: Callable[[tuple[int, ...]], bool]) -> Callable[[Case], bool]:
         return lambda case: len(main(case).shape) == 3 and test(main(case).shape)
 
-    # Each arrangement at a width above any block's, and two of them at each width of a model.
+    # Each arrangement at a width beyond any block, and two of them at each model width.
     paths: dict[str, tuple[dict[str, Any], Callable[[tuple[int, ...]], bool], tuple[Arrangement, Arrangement]]] = {
         "D>8192": (
             {"width": "beyond", "width.class": width_class(9000), "size": "frames"},
@@ -46,7 +46,7 @@ def path_corners(signature: Signature) -> list[Corner]:
             lambda shape: shape[-1] == 5120,
             (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART),
         ),
-        # Of few rows the sums that cancel may round well: of one to eight, one sweep in five showed nothing.
+        # With few rows, cancelling sums may round well by luck: with one to eight, one sweep in five showed nothing.
         "L=1": (
             {"width": "model", "width.class": width_class(1024), "size": "single_tokens"},
             lambda shape: shape[1] == 1 and shape[0] > 8,
@@ -66,7 +66,7 @@ def path_corners(signature: Signature) -> list[Corner]:
 
 
 def head_path_corners(signature: Signature) -> list[Corner]:
-    """`_path_corners` of the ops that work on heads. Left to chance, a sweep of 400 cases met few of these pairs."""
+    """`path_corners` for the ops that work on heads. Left to chance, a sweep of 400 cases met few of these pairs."""
     (most,) = RARE_HEADS
     paths: dict[str, tuple[dict[str, Any], Callable[[Case], bool]]] = {
         "L=1": (
@@ -84,7 +84,7 @@ def head_path_corners(signature: Signature) -> list[Corner]:
     rank: dict[str, Any] = {"k.shape": "same"}
     if signature.family == "qk":
         rank |= {"qk.rank": 4, "qk.weights": "both"}
-    # A mean is nothing to an RMS norm.
+    # An RMS norm subtracts no mean, so mean_offset is left out.
     regimes = {"variance_eps": "float32"} if "eps" in signature else {}
     arrangements = (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART)
     corners = []
@@ -101,15 +101,15 @@ def _in_regimes(
     regimes: Mapping[str, str],
     arrangements: tuple[Arrangement, Arrangement],
 ) -> list[Corner]:
-    """A path in each of the regimes, by regime the dtype in which a slip shows, and in two more.
+    """One corner of a path for each regime, and for near_max and nonfinite.
 
     Args:
-        signature: the op's.
-        path: what reports call it.
+        signature: the op's signature.
+        path: the path's name in reports.
         forced: the choices that lead to it.
         test: whether a case is on it.
-        regimes: by name, the dtype.
-        arrangements: how the tensors lie, of float16 and of the others.
+        regimes: maps a regime to the dtype in which a mistake shows.
+        arrangements: how the tensors lie in float16, and in the other dtypes.
     """
     corners = []
     # In float16 a bug overflows, in float32 it shows in the last bits.
@@ -124,7 +124,7 @@ def _in_regimes(
 
         of_dtype = {"dtype": dtype} if dtype else {}
         if dtype == "float32" and "casting_mode" in signature:
-            of_dtype["casting_mode"] = "float32"  # no rounding on the way to hide the slip
+            of_dtype["casting_mode"] = "float32"  # an intermediate rounding would hide the mistake
         label = ", ".join(filter(None, (path, arrangement.value, f"values={regime}{' ' if dtype else ''}{dtype}")))
         choices = {**forced, **_arranged(signature, arrangement), **of_dtype, "values": regime}
         corners.append(Corner(label, choices, reached, sparse=True))
@@ -132,7 +132,7 @@ def _in_regimes(
 
 
 def _arranged(signature: Signature, arrangement: Arrangement) -> dict[str, Any]:
-    """The choices that lead to an arrangement, of what an op has."""
+    """The choices that lead to an arrangement, for the arguments that the op has."""
     rows = [name for name in signature.names if name in (*ACTIVATIONS, *ANGLES)]
     affine = list(affine_choices(signature))
     form = "indexed" if arrangement is Arrangement.INDEXED else "[B,L,D]"
@@ -148,7 +148,7 @@ def _arranged(signature: Signature, arrangement: Arrangement) -> dict[str, Any]:
         case Arrangement.ROWS_APART:
             forced |= {f"{name}.layout": "gapped" for name in rows}
             if "k" in signature:
-                forced |= {"qk.layout": "own", "q.gap": 8, "k.gap": 16}  # not those of one another
+                forced |= {"qk.layout": "own", "q.gap": 8, "k.gap": 16}  # q's strides are not k's
             if signature.family != "split_rotary":
                 forced |= {f"{name}.form": "[B,S,Dr/2]" for name in rows if name in ANGLES}
         case Arrangement.INDEXED:

@@ -10,15 +10,15 @@ from validation.cases.signature import Signature
 from validation.cases.sizes import width_class
 from validation.cases.strategies import EPS
 
-# Modulation with as many distinct float16 values as there are.
+# float16 modulation with a value of its own for each element.
 HALF = {"dtype": "float16", "form": "[B,L,D]"}
 
 
 def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
-    """Each dtype, value regime and flag, and regimes in the one dtype where they tell most."""
+    """Each dtype, value regime and flag, and regimes in the dtype where they expose most."""
     dtypes = [name for name in FLOAT_DTYPES if bfloat16 or name != "bfloat16"]
     corners = [Corner(f"dtype={d}", {"dtype": d}, lambda case, d=d: case.dtype == d) for d in dtypes]  # type: ignore[misc]
-    # What is not finite tells most in many rows of many channels, where an inf meets each kind of parameter.
+    # Non-finite values expose most in many rows of many channels, where an inf meets each kind of parameter.
     rows: dict[str, Any] = {"size": "ragged", "width": "model", "width.class": width_class(64), "rank": 3, "heads": 2}
     rows |= {f"{name}.form": "[B,L,D]" for name in signature.modulations}
     corners += [
@@ -29,8 +29,8 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
         )
         for r in signature.regimes
     ]
-    # An overflow that float16 makes or hides shows in float16 alone, where the casting mode differs, with all
-    # arguments in float16 and elements enough: of a gated sum, one in 70 overflows on the way and comes back.
+    # An overflow that float16 makes or hides shows only in float16, where the casting mode matters, with all arguments
+    # in float16 and enough elements: in a gated sum, one in 70 overflows in between and comes back.
     half = {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
     for mode in ("float32", "input") if "casting_mode" in signature else ("float32",):
         corners.append(
@@ -50,7 +50,7 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
             )
         )
     if "scale" in signature:
-        # 1 + scale is taken in float32, where float16 has no such number.
+        # 1 + scale must be computed in float32: float16 does not have that number.
         large: dict[str, Any] = {
             "scale_constant": 1.0,
             "values": "large_modulation",
@@ -73,7 +73,7 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
             )
         )
     if "ties" in signature.regimes:
-        # To tell a half rounded up from a half rounded to even takes some hundred sums that lie half-way.
+        # Some hundred half-way sums are needed to distinguish rounding half up from rounding half to even.
         narrow = "bfloat16" if bfloat16 else "float16"
         ties: dict[str, Any] = {"values": "ties", "dtype": narrow, "casting_mode": "float32"}
         ties |= {"size": "sixteens", "width": "pow2"}
@@ -88,7 +88,7 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
             )
         )
     if "eps" in signature:
-        # Where nothing but eps keeps the root from 0, and where it is all there is.
+        # Regimes in which eps is as large as the variance, and in which it is all there is.
         corners += [
             Corner(
                 f"eps=0, values={regime}",
@@ -115,7 +115,7 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
 
 
 def _dtypes(case: Case) -> set[str]:
-    """Of x (or q) and what modulates it."""
+    """The dtypes of x (or q) and of its modulation."""
     modulation = {spec.dtype for name, spec in case.tensors.items() if name.partition(".")[0] in MODULATIONS}
     return {case.dtype, *(modulation & set(FLOAT_DTYPES))}
 

@@ -18,7 +18,7 @@ def size_corners(signature: Signature) -> list[Corner]:
     rank = {"norm": {"rank": 3}, "qk": {"qk.rank": 4}}.get(signature.family, {})
     heads = {"heads": 2} if signature.family in ("qk", "rotary", "split_rotary") else {}
 
-    # A q that is longer than k has not the tokens of its size: one sweep of 20 had no B == L.
+    # A q longer than k does not have the tokens that its size asks for: one sweep of 20 had no B == L.
     same = {"k.shape": "same"} if signature.family == "qk" else {}
 
     def corner(name: str, size: str, reached: Callable[[Case], bool], **more: Any) -> Corner:
@@ -38,12 +38,12 @@ def size_corners(signature: Signature) -> list[Corner]:
         corner("rows>32, ragged", "ragged", lambda case: rows(case) > 32 and rows(case) % 32 != 0, width="pow2"),
         corner("rows>65535", "many_rows", lambda case: rows(case) > 65535, width="pow2"),
     ]
-    # With another row for each item, and for each token, where one is due.
+    # With a different row for each item and each token, where the op takes rows.
     each = {f"{name}.form": "[B,L,D]" for name in signature.modulations} | {"cos.form": "[B,S,Dr/2]"}
     each |= {"sin.form": "[B,S,Dr/2]", "width": "pow2", "k.shape": "same"}
     many = {"B>8": ("items", 0, 8), "L>99": ("long_frames", 1, 99), "L>65536": ("many_tokens", 1, 65536)}
     if signature.family not in ("norm", "qk") or "cos" in signature:
-        # Where items are more than rows: a video's pixels are the items of attention over time.
+        # Ops in which items are not just rows: a video's pixels are the items of attention over time.
         many["B>65535"] = ("many_items", 0, 65535)
     for name, (size, axis, least) in many.items():
         wide = {"width": "model", "width.class": width_class(64)} if size == "long_frames" else {}
@@ -70,7 +70,7 @@ def size_corners(signature: Signature) -> list[Corner]:
             )
         else:
             corners[-1] = Corner("H=1", {"heads": 1}, lambda case: case.tensors["cos"].shape[1] == 1)
-        # Grouped queries besides, where there is a k.
+        # With grouped queries too, if there is a k.
         (most,) = RARE_HEADS
         corners.append(
             Corner(
@@ -91,7 +91,7 @@ def size_corners(signature: Signature) -> list[Corner]:
 
 
 def width_corners(signature: Signature) -> list[Corner]:
-    """The last dimension by its divisors, and beyond a block of columns."""
+    """Widths: the last dimension by its divisors, and beyond a block of columns."""
 
     def width(case: Case) -> int:
         if signature.family == "split_rotary":
@@ -116,7 +116,7 @@ def width_corners(signature: Signature) -> list[Corner]:
             "D=16k": lambda n: n % 16 == 0 and not power_of_two(n),
             "D>8192": lambda n: n > 8192 + 512,
             "D=8192": lambda n: n == 8192,
-            # One column beyond a block: a lost tail. Far beyond: a lost block, which one column may hide.
+            # One column beyond a block exposes a lost tail; far beyond exposes a lost block, which one column may hide.
             "D=8193": lambda n: n == 8193,
         }
         forced |= {
@@ -150,7 +150,7 @@ def width_corners(signature: Signature) -> list[Corner]:
 
 
 def far_corner(signature: Signature) -> Corner:
-    """Rows beyond 2^31 elements from the first: 9 GB of float16, of which 9 rows are used."""
+    """Rows more than 2^31 elements from the first: 9 GB of float16, of which 9 rows are used."""
     name = "q" if "q" in signature else "x"
     forced = {"dtype": "float16", f"{name}.layout": "far", "size": "far", "width": "pow2", "rank": 3, "heads": 2}
     if signature.family == "qk":
