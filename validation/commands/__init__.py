@@ -1,4 +1,4 @@
-"""The commands of ``validate``, a file each; what they need is imported when one runs."""
+"""The commands of ``validate``, in several files; heavy imports wait until a command runs."""
 
 import argparse
 import dataclasses
@@ -18,13 +18,13 @@ class Command:
     """A command.
 
     Attributes:
-        name: one word, or two where several commands share the first (``bench ops``).
-        help: in the list of commands.
-        description: above its own help text.
-        run: does it; takes the options and returns the exit status.
-        words: what it takes without a name, as (metavar, help).
-        epilog: below its help text.
-        samples: whether it samples models, or judges what was sampled, and so needs the extra ``models``.
+        name: one word, or two if several commands share the first (``bench ops``).
+        help: its line in the list of commands.
+        description: the text above its own help.
+        run: takes the options and returns the exit status.
+        words: positional arguments, as (metavar, help).
+        epilog: the text below its help.
+        samples: whether it samples models or judges samples, and so needs the extra ``models``.
     """
 
     name: str
@@ -42,7 +42,7 @@ def progress(text: str) -> None:
 
 
 def exit_status(statuses: Iterable[object]) -> int:
-    """The exit status of a run: nothing run is a failure, a failure outweighs an inconclusive result."""
+    """The exit status of a run: a failure outweighs an inconclusive result, and a run without results fails."""
     from validation.verdict import Status
 
     known = [Status(str(status)) for status in statuses]

@@ -1,4 +1,4 @@
-"""``validate repro``, ``compare``, ``diff`` and ``report``: what was judged and kept, again or side by side."""
+"""``validate repro``, ``compare``, ``diff`` and ``report``: repeat, compare or show kept results."""
 
 import argparse
 from pathlib import Path

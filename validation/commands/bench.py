@@ -34,7 +34,7 @@ def _ops(options: argparse.Namespace) -> int:
         rows, where = [], ops_results.about(timer, device.name)
         for row in ops.run(found, timer, whole=True, names=names, rounds=options.rounds, progress=progress):
             rows.append(row)
-            # After each: what was measured outlives a run that is cut short.
+            # Written after each row, so that results survive a run that is cut short.
             paths = ops_results.write(rows, where, options.out, stamp)
     print(ops_results.table(rows))
     print("results:", *paths)
