@@ -1,4 +1,4 @@
-"""Where kernels run, chosen once a process, and what that needs of torch and Triton."""
+"""Where kernels run, chosen once per process, and what it needs from torch and Triton."""
 
 from validation.device.selection import Device, gpu_of_worker, pin_gpu, select
 

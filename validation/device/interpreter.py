@@ -3,7 +3,7 @@
 Measured on Triton 3.6 to 3.9: the interpreter truncates float32 -> bfloat16 where the GPU rounds to
 nearest even, whatever ``fp_downcast_rounding`` says. A correct kernel then shows a mean signed error of
 -0.5 ulp. `repair` replaces that conversion (and the widening one, which is right but slow);
-`verify_bfloat16` holds both against torch on every bfloat16 pattern. Where the check fails, bfloat16 is
+`verify_bfloat16` compares both with torch on every bfloat16 pattern. If the check fails, bfloat16 is
 not judged: see `validation.device`.
 """
 
@@ -22,10 +22,10 @@ from validation.device.private import triton_module
 def enable() -> None:
     """Make ``triton.jit`` give interpreted kernels. Must run before anything imports triton.
 
-    An autotuned kernel is launched with the first of its configurations that fits: that one is judged, no other.
+    An autotuned kernel is launched with the first of its configurations that fits, so only that one is judged.
 
     Raises:
-        RuntimeError: triton was imported with the interpreter off; its own kernels are decorated by then.
+        RuntimeError: triton was imported with the interpreter off, so its own kernels are already decorated.
     """
     if "triton.language" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
         raise RuntimeError(
@@ -40,8 +40,8 @@ def float32_to_bfloat16(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
     """Round float32 bit patterns to bfloat16 bit patterns: to nearest, ties to even; NaN stays NaN.
 
     Adding 0x7fff and the lowest kept bit carries into the kept half exactly when the dropped half is
-    above one half, or is one half and the kept half is odd. A NaN becomes 0x7fc0 with its sign, as in
-    ``c10::detail::round_to_nearest_even``, less the sign, which torch drops; see `verify_bfloat16`.
+    above one half, or is one half and the kept half is odd. A NaN becomes 0x7fc0 without its sign, as in
+    ``c10::detail::round_to_nearest_even``; see `verify_bfloat16`.
     """
     lowest_kept = (bits >> np.uint32(16)) & np.uint32(1)
     out = ((bits + np.uint32(0x7FFF) + lowest_kept) >> np.uint32(16)).astype(np.uint16)
@@ -61,8 +61,8 @@ def repair() -> None:
 
     Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with
     NumPy 2.4, and stops the interpreter from patching ``triton.language`` again for each device function that
-    a kernel calls: the launch has patched it already, and the repetition was 40 % of a launch's time. Two more
-    habits that cost half of what then was left: `_skip_unused_overflow_check`, `_remember_types`. Autotuned kernels
+    a kernel calls: the launch has already patched it, and the repetition was 40 % of a launch's time. Two more
+    changes save half of the remaining time: `_skip_unused_overflow_check`, `_remember_types`. Autotuned kernels
     run with one configuration: `_take_first_configuration`.
     """
     tl, interpreter = triton_module("triton.language"), triton_module("triton.runtime.interpreter")
@@ -86,7 +86,7 @@ def repair() -> None:
         return cast(self, src, dst_type) if handle is None else handle
 
     def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
-        # Only the rounding that was asked for: a kernel that asks for truncation gets truncation.
+        # Replaces only rounding to nearest: a kernel that asks for truncation gets truncation.
         to_nearest = rounding_mode is None or "RTNE" in str(rounding_mode)
         handle = convert(src, dst_type) if to_nearest else None
         return fp_to_fp(self, src, dst_type, rounding_mode) if handle is None else handle
@@ -94,7 +94,7 @@ def repair() -> None:
     def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
         if z.dtype.scalar != tl.float32:
             return fma(self, x, y, z)
-        # The interpreter's own rounds the product too. In float64 it is exact, and the sum is within 2^-53.
+        # The interpreter's own fma rounds the product too. In float64 the product is exact, the sum within 2^-53.
         wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
         return interpreter.TensorHandle(wide.astype(np.float32), z.dtype.scalar)
 
@@ -111,13 +111,14 @@ def repair() -> None:
 
 
 def _take_first_configuration() -> None:
-    """Launch an autotuned kernel with the first of its configurations, for to time them takes a GPU.
+    """Launch an autotuned kernel with the first of its configurations, since timing them needs a GPU.
 
-    So one configuration is judged here, and on a GPU the one that the tuner picks for each of its keys. Which ones a
-    shape allows ``early_config_prune`` says here too, unless it asks for a GPU: a kernel of one row a program is wrong
-    with a block shorter than the row. ``perf_model`` only ranks them, and is not asked. Else this is the launch of a
-    kernel tuned before: the configuration's own ``pre_hook`` runs, and the tuner's hooks (``pre_hook``,
-    ``reset_to_zero``, ``restore_value``), which undo what timing did, do not. The interpreter has no warps or stages.
+    So one configuration is judged here, and on a GPU the one that the tuner picks for each of its keys. As on a GPU,
+    ``early_config_prune`` decides which ones a shape allows, unless it needs a GPU: a kernel of one row per program is
+    wrong with a block shorter than the row. ``perf_model`` only ranks them, and is not called. Otherwise this is the
+    launch of a kernel tuned before: the configuration's own ``pre_hook`` runs; the tuner's hooks (``pre_hook``,
+    ``reset_to_zero``, ``restore_value``), which undo the effects of timing, do not. The interpreter has no warps or
+    stages.
     """
     tuner = triton_module("triton.runtime.autotuner").Autotuner
 
@@ -138,14 +139,14 @@ def _allowed(tuner: Any, kwargs: dict[str, Any]) -> Any:
     ranking, tuner.perf_model = tuner.perf_model, None
     try:
         return tuner.prune_configs(kwargs)
-    except (RuntimeError, AssertionError):  # as Triton's driver and torch.cuda say that there is no GPU
+    except (RuntimeError, AssertionError):  # raised by Triton's driver and torch.cuda without a GPU
         return tuner.configs
     finally:
         tuner.perf_model = ranking
 
 
 def _take_integers_from_arrays(interpreter: Any) -> None:
-    """Triton 3.6 takes ``int()`` of an array of one element, which NumPy 2.4 refuses."""
+    """Let a tensor be an index: Triton 3.6 calls ``int()`` on an array of one element, which NumPy 2.4 refuses."""
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch(tensor: Any, scope: Any) -> None:
@@ -156,9 +157,9 @@ def _take_integers_from_arrays(interpreter: Any) -> None:
 
 
 def _skip_unused_overflow_check() -> None:
-    """Skip the check of each integer operation in int64 where its result goes nowhere.
+    """Skip the int64 overflow check of each integer operation unless ``debug`` is on.
 
-    It ends in a ``device_assert``, which does nothing unless ``debug`` is on; a quarter of a launch's time went there.
+    It ends in a ``device_assert``, which otherwise does nothing; it took a quarter of a launch's time.
     """
     semantic = triton_module("triton.language.semantic").TritonSemantic
     check = semantic.binary_op_sanitize_overflow_impl
@@ -171,10 +172,10 @@ def _skip_unused_overflow_check() -> None:
 
 
 def _remember_types(interpreter: Any) -> None:
-    """Make what follows from a type once a type: its NumPy dtype, a block's shape, a tensor's attributes.
+    """Cache by type what follows from it: its NumPy dtype, a block's shape, a tensor's attributes.
 
-    Each operation of a kernel makes such types and tensors anew, a few dozen in all, and they cost more than the
-    arithmetic. Types of one name are equal (``dtype.__eq__``).
+    Each operation of a kernel creates a few dozen such types and tensors in all, which cost more than the arithmetic.
+    Types of one name are equal (``dtype.__eq__``).
     """
     tl = triton_module("triton.language")
     dtype_of, init_block, init_tensor = interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__
@@ -214,7 +215,7 @@ def _remember_types(interpreter: Any) -> None:
 def _patch_once_a_launch(interpreter: Any) -> None:
     tl = triton_module("triton.language")
     launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
-    # One entry a running launch: the language modules patched for it, and the scopes that undo that.
+    # One entry for each running launch: the language modules patched for it, and the scopes that undo the patches.
     running: list[tuple[set[int], list[Any]]] = []
 
     def patch_lang(fn: Any) -> Any:
@@ -243,18 +244,18 @@ def _patch_once_a_launch(interpreter: Any) -> None:
 
 class _Nothing:
     def restore(self) -> None:
-        """The launch undoes its patches itself, at its end."""
+        """Does nothing: the launch undoes its patches itself, at its end."""
 
 
 _NOTHING_TO_UNDO = _Nothing()
 
 
 def verify_bfloat16() -> list[str]:
-    """Hold the interpreter's bfloat16 conversions against torch; return what differs, empty if nothing.
+    """Compare the interpreter's bfloat16 conversions with torch's; returns the differences in words, empty if none.
 
-    Runs kernels, not the Python functions above, so that what is checked is what kernels get: widening
-    of all 2^16 bfloat16 patterns, and narrowing of every 2^16 upper half with lower halves 0, 1, 0x7fff,
-    0x8000 (the tie), 0x8001, 0xffff and eight random ones. NaN need only stay NaN. Takes about 30 ms.
+    Runs kernels, not the Python functions above, to check what kernels get: widening of all 2^16 bfloat16
+    patterns, and narrowing of all 2^16 upper halves with lower halves 0, 1, 0x7fff, 0x8000 (the tie), 0x8001,
+    0xffff and eight random ones. NaN need only stay NaN. Takes about 30 ms.
     """
     from validation.device._interpreter_kernels import narrow, widen
 

@@ -1,4 +1,4 @@
-"""Counts the Triton kernels that a call launches: an op that quietly leaves its kernel out launches none."""
+"""Counts the Triton kernels that a call launches: an op that silently skips its kernel launches none."""
 
 import contextlib
 import dataclasses
@@ -10,14 +10,14 @@ from validation.device.private import triton_module
 
 @dataclasses.dataclass
 class Launches:
-    """A count that goes on while `counted` is active."""
+    """The number of launches, updated while `counted` is active."""
 
     count: int = 0
 
 
 @contextlib.contextmanager
 def counted() -> Iterator[Launches]:
-    """Count the launches of this process: of compiled kernels by Triton's launch hook, of interpreted ones too."""
+    """Count the launches of this process: compiled kernels by Triton's launch hook, interpreted ones by a patch."""
     executor = triton_module("triton.runtime.interpreter").GridExecutor
     hook = triton_module("triton.knobs").runtime.launch_enter_hook
     launches = Launches()

@@ -1,7 +1,7 @@
-"""Every name of torch and Triton that is not public, each behind a guard.
+"""All private names of torch and Triton that the suite uses, each behind a guard.
 
-Such a name may be gone with any release. Where one is, what comes is not an AttributeError in the middle of a run,
-but a `PrivateNameError`, which says what is missing, in which versions it is known to be, and what to install.
+Any release may remove such a name. The guard then raises not an AttributeError in the middle of a run, but a
+`PrivateNameError`, which says what is missing, which versions are known to have it, and what to install.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from validation.errors import UsageError
 
-# From the first of these on, below the second; pyproject.toml says the same.
+# From the first version on, below the second; pyproject.toml has the same bounds.
 KNOWN = {"torch": ("2.11", "2.15"), "triton": ("3.6", "3.10")}
 
 
@@ -22,7 +22,7 @@ class PrivateNameError(UsageError):
 
 @contextlib.contextmanager
 def known(package: str) -> Iterator[None]:
-    """Around the use of private names of a package.
+    """Guard a block that uses private names of a package.
 
     Raises:
         PrivateNameError: one is missing.
@@ -89,7 +89,7 @@ keys_after = _dispatch_keyset_full_after
 
 
 def storage_identity(storage: UntypedStorage) -> int:
-    """One number for all tensors that share a storage, whichever Python object stands for it."""
+    """A number that is the same for all tensors that share a storage, whichever Python object represents it."""
     with known("torch"):
         return int(storage._cdata)
 
@@ -101,7 +101,7 @@ def schema_of(func: Any) -> Any:
 
 
 def decomposition_table() -> Any:
-    """What an operation is made of, by operation; its import takes a second."""
+    """torch's decompositions of operations, by operation; the import takes a second."""
     with known("torch"):
         from torch._decomp import decomposition_table
 
@@ -109,7 +109,7 @@ def decomposition_table() -> Any:
 
 
 def fake_tensor_mode() -> Any:
-    """A mode in which what is computed with real tensors has a shape and no memory."""
+    """A mode in which results have shapes but no memory, also those computed with real tensors."""
     with known("torch"):
         from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -124,7 +124,7 @@ def dynamo() -> Any:
         return torch._dynamo
 
 
-# Of each module what the suite reads, replaces or calls.
+# The names that the suite reads, replaces or calls, by module.
 TRITON: Mapping[str, tuple[str, ...]] = {
     "triton.backends.compiler": ("GPUTarget",),
     "triton.backends.nvidia": ("__file__",),
@@ -154,10 +154,10 @@ TRITON: Mapping[str, tuple[str, ...]] = {
 
 
 def triton_module(name: str) -> Any:
-    """A module of Triton in which everything that `TRITON` lists is there; imported only when asked for.
+    """Import a module of Triton, and check that it has every name listed in `TRITON`.
 
     Raises:
-        PrivateNameError: something is missing.
+        PrivateNameError: a name is missing.
     """
     with known("triton"):
         module = importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Where the kernels run: Triton's interpreter on the CPU, or a GPU; chosen once a process."""
+"""Selects where the kernels run, once per process: Triton's interpreter on the CPU, or a GPU."""
 
 import dataclasses
 import os
@@ -13,8 +13,8 @@ class Device:
     Attributes:
         name: ``interpreter``, or the GPU's name.
         torch: the torch device string, ``cpu`` or ``cuda``.
-        bfloat16_problems: what is wrong with the interpreter's bfloat16 conversions; where this is not
-            empty, bfloat16 cannot be judged.
+        bfloat16_problems: what is wrong with the interpreter's bfloat16 conversions; unless it is empty,
+            bfloat16 cannot be judged.
     """
 
     name: str
@@ -31,13 +31,13 @@ _selected: Device | None = None
 
 
 def pin_gpu(gpu: str) -> None:
-    """Let this process see one GPU alone; must come before CUDA is touched.
+    """Let this process see only one GPU; must be called before CUDA is initialised.
 
     Args:
         gpu: as ``CUDA_VISIBLE_DEVICES`` names it.
 
     Raises:
-        UsageError: CUDA looked at the GPUs already.
+        UsageError: CUDA is already initialised.
     """
     import torch
 
@@ -47,7 +47,7 @@ def pin_gpu(gpu: str) -> None:
 
 
 def gpu_of_worker(worker: int) -> str:
-    """The GPU of the worker of that number, as ``CUDA_VISIBLE_DEVICES`` names it; in turn where there are fewer."""
+    """The GPU of a worker, as ``CUDA_VISIBLE_DEVICES`` names it; workers take turns if there are fewer GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         import torch
@@ -58,14 +58,14 @@ def gpu_of_worker(worker: int) -> str:
 
 
 def select(gpu: bool) -> Device:
-    """Choose the device of this process; must come before any kernel is imported.
+    """Choose the device of this process; must be called before any kernel is imported.
 
-    Without a GPU asked for, enables Triton's interpreter, repairs its bfloat16 conversion, checks the repair
-    against torch, and keeps torch to one thread.
+    Without ``gpu``, enables Triton's interpreter, repairs its bfloat16 conversion, checks the repair
+    against torch, and limits torch to one thread.
 
     Raises:
         UsageError: ``gpu`` without a usable GPU, with the interpreter switched on, or after the other
-            device was selected; without ``gpu``, where Triton's interpreter cannot be switched on.
+            device was selected; without ``gpu``, Triton's interpreter cannot be switched on.
     """
     global _selected
     if gpu:
@@ -87,7 +87,7 @@ def select(gpu: bool) -> Device:
         from validation.device import interpreter
 
         # Cases are small, and idle OpenMP threads spin: with the other core busy, two threads took 76 s for a
-        # sampled video that one took 35 s for.
+        # sampled video, one thread 35 s.
         torch.set_num_threads(1)
         try:
             interpreter.enable()

@@ -1,4 +1,4 @@
-"""How many threads torch uses."""
+"""The number of threads that torch uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread, until the end of the ``with`` block; the number is one of the whole process."""
+    """Let torch use one thread until the end of the ``with`` block; this applies to the whole process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
