@@ -1,1 +1,1 @@
-"""The compiled kernel, without a GPU: compiled ahead of time, and read."""
+"""Kernels compiled ahead of time without a GPU, and read for faults."""

@@ -1,12 +1,12 @@
-"""Every kernel of ``fused_ops`` compiled ahead of time, without a GPU, and what came out of the compiler.
+"""Compiles every kernel of ``fused_ops`` ahead of time, without a GPU, and reads the compiler's output.
 
-What the interpreter cannot see is read here from PTX, cubin and AMDGCN: the width of loads and stores,
-registers, spills, roundings, whether subnormals are flushed. The launchers themselves are called, with CPU
-tensors of the real models' widths and strides; only Triton's last step, the launch, is left out. So block
-sizes and specialisation (which integer is 1 or divisible by 16, which pointer is 16-byte aligned) are those
-of a real launch by construction.
+PTX, cubin and AMDGCN show what the interpreter cannot: the width of loads and stores, registers, spills,
+roundings, whether subnormals are flushed. The launchers themselves are called, with CPU tensors of the real
+models' widths and strides; only Triton's last step, the launch, is left out. So block sizes and specialisation
+(which integer is 1 or divisible by 16, which pointer is 16-byte aligned) are those of a real launch by
+construction.
 
-Compilation runs in processes of its own: with TRITON_INTERPRET set, ``triton.jit`` gives interpreted
+Compilation runs in separate processes: with TRITON_INTERPRET set, ``triton.jit`` gives interpreted
 functions, which cannot be compiled.
 """
 
@@ -32,7 +32,7 @@ from validation.compiled.model_calls import LAYOUTS, MODELS, WIDTHS, calls
 from validation.device.private import triton_module
 from validation.judge.expected import absent
 
-# What triton calls each target: backend, architecture, threads of a warp.
+# Triton's description of each target: backend, architecture, threads of a warp.
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -47,15 +47,15 @@ def compile_kernels(
     layouts: Sequence[str] = LAYOUTS,
     options: Mapping[str, Any] | None = None,
 ) -> list[Compiled]:
-    """Compile every call of `calls`; one process a target, two at a time.
+    """Compile every call of `calls`, with one process for each target, two at a time.
 
-    On one core a kernel takes about 0.25 s where the layout is aligned, up to three times that elsewhere.
+    On one core a kernel takes about 0.25 s in an aligned layout, up to three times as long in others.
 
     Args:
         targets: names in `TARGETS`.
         models: models in `WIDTHS`.
         layouts: names in `LAYOUTS`.
-        options: Triton's compile options in place of the launchers' (``{"enable_fp_fusion": False}``).
+        options: Triton's compile options that replace the launchers' (``{"enable_fp_fusion": False}``).
 
     Raises:
         RuntimeError: a kernel did not compile; the message ends with the compiler's.
@@ -68,11 +68,11 @@ def compile_kernels(
 
 
 def compile_cases(target: str, cases: Sequence[Case]) -> list[Compiled]:
-    """Compile what each case launches, on uninitialised memory of its size; model and layout are empty.
+    """Compile the kernels that the cases launch, on uninitialised memory; the results' model and layout are empty.
 
     Args:
         target: a name in `TARGETS`.
-        cases: which launch a kernel.
+        cases: cases that each launch a kernel.
 
     Raises:
         RuntimeError: a kernel did not compile; the message ends with the compiler's.
@@ -81,7 +81,7 @@ def compile_cases(target: str, cases: Sequence[Case]) -> list[Compiled]:
 
 
 def _compile_elsewhere(request: dict[str, Any]) -> list[Compiled]:
-    # A cache of its own: what is read below was compiled now, by this version.
+    # A new cache, so that what is read below was compiled now, by this version.
     with tempfile.TemporaryDirectory(prefix="triton-aot-") as cache:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": cache}
         command = [sys.executable, "-m", "validation.compiled.aot", json.dumps(request)]
@@ -99,17 +99,17 @@ def _from_json(line: str) -> Compiled:
 
 
 class Driver:
-    """Tells Triton to compile for a target where there is no device."""
+    """Triton's driver for a target without a device: enough to compile."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
 
     def get_current_target(self) -> Any:
-        """The target."""
+        """The ``GPUTarget`` to compile for."""
         return self.target
 
     def get_current_device(self) -> int:
-        """The only one."""
+        """The index of the only device."""
         return 0
 
     def get_current_stream(self, _device: int) -> int:
@@ -118,7 +118,7 @@ class Driver:
 
 
 def compile_for(target: str) -> None:
-    """Have Triton compile for a target of `TARGETS` from now on, on a machine without one."""
+    """Make Triton compile for a target of `TARGETS` from now on, without such a device."""
     gpu = triton_module("triton.backends.compiler").GPUTarget(*TARGETS[target])
     triton_module("triton.runtime.driver").driver.set_active(Driver(gpu))
 
@@ -130,7 +130,7 @@ def _compile_here(
     options: Mapping[str, Any] = MappingProxyType({}),
     cases: Sequence[str] = (),
 ) -> Iterator[Compiled]:
-    """What is compiled for one target, in this process, which must not have the interpreter on."""
+    """Compile for one target in this process, in which the interpreter must be off."""
     from fused_ops import _launch
 
     compile_for(target)
@@ -174,7 +174,7 @@ def _call_of(case: Case) -> Callable[[], Any]:
 
 
 def unwritten(case: Case) -> Arguments:
-    """The arguments of a case on the CPU; only an index has values, zeros, since ops read them before they launch."""
+    """Uninitialised arguments of a case on the CPU; only an index is set, to zeros: ops read it before they launch."""
     sizes: dict[str, int] = {}
     for spec in case.tensors.values():
         sizes[spec.storage] = max(sizes.get(spec.storage, 0), spec.extent)

@@ -1,30 +1,30 @@
-"""What the compiler made of one kernel, and what should not be in it."""
+"""The compiler's output for one kernel, and the faults to look for in it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-# Two programs of 8 warps fit on an SM of 65,536 registers; four waves on a SIMD of CDNA 3.
+# With so many, two programs of 8 warps fit on an SM of 65,536 registers, and four waves on a SIMD of CDNA 3.
 REGISTER_LIMIT = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one kernel for one target.
+    """One kernel as compiled for one target.
 
     Attributes:
-        op: the op, with its flags where it is called more than once.
-        model: whose widths and dtypes.
+        op: the op, with its flags if it is called more than once.
+        model: the model whose widths and dtypes it has.
         layout: ``aligned``; ``offset``: every tensor starts one element into its memory; ``odd``: width and
             head_dim are one less.
         target: a name in `TARGETS`.
-        load_bits, store_bits: how many global loads and stores there are of each width in bits.
-        registers: a thread's (VGPRs on AMD).
-        local_bytes: a thread's local memory (stack, spills; scratch on AMD).
+        load_bits, store_bits: number of global loads and stores by width in bits.
+        registers: per thread (VGPRs on AMD).
+        local_bytes: local memory per thread (stack, spills; scratch on AMD).
         spilled: VGPRs spilled (AMD; on NVIDIA spills are local_bytes). SGPRs that AMD's compiler parks in
             lanes of a VGPR cost no memory and are not counted.
-        shared_bytes: a program's shared memory.
-        warps: a program's.
-        roundings: conversions from float32 to 16 bits, by instruction.
+        shared_bytes: shared memory per program.
+        warps: per program.
+        roundings: number of conversions from float32 to 16 bits, by instruction.
         fp_fusion: whether the compiler may contract a product and a sum to a fused multiply-add.
         flushes_subnormals: whether float32 subnormals are flushed to zero somewhere.
     """
@@ -46,10 +46,10 @@ class Compiled:
 
     @property
     def faults(self) -> list[str]:
-        """What should not be, in words; empty for a kernel as it should be.
+        """The kernel's faults in words; empty if there are none.
 
-        Every layout: no local memory, only roundings to nearest, subnormals kept. For ``aligned`` besides:
-        registers within `REGISTER_LIMIT`; all loads and stores 128 bits wide, but for those of an index.
+        Expected in every layout: no local memory, only roundings to nearest, subnormals kept. For ``aligned`` also:
+        registers within `REGISTER_LIMIT`; all loads and stores 128 bits wide, except loads of an index.
         """
         faults = []
         if self.local_bytes or self.spilled:
@@ -60,7 +60,7 @@ class Compiled:
         if self.layout == "aligned":
             if self.registers > REGISTER_LIMIT:
                 faults.append(f"{self.registers} registers, more than {REGISTER_LIMIT}")
-            # One int64 a row and table, where a program has several rows perhaps two at once.
+            # One int64 for each row and table; a program with several rows may load two at once.
             index = {64} if "IndexedRows" in self.op else set()
             if set(self.load_bits) - index != {128}:
                 faults.append(f"loads of {widths_text(self.load_bits)}, expected 128 bits")
@@ -74,12 +74,12 @@ def _to_nearest(instruction: str) -> bool:
 
 
 def widths_text(bits: Mapping[int, int]) -> str:
-    """How many accesses there are of each width, the widest first: ``8 x 128 bits, 2 x 32 bits``."""
+    """The number of accesses of each width, the widest first: ``8 x 128 bits, 2 x 32 bits``."""
     return ", ".join(f"{n} x {width} bits" for width, n in sorted(bits.items(), reverse=True)) or "no width"
 
 
 def table(kernels: Sequence[Compiled]) -> str:
-    """The kernels as a text table, one a line."""
+    """The kernels as a text table, one per line."""
     header = ("target", "model", "op", "layout", "loads", "stores", "registers", "local", "shared", "roundings")
     rows = [
         (

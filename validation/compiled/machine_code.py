@@ -16,7 +16,7 @@ def _count(pattern: str, text: str, bits: Callable[[re.Match[str]], int]) -> dic
 
 
 def read_nvidia(asm: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `validation.compiled.kernel.Compiled` that PTX and cubin tell."""
+    """The fields of `validation.compiled.kernel.Compiled` that PTX and cubin show."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(asm["cubin"])
         cubin.flush()
@@ -40,7 +40,7 @@ def read_ptx(ptx: str) -> dict[str, Any]:
 
 
 def resource_usage(cubin: Path) -> dict[str, int]:
-    """Registers and local memory of a cubin, as cuobjdump reads them from it."""
+    """Registers and local memory of a cubin, read by cuobjdump."""
     tool = Path(triton_module("triton.backends.nvidia").__file__).parent / "bin" / "cuobjdump"
     text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
@@ -51,12 +51,12 @@ def resource_usage(cubin: Path) -> dict[str, int]:
 
 
 def read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields, from AMDGCN."""
+    """The fields of `validation.compiled.kernel.Compiled` that AMDGCN shows."""
     return read_amdgcn(asm["amdgcn"])
 
 
 def read_amdgcn(text: str) -> dict[str, Any]:
-    """The same from AMDGCN.
+    """Widths of global loads and stores, resources, roundings and flushing, from the text of AMDGCN.
 
     gfx942 has no conversion to bfloat16: the compiler adds 0x7fff and the lowest kept bit, which rounds to
     nearest even, and so do the conversions to float16 where the mode register says so.

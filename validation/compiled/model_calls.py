@@ -1,4 +1,4 @@
-"""Every op called as the real models call it, at their widths, dtypes and strides."""
+"""Calls of every op as the real models make them, at their widths, dtypes and strides."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ class Width:
 
     Attributes:
         model: its name.
-        heads, head_dim: width is their product.
-        dtype: of activations; modulation: of shift, scale and gate.
-        casting_mode: that of the model.
+        heads, head_dim: their product is the width.
+        dtype: the activations' dtype. modulation: the dtype of shift, scale and gate.
+        casting_mode: the model's.
     """
 
     model: str
@@ -39,9 +39,9 @@ MODELS = tuple(width.model for width in WIDTHS)
 
 
 def calls(width: Width, layout: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every op called as the models call it, by label; some in two forms.
+    """Labelled calls of every op as the models make them; some ops in two forms.
 
-    Tensors are uninitialised CPU memory: what is compiled depends on dtypes, shapes, strides and alignment.
+    Tensors are uninitialised CPU memory: the compiled kernel depends only on dtypes, shapes, strides and alignment.
     """
     import fused_ops as ops
     from reference_ops import IndexedRows
