@@ -1,7 +1,7 @@
-"""Op sets made of other people's kernels, each imported only when it is asked for.
+"""Op sets made of other libraries' kernels, each imported only when it is asked for.
 
-``--ops validation.adapters.liger`` and so on. An adapter maps an op's arguments to the library's own call and
-raises `CannotExpress` where the library has no such call: such a case is counted, not judged.
+Select one with ``--ops validation.adapters.liger``, for example. An adapter maps an op's arguments to the library's
+call and raises `CannotExpress` if the library has none: such a case is counted, not judged.
 """
 
 from collections.abc import Callable
@@ -26,21 +26,21 @@ def interpreted() -> bool:
 
 
 def one_program_each(rows: int) -> None:
-    """To be called before a kernel that takes one row a program.
+    """Check the number of rows before a kernel that takes one row per program.
 
     Raises:
-        CannotExpress: the interpreter would run for minutes.
+        CannotExpress: there are so many rows that the interpreter would run for minutes.
     """
     if interpreted() and rows > MAX_INTERPRETED_PROGRAMS:
         raise CannotExpress("one program a row: too many rows for the interpreter")
 
 
 def qk_norm_of(rms_norm: Callable[..., Tensor], why_not_inplace: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """``qk_norm`` of a library whose RMSNorm writes to new memory: that norm, twice.
+    """Make ``qk_norm`` for a library whose RMSNorm writes to new memory: it calls that norm twice.
 
     Args:
-        rms_norm: the adapter's.
-        why_not_inplace: what `CannotExpress` says of ``inplace=True``.
+        rms_norm: the adapter's RMSNorm.
+        why_not_inplace: the message of `CannotExpress` for ``inplace=True``.
     """
 
     def qk_norm(
@@ -58,8 +58,8 @@ def required(module: str, package: str, install: str = "") -> ModuleType:
 
     Args:
         module: its full name.
-        package: as PyPI calls it.
-        install: the words behind ``pip install``, where the package's name alone will not do.
+        package: its name on PyPI.
+        install: the words after ``pip install``, if they are not just the package's name.
 
     Raises:
         UsageError: it is not installed.

@@ -1,18 +1,18 @@
 """FlagGems' forward kernels (``pip install --no-deps flag_gems sqlalchemy``; written against 5.0.2).
 
-Without its dependencies, of which numpy 1.26 is one; on a GPU it imports sqlalchemy.
+It is installed without its dependencies, since numpy 1.26 is one of them; on a GPU it imports sqlalchemy.
 
 Expresses ``layer_norm``, ``rms_norm``, ``qk_norm`` and ``rotary_embedding``. A missing RMSNorm weight is passed
 as ones. FlagGems rounds once: less often than ``casting_mode="input"`` declares, which is allowed. Angles of
-``[B, S, Dr/2]`` are given as B*S positions of their own.
+``[B, S, Dr/2]`` are passed as B*S separate positions.
 
 Cannot express: a norm in place, a rotation of part of a head. Its fused norms add the residual without a gate
 and modulate nothing.
 
-FlagGems imports on a GPU machine only, and its launcher takes compiled kernels alone. Under Triton's interpreter
-the adapter loads the kernels' own files with that launcher, the tuned block sizes and the device guard left out:
-the kernels are FlagGems', what starts them is not. More than 16,384 rows are left out there, of the kernels that
-take one row a program.
+FlagGems imports only on a machine with a GPU, and its launcher takes only compiled kernels. Under Triton's
+interpreter the adapter loads the kernels' own files without that launcher, the tuned block sizes and the device
+guard: the kernels are FlagGems', their launch is not. There, kernels that take one row per program are not given more
+than 16,384 rows.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ def _program_id(axis: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 def _tuned(name: str) -> list[triton.Config]:
-    """One configuration for each kernel: FlagGems' smallest block of columns where it tunes that."""
+    """One configuration for each kernel: FlagGems' smallest block of columns if it tunes that."""
     return [triton.Config({"TILE_N": 1024} if name.endswith("_loop") else {})]
 
 
 def _without_launcher() -> None:
-    """Stand-ins for the modules of FlagGems that need a GPU, so that the kernels' files import."""
+    """Install stand-ins for the modules of FlagGems that need a GPU, so that the kernels' files import."""
     spec = importlib.util.find_spec("flag_gems")
     if spec is None or spec.origin is None:
         raise UsageError(f"--ops: needs flag_gems: pip install {INSTALL}")
@@ -90,7 +90,7 @@ qk_norm = qk_norm_of(rms_norm, "flag_gems.rms_norm writes to new memory")
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:
-    """flag_gems.apply_rotary_pos_emb, x as its q, beside a k of one head."""
+    """flag_gems.apply_rotary_pos_emb, with x as q and a k of one head."""
     B, S, _, Dh = x.shape
     if 2 * cos.shape[-1] != Dh:
         raise CannotExpress("Dr < head_dim: flag_gems.apply_rotary_pos_emb rotates whole heads")

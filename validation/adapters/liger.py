@@ -2,12 +2,12 @@
 
 Expresses ``layer_norm``, ``rms_norm``, ``rms_norm_scale_shift``, ``qk_norm`` and ``rotary_embedding``. A
 missing weight or bias of a LayerNorm is passed as ones or zeros; ``casting_mode="float32"`` is Liger's
-``gemma``, ``"input"`` its ``llama``; modulation is spread over more rows where Liger knows no such form.
+``gemma``, ``"input"`` its ``llama``; modulation is spread over more rows if Liger does not have its form.
 
 Cannot express: neighbouring pairs (``interleaved=True``), a norm in place, a rotation in place of a tensor
-that is not contiguous. Under Triton's interpreter, whose bfloat16 arithmetic is wrong, also what Liger
-computes in bfloat16 itself: ``1 + scale`` of a bfloat16 scale, and a rotation by bfloat16 angles; and there,
-more than 16,384 rows of a kernel that takes one row a program.
+that is not contiguous. Under Triton's interpreter, whose bfloat16 arithmetic is wrong, it also cannot express what
+Liger computes in bfloat16: ``1 + scale`` of a bfloat16 scale, and a rotation by bfloat16 angles; nor more than
+16,384 rows of a kernel that takes one row per program.
 """
 
 from typing import Any
@@ -27,15 +27,15 @@ CASTING_MODES = {"float32": "gemma", "input": "llama"}
 
 
 class _Scalar(float):
-    """A float argument that the interpreter can cast as a compiled kernel does: to a 0-d tensor."""
+    """A float argument that the interpreter can cast to a 0-d tensor, as a compiled kernel does."""
 
     def to(self, dtype: Any) -> Any:
-        """As ``tl.tensor.to``."""
+        """Cast to a 0-d tensor, like ``tl.tensor.to``."""
         return triton_module("triton.runtime.interpreter").interpreter_semantic.scalar_constant(float(self), dtype)
 
 
 def _rsqrt(x: Any) -> Any:
-    # Looked up at each call: the interpreter puts its own in place while a kernel runs.
+    # Looked up at each call: the interpreter installs its own while a kernel runs.
     return tl.math.rsqrt(x)
 
 
@@ -71,7 +71,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, cast
 
 
 def _rows(m: Any, x: Tensor) -> Tensor:
-    """A modulation as ``[R, D]``, each row for the next N / R of x's N tokens; R as small as its form allows."""
+    """A modulation as ``[R, D]``, one row for each N / R consecutive tokens of x; R as small as its form allows."""
     B, _, D = x.shape
     if isinstance(m, Tensor):
         if m.dim() < 2:
@@ -109,7 +109,7 @@ qk_norm = qk_norm_of(rms_norm, "LigerRMSNormFunction writes its forward result t
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:
-    """LigerRopeFunction, x as its q, beside a k of one head."""
+    """LigerRopeFunction, with x as q and a k of one head."""
     if interleaved:
         raise CannotExpress("interleaved=True: LigerRopeFunction rotates the two halves of a head")
     if inplace and not x.is_contiguous():

@@ -1,9 +1,9 @@
-"""torch's own functions, composed: what the ops are without any kernel of ours.
+"""The ops composed of torch's own functions, without any kernel of ours.
 
-``F.layer_norm``, ``F.rms_norm``, ``addcmul`` and complex multiplication, on the inputs as they are where
-torch computes in float32 inside and rounds once, on float32 copies elsewhere. In ``casting_mode="input"``
-the normalised value is rounded to ``x.dtype`` and each ``addcmul`` rounds its product and sum together, once:
-less often than declared, which is allowed.
+They use ``F.layer_norm``, ``F.rms_norm``, ``addcmul`` and complex multiplication: on the inputs as they are if
+torch computes in float32 inside and rounds once, else on float32 copies. In ``casting_mode="input"`` the normalised
+value is rounded to ``x.dtype`` and each ``addcmul`` rounds its product and sum together, once: less often than
+declared, which is allowed.
 
 Expresses all twelve ops with every argument.
 """
@@ -24,7 +24,7 @@ def _float(row: Tensor | None) -> Tensor | None:
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, centred: bool) -> Tensor:
     """torch's norm, in x's dtype if the parameters share it, else in float32.
 
-    Of a contiguous x: the order of torch's sums follows the strides, and a slice of a batch must give the same
+    x is made contiguous: the order of torch's sums follows the strides, and a slice of a batch must give the same
     bits as the batch.
     """
     x = x.contiguous()
@@ -40,8 +40,8 @@ def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """``a * b + c``, by addcmul unless b or c is 0-d.
 
     addcmul rounds 0-d operands to the dtype of the others, ``*`` and ``+`` use them as they are (CPU, torch
-    2.13): with a float32 scale of 0.5736 on bfloat16 that is one error of -0.2 % in every element, which the
-    eager chain does not make (bias -0.35 ulp).
+    2.13): with a float32 scale of 0.5736 on bfloat16 this causes an error of -0.2 % in every element, which the
+    eager chain does not have (bias -0.35 ulp).
     """
     return a * b + c if 0 in (b.dim(), c.dim()) else torch.addcmul(c, a, b)
 
@@ -175,15 +175,15 @@ def qk_norm(
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """float32 x ``[..., head_dim]``, cos and sin of float32 broadcast against ``[..., Dr/2]``.
+    """Rotate float32 x ``[..., head_dim]`` by float32 cos and sin, broadcast against ``[..., Dr/2]``.
 
-    Neighbours are rotated as complex numbers; halves as diffusers and transformers do it, by adding the
-    product of sin with the halves swapped and the first negated.
+    Neighbours are rotated as complex numbers; halves as in diffusers and transformers, by adding sin times the
+    swapped halves, the first one negated.
     """
     pairs = cos.shape[-1]
     turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
     if interleaved:
-        # view_as_complex wants the pairs next to each other and aligned to 8 bytes.
+        # view_as_complex needs the numbers of a pair next to each other and aligned to 8 bytes.
         numbers = torch.view_as_complex(
             turned.reshape(*turned.shape[:-1], pairs, 2).clone(memory_format=torch.contiguous_format)
         )
@@ -226,7 +226,7 @@ def qk_norm_rope(
     """See `reference_ops.qk_norm_rope`."""
     results = []
     for x, weight in ((q, q_weight), (k, k_weight)):
-        # In float32 mode the norm must not be rounded to 16 bits before the rotation.
+        # In float32 mode the norm must not round to 16 bits before the rotation.
         value = x.float() if casting_mode == "float32" else x
         normed = rms_norm(value, weight, eps, casting_mode=casting_mode)
         results.append(rotary_embedding(normed.float(), cos, sin, interleaved=interleaved).to(x.dtype))
