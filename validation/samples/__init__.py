@@ -1,1 +1,1 @@
-"""Sampled output: what a model says of itself, and how two samples are compared."""
+"""Sampled output: what a model declares about itself, and how two samples are compared."""

@@ -1,4 +1,4 @@
-"""How the wall-clock time and the memory of a sampling are taken."""
+"""Measure the wall-clock time and the memory of a sampling."""
 
 import resource
 import time
@@ -17,11 +17,11 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def start(self, stage: str) -> None:
-        """Begin to time a stage."""
+        """Begin to time a stage; a GPU first finishes its work."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) - self._now()
 
     def stop(self, stage: str) -> None:
-        """End what `start` began."""
+        """Add the seconds since `start` to its stage."""
         self.seconds[stage] += self._now()
 
     @contextmanager
@@ -45,10 +45,10 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        # "5" sets the process's high-water mark (VmHWM) back to what it holds now; see proc(5).
+        # "5" resets the process's high-water mark (VmHWM) to its present memory; see proc(5).
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # the mark then stands for the whole life of the process, an upper bound
+        return  # the mark then covers the whole life of the process: an upper bound
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""A candidate's sample against the reference's, rung by rung; and whether the reference can be compared with at all."""
+"""Compare a candidate's sample with the reference's, rung by rung, and check that the reference repeats itself."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def check_reference(first: Sample, second: Sample, rungs: Sequence[Rung]) -> Ver
 
     Args:
         first: the reference. second: its repetition, finished as far as the first rung.
-        rungs: of the model.
+        rungs: the model's.
     """
 
     def inconclusive(reason: str, numbers: Numbers | None = None) -> Verdict:
@@ -67,9 +67,9 @@ def judge(reference: Sample, candidate: Sample, rungs: Sequence[Rung], gates: Ga
     """Compare two samples; the first rung that fails names the verdict.
 
     Args:
-        reference: that `check_reference` accepted. candidate: of the same prompt.
-        rungs: of the model, in order; compared as far as both samples have them.
-        gates: on what these measure.
+        reference: one that `check_reference` accepted. candidate: a sample of the same prompt.
+        rungs: the model's, in order; compared as far as both samples have them.
+        gates: bounds on the rungs' measures.
     """
     latents = latent_distances(reference, candidate)
     if not any(rung.name in reference.made for rung in rungs) and candidate.problem is None:
@@ -97,7 +97,7 @@ def judge_made(
     """Compare what was made of two samples' latents.
 
     Args:
-        reference, candidate: by rung's name, as in `Sample.made`.
+        reference, candidate: what was made, by rung name, as in `Sample.made`.
         rungs, gates: see `judge`.
         problem: why the candidate ends early.
     """
@@ -142,13 +142,13 @@ def judge_made(
 
 
 def judge_files(reference: Path, candidate: Path, bounds: Path) -> Verdict:
-    """The verdict on a candidate's video file, as on the two arms of a run: what was kept of one run against another.
+    """Compare a candidate's video file with a reference's, as the two arms of a run are compared.
 
     INCORRECT_FRAMES where a file is missing or damaged, or where rate, count or size differ: nothing is trimmed.
     BELOW_FLOOR where its frames are too far from the reference's.
 
     Args:
-        reference, candidate: ``.npz`` or ``.mkv``, which are lossless; of an ``.mp4`` the encoder's loss is judged too.
+        reference, candidate: ``.npz`` or ``.mkv``, which are lossless; an ``.mp4`` is judged with its encoder's loss.
         bounds: a JSON file for `Gates.read`.
 
     Raises:

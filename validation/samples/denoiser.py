@@ -29,11 +29,11 @@ class Arm:
     """A way to run a denoiser.
 
     Attributes:
-        name: short. about: in a line.
+        name: short. about: one line of description.
         ops: the op set that is mounted; None is the path before the fusions.
-        sites: where; None is wherever the set has the op.
-        variant: of the mount, by a word that the model knows; "" is its default.
-        graph: replay a CUDA graph of a forward. compiled: by ``torch.compile``.
+        sites: where to mount it; None is every site whose op the set has.
+        variant: a mount variant that the model knows by name; "" is its default.
+        graph: replay a CUDA graph of a forward. compiled: use ``torch.compile``.
         left_out: why it cannot be run here; "" where it can.
     """
 
@@ -49,7 +49,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What is aimed at: an arm's step so much below the first arm's (shares of 1), and whether in less memory."""
+    """A speed goal: how far an arm's step is below the first arm's (shares of 1), and whether it uses less memory."""
 
     arm: str
     least: float
@@ -61,8 +61,8 @@ class Denoiser(ABC):
     """A denoiser with its inputs.
 
     Attributes:
-        name: of the model.
-        goal: of its fastest arm that needs no graph; a graph is captured of the same arm.
+        name: the model's.
+        goal: for its fastest arm that needs no graph; the graph is captured from the same arm.
         weights: where they come from, in words.
         model: the module.
         sites: its sites.
@@ -78,16 +78,16 @@ class Denoiser(ABC):
     def __init__(
         self, size: Size, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
     ) -> None:
-        """Make or load it.
+        """Make or load the denoiser.
 
         Args:
-            size: of the inputs, and without a checkpoint of the model; "embedded" suits the checkpoint among the
-                fixtures.
+            size: size of the inputs, and of the model if there is no checkpoint; "embedded" suits the checkpoint
+                among the fixtures.
             device: where the weights are made.
             checkpoint: its folder.
-            seed: of weights and inputs.
-            weights: False leaves weights and inputs as they are and makes no decoder; with a checkpoint its
-                configuration alone is read.
+            seed: seed of weights and inputs.
+            weights: False leaves weights and inputs uninitialised and makes no decoder; only the configuration of
+                a checkpoint is read then.
 
         Raises:
             UsageError: the checkpoint cannot be loaded.
@@ -95,7 +95,7 @@ class Denoiser(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where the model computes."""
         device: torch.device = next(iter(self.model.parameters())).device
         return device
 
@@ -106,41 +106,41 @@ class Denoiser(ABC):
 
     @abstractmethod
     def arms(self, ops: OpSet) -> tuple[Arm, ...]:
-        """The path before the fusions, which is first, and the ways to mount an op set; neither graph nor compiled."""
+        """The path before the fusions, then the ways to mount an op set; none is a graph or compiled."""
 
     @abstractmethod
     def path_before(self) -> contextlib.AbstractContextManager[None]:
-        """The model as it was before any fusion, until the end of the ``with`` block."""
+        """Restore the model's state before any fusion until the end of the ``with`` block."""
 
     @abstractmethod
     def mount(
         self, ops: OpSet, sites: Iterable[str] | None, variant: str = ""
     ) -> contextlib.AbstractContextManager[Mount]:
-        """Mount an op set; the other sites stay as they were before. The arguments are those of `Arm`.
+        """Mount an op set; other sites stay unchanged. See `Arm` for the arguments.
 
         Raises:
             UsageError: the sites cannot be mounted.
         """
 
     def entered(self, arm: Arm) -> contextlib.AbstractContextManager[object]:
-        """The model with what an arm mounts, until the end of the ``with`` block."""
+        """Mount what an arm mounts until the end of the ``with`` block."""
         return self.path_before() if arm.ops is None else self.mount(arm.ops, arm.sites, arm.variant)
 
     @abstractmethod
     def sample(self, forward: Forward, seed: int, steps: int) -> Iterator[Tensor]:
-        """Yield the latents after each step; ``forward`` is the model, or what computes the same."""
+        """Yield the latents after each step; ``forward`` is the model or its equivalent."""
 
     @abstractmethod
     def decode(self, latents: Tensor, *, warm_up: bool = False) -> None:
-        """Decode latents to what is looked at, and drop it; to warm up, as little as runs the same code."""
+        """Decode latents to viewable output and drop it; a warm-up decodes as little as runs the same code."""
 
     @abstractmethod
     def place_of(self, call: SiteCall) -> str:
-        """Where in the model a site call is."""
+        """Name the place of a site call in the model."""
 
 
 def allocate(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> None:
-    """Give the parameters of a model that was made on the meta device memory on another; they hold anything.
+    """Allocate the parameters of a model made on the meta device on another device, uninitialised.
 
     ``Module.to_empty`` does the same, but not for fake tensors (PyTorch 2.13).
     """
@@ -151,10 +151,10 @@ def allocate(model: nn.Module, device: str, dtype: torch.dtype | None = None) ->
 
 
 def draw_weights(model: nn.Module, seed: int) -> None:
-    """Fill a model's parameters where they lie, from one seed; no copy is made anywhere.
+    """Fill a model's parameters in place from one seed, without a copy.
 
-    Matrices are normal with variance 1 / fan-in, so that activations stay near unit size; rows 0.1 times normal,
-    weights of norms 1 more.
+    Matrices are normal with variance 1 / fan-in, so that activations stay near unit size; vectors are 0.1 times
+    normal, and weights of norms 1 more.
     """
     generator: torch.Generator | None = None
     with torch.no_grad():

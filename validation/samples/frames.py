@@ -10,10 +10,10 @@ from validation.verdict import Numbers, Series, Status
 
 
 class Frames(Rung):
-    """Frames in memory: PSNR and SSIM of the worst frame, the worst tile, the whole and its motion.
+    """Frames in memory: PSNR and SSIM of the worst frame, the worst tile, the whole video and its motion.
 
     Attributes:
-        data_range: the distance between black and white.
+        data_range: distance between black and white.
     """
 
     name = "frames"
@@ -59,7 +59,7 @@ class Frames(Rung):
         return numbers, {"psnr_per_frame": found.psnr_per_frame, "ssim_per_frame": found.ssim_per_frame}
 
     def words(self, numbers: Numbers) -> str:
-        """The measures in a sentence."""
+        """One sentence with the measures."""
         return (
             f"PSNR {numbers['psnr']:.1f} dB, "
             f"worst frame {numbers['worst_frame']} {numbers['psnr_worst_frame']:.1f} dB, "
@@ -72,11 +72,11 @@ class Frames(Rung):
         return f"worst frame {numbers['worst_frame']}; worst tile at {numbers['worst_tile']}"
 
     def same(self, made: Any) -> str:
-        """How many frames are equal."""
+        """See `Rung.same`: the number of frames."""
         return f"all {len(made)} frames are"
 
 
 class FileFrames(Frames):
-    """Frames of 8 bits, as files have them."""
+    """8-bit frames, as stored in files."""
 
     data_range = 255.0

@@ -1,5 +1,7 @@
-"""Bounds on what a model's rungs measure: a guard against catastrophe, since sampling amplifies every rounding and no
-fixed number tells a legal one from a wrong one."""
+"""Bounds on the measures of a model's rungs: a guard against catastrophe only.
+
+Sampling amplifies every rounding, so no fixed number separates legal roundings from wrong ones.
+"""
 
 import dataclasses
 import json
@@ -20,10 +22,10 @@ SECTIONS = {"ceilings": "low", "floors": "high"}
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """Ceilings on measures of which a low value is better, floors on the others; one without a bound is not judged.
+    """Ceilings on measures where low is better, floors on the others; a measure without a bound is not judged.
 
     Attributes:
-        name: of their file; "none" where there is none.
+        name: of the file; "none" where there is none.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Gates:
 
     @classmethod
     def read(cls, path: Path, measures: Iterable[Measure]) -> Self:
-        """The gates of a JSON file: under ``ceilings`` and ``floors``, numbers for some of the measures.
+        """Read a JSON file, which has numbers for some of the measures under ``ceilings`` and ``floors``.
 
         Raises:
             UsageError: no such file, an unknown name, no number, no gate at all, or none for a measure that needs one.
@@ -52,10 +54,10 @@ class Gates:
 
     @classmethod
     def of(cls, model: Model[Any]) -> Self:
-        """The gates of a run: those asked for, or the checkpoint's own among the fixtures, or else the model's.
+        """The gates of a run: those requested, or the checkpoint's own among the fixtures, or else the model's.
 
-        Measured gates are of the prompts as they stand: on a grid of 20 a single point is 1e-4 of all. So where
-        options change these, the model's are taken. A model without a file has none.
+        A checkpoint's gates were measured on unchanged prompts: on a grid of 20 a single point is 1e-4 of all. If
+        options change the prompts, the model's gates apply. A model without a file has none.
 
         Raises:
             UsageError: as in `read`.
@@ -67,7 +69,7 @@ class Gates:
         return cls.read(path, (measure for rung in model.rungs for measure in rung.measures))
 
     def failures(self, numbers: Numbers, rungs: Sequence[Rung]) -> list[tuple[Rung, str]]:
-        """Rung and words of each bound that the numbers are beyond; a NaN is beyond every bound, None is not judged."""
+        """Rung and message for each violated bound; NaN violates every bound, None is not judged."""
         found = []
         for rung in rungs:
             for name in (measure.name for measure in rung.measures):
@@ -81,7 +83,7 @@ class Gates:
         return found
 
     def bounds_of(self, numbers: Numbers) -> Numbers:
-        """For `Record.numbers`: the bounds of those numbers."""
+        """The bounds of these numbers, for `Record.numbers`."""
         named = (("ceiling", self.ceilings), ("floor", self.floors))
         return {f"{kind}_{name}": bound for kind, bounds in named for name, bound in bounds.items() if name in numbers}
 

@@ -1,24 +1,23 @@
-"""What a model says of itself, so that everything else works for any model.
+"""What a model declares about itself, so that everything else works for any model.
 
 A model is a folder of `validation.models` with a module ``model`` that defines ``MODEL``, a subclass of `Model`. It
-says what its sites are, how it is loaded, how latents are sampled with an op set mounted, and what is made of them:
+declares its sites, how it is loaded, how latents are sampled with an op set mounted, and what is made from them:
 its `Rung`\\ s, in order, such as frames, or field, mesh and views. A rung compares what two samples made, and names
 its `Measure`\\ s. The run, the drift, the gates, the records, the report and the controls read these, and know no
 model.
 
-**What a record of a sample holds** (`validation.record.Record`, level ``sample``), for those who read it:
+**What a record of a sample holds** (`validation.record.Record`, level ``sample``), for its readers:
 
-``measures``  a list of ``{name, label, unit, better, rung}``, in the order in which they are shown: the numbers that
-              are distances between candidate and reference. ``better`` is "low" or "high". Rungs that were not
-              reached have none.
-``numbers``   ``NAME``: the distance. ``floor_NAME`` or ``ceiling_NAME``: its bound, where it has one (a floor where
-              "high" is better). ``reference_NAME`` and ``candidate_NAME``: the distance of either to the truth's
-              sample; ``replays_NAME_least`` and ``replays_NAME_greatest``: that of legal replays. Any other number is
-              no distance.
+``measures``  a list of ``{name, label, unit, better, rung}`` in display order, one for each number that is a distance
+              between candidate and reference. ``better`` is "low" or "high". Rungs that were not reached have none.
+``numbers``   ``NAME``: the distance. ``floor_NAME`` or ``ceiling_NAME``: its bound, if any (a floor where "high" is
+              better). ``reference_NAME`` and ``candidate_NAME``: the distance of that arm to the truth's sample;
+              ``replays_NAME_least`` and ``replays_NAME_greatest``: the range for legal replays. No other number is a
+              distance.
 ``players``   how artifacts are shown: a list of ``{role, unit, rate, width, captions, worst}``. The frames are those
-              of the artifacts ``reference_ROLE`` and ``candidate_ROLE`` (npz); ``unit`` is what one of them is
-              ("frame", "view"), ``rate`` how many are shown a second, ``width`` that of a pane in pixels or None,
-              ``captions`` the words below each or None, ``worst`` the index to begin with or None.
+              of the artifacts ``reference_ROLE`` and ``candidate_ROLE`` (npz); ``unit`` names one of them ("frame",
+              "view"), ``rate`` is frames per second, ``width`` a pane's width in pixels or None, ``captions`` the text
+              below each or None, ``worst`` the index to begin with or None.
 ``series``    ``NAME_per_frame`` and ``NAME_per_step``.
 """
 
@@ -48,11 +47,11 @@ from validation.verdict import Numbers, Series
 
 
 class Sampler(ABC, Generic[P]):
-    """What samples latents with an op set mounted: all that the drift needs.
+    """Samples latents with an op set mounted: all that the drift needs.
 
     Attributes:
-        name: of the model.
-        sites: that `mount` mounts.
+        name: the model's.
+        sites: the sites that `mount` mounts.
     """
 
     name: str
@@ -64,10 +63,10 @@ class Sampler(ABC, Generic[P]):
 
     @abstractmethod
     def latents(self, prompt: P, mounted: Mount, progress: Progress = silent) -> Sample:
-        """Sample; repeats itself to the bit. `sample` fills in the calls.
+        """Sample the latents; repetition gives the same bits. `sample` fills in the calls.
 
         Raises:
-            SiteError: a mounted site failed, or was not called as often as it must be.
+            SiteError: a mounted site failed, or was called the wrong number of times.
         """
 
     def sample(self, ops: OpSet, prompt: P, progress: Progress = silent) -> Sample:
@@ -77,7 +76,7 @@ class Sampler(ABC, Generic[P]):
         return dataclasses.replace(sample, calls=dict(mounted.calls), forwards=mounted.forwards)
 
     def steps(self, prompt: P) -> int:
-        """Denoising steps of a sample, those of the prompt by default."""
+        """Denoising steps of a sample; the prompt's by default."""
         return int(getattr(prompt, "steps", 1))
 
     def forwards_per_step(self, _prompt: P) -> int:
@@ -85,27 +84,27 @@ class Sampler(ABC, Generic[P]):
         return 1
 
     def place_of(self, call: SiteCall) -> str:
-        """Where in the model a site call is: another name for each call of a site in a forward."""
+        """Name the place of a site call in the model: different for each call of a site in a forward."""
         return f"call {call.index}"
 
 
 class Model(Sampler[P]):
-    """A checkpoint of a model: files read and checked when it is made, weights with `load`.
+    """A checkpoint of a model: the constructor reads and checks files, `load` reads weights.
 
     Attributes:
-        name: of the model.
-        dtype: of the denoiser.
-        rungs: what is made of latents, in order.
-        default_checkpoint: where none is asked for.
-        options: that this model alone has.
+        name: the model's.
+        dtype: the denoiser's.
+        rungs: what is made from latents, in order.
+        default_checkpoint: the folder used if none is requested.
+        options: options that only this model has.
         prompt_type: a dataclass with ``name, text, seed, steps, guidance_scale``, for `read_prompts`.
-        gates_key: what the case of its records calls the file of gates.
-        beside_replays: how many lossless replays are finished and compared with the truth's sample, beside each
-            measure; None is as many as the band has.
-        denoiser: that ``validate bench denoise`` times; None where nothing does.
-        request: what is asked for. checkpoint: its folder. until: where samples end.
+        gates_key: key of the gates' file in the case of its records.
+        beside_replays: how many lossless replays are finished and compared with the truth's sample for each
+            measure; None is all that the band has.
+        denoiser: the class that ``validate bench denoise`` times; None if there is none.
+        request: the request. checkpoint: its folder. until: where samples end.
         prompts: what to sample, with the seeds.
-        device: where; set by `load`.
+        device: where to sample; set by `load`.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -119,11 +118,11 @@ class Model(Sampler[P]):
     device: torch.device
 
     def __init__(self, request: Request, ops: OpSet) -> None:
-        """Read and check everything that a run needs but the weights.
+        """Read and check everything that a run needs except the weights.
 
         Args:
             request: see `Request`.
-            ops: the candidate, by whose ops the sites are chosen.
+            ops: the candidate; its ops decide the sites.
 
         Raises:
             UsageError: an unknown site or rung, nothing to mount, a bad file or number.
@@ -140,7 +139,7 @@ class Model(Sampler[P]):
 
     @classmethod
     def ends(cls) -> tuple[str, ...]:
-        """Where a sample may end."""
+        """The values of ``until``: where a sample may end."""
         return (LATENTS, *(rung.name for rung in cls.rungs))
 
     @classmethod
@@ -150,7 +149,7 @@ class Model(Sampler[P]):
 
     @abstractmethod
     def choose_sites(self, ops: OpSet, names: Sequence[str] | None) -> tuple[Site, ...]:
-        """The sites to mount: those named, or every one whose op the set has; no weights are read.
+        """The sites to mount: those named, or every site whose op the set has; no weights are read.
 
         Raises:
             UsageError: as in `validation.models.mount.select_sites`, or a bad checkpoint.
@@ -158,7 +157,7 @@ class Model(Sampler[P]):
 
     @abstractmethod
     def load(self, device: Device) -> None:
-        """Load the weights, and check what can only be checked with them.
+        """Load the weights, and make the checks that need them.
 
         Raises:
             UsageError: a file is missing or damaged.
@@ -166,33 +165,33 @@ class Model(Sampler[P]):
 
     @abstractmethod
     def make(self, rung: str, sample: Sample, made: Mapping[str, Any], prompt: P, progress: Progress = silent) -> Any:
-        """What a rung has, of the latents and of what the rungs before ``made``.
+        """Make a rung's form from the latents and from what earlier rungs ``made``.
 
         Raises:
-            SampleError: there is nothing to make.
+            SampleError: it cannot be made.
         """
 
     def read_prompts(self, path: Path | None) -> Sequence[P]:
-        """What to sample, before options vary it; by default a file of `prompt_type`, or the fixture."""
+        """What to sample, before options vary it; by default read from a file of `prompt_type`, or the fixture."""
         prompts: tuple[P, ...] = read_prompts(
             self.prompt_type, path or self.fixture("prompts", self.default_checkpoint.name)
         )
         return prompts
 
     def check_prompts(self) -> None:
-        """UsageError where the checkpoint cannot sample one of the prompts."""
+        """Raise UsageError if the checkpoint cannot sample one of the prompts."""
 
     def fixture(self, folder: str, otherwise: str) -> Path:
-        """The file of a fixture folder that is named like the checkpoint's folder, or else another."""
+        """The file in a fixture folder that is named like the checkpoint's folder, or else ``otherwise``."""
         named = FIXTURES / folder / f"{self.checkpoint.resolve().name}.json"
         return named if named.is_file() else FIXTURES / folder / f"{otherwise}.json"
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the latents but op set, prompt, sites, dtype, device and code, as JSON values."""
+        """What decides the latents apart from op set, prompt, sites, dtype, device and code, as JSON values."""
 
     def finish_identity(self) -> dict[str, Any]:
-        """What decides what is made of latents but `identity` and code, as JSON values; nothing by default."""
+        """What decides the finished sample apart from `identity` and code, as JSON values; empty by default."""
         return {}
 
     @property
@@ -202,12 +201,12 @@ class Model(Sampler[P]):
 
     @property
     def sources(self) -> list[Path]:
-        """Files whose content decides what is sampled; by default the model's folder, less what only describes it."""
+        """Files whose content decides the samples; by default the model's folder without faults and workloads."""
         folder = Path(inspect.getfile(type(self))).parent
         return sorted(path for path in folder.glob("*.py") if path.stem not in ("faults", "workloads"))
 
     def own(self, name: str) -> Any:
-        """The value of an option that this model alone has."""
+        """The value of an option that only this model has."""
         default = next(option.unset for option in self.options if option.key == name)
         return self.request.own.get(name, default)
 
@@ -216,7 +215,7 @@ class Model(Sampler[P]):
         return self.rungs[: self.ends().index(until)]
 
     def finish(self, sample: Sample, prompt: P, until: str, progress: Progress = silent) -> Sample:
-        """Make of a sample's latents what the rungs have, as far as `until`; what is there already stays."""
+        """Make the rungs' forms from a sample's latents, up to `until`; those already made stay."""
         clock, made, problem = Clock(self.device), dict(sample.made), None
         try:
             for rung in self.rungs_to(until):
@@ -229,52 +228,52 @@ class Model(Sampler[P]):
         return dataclasses.replace(sample, made=made, problem=problem, seconds=sample.seconds | clock.seconds)
 
     def case(self, _prompt: P, _reference: Sample | None) -> dict[str, Any]:
-        """What the case of a prompt's record holds beside prompt, seed, steps and sites."""
+        """What a prompt's record holds in its case in addition to prompt, seed, steps and sites."""
         return {}
 
     def title(self, _case: Mapping[str, Any]) -> str:
-        """What was sampled, in a few words, for the message of a failure."""
+        """A few words on what was sampled, for the message of a failure."""
         return ""
 
     def keep(self, _samples: Mapping[str, Sample], _prompt: P, _folder: Path) -> Kept:
-        """Write what people look at; nothing by default.
+        """Write files for people to look at; none by default.
 
         Args:
-            _samples: by arm, ``reference`` and ``candidate``, those that there are.
-            _prompt: that was sampled.
+            _samples: by arm (``reference``, ``candidate``); a missing arm is left out.
+            _prompt: the prompt that was sampled.
             _folder: the run folder; files go to ``artifacts/`` below it.
         """
         return Kept()
 
     def players(self, _prompt: P, _numbers: Numbers) -> list[Player]:
-        """How what `keep` wrote is shown."""
+        """How to show the files that `keep` wrote."""
         return []
 
     # Beside each measure: distances to the truth's sample
 
     def beside(self, truth: Sample, sample: Sample) -> list[float]:
-        """The distance of a sample to the truth's, always as many numbers; by default all measures, NaN for none."""
+        """The distances of a sample to the truth's, in fixed number; by default all measures, NaN where missing."""
         numbers = self.distances(truth, sample)[0]
         return [as_number(numbers.get(measure.name)) for measure in self.measures()]
 
     def beside_record(self, arms: Mapping[str, list[float]], replays: Sequence[list[float]]) -> tuple[Numbers, Series]:
-        """What a record says of the `beside` of each arm and of legal replays, as numbers and series."""
+        """A record's numbers and series on the `beside` of each arm and of legal replays."""
         numbers: Numbers = {}
         for i, measure in enumerate(self.measures()):
             if replays:
                 values = [row[i] for row in replays]
                 numbers[f"replays_{measure.name}_least"] = min(values)
                 numbers[f"replays_{measure.name}_greatest"] = max(values)
-            # Of a rung that an arm did not reach there is none.
+            # NaN: the arm did not reach that rung.
             numbers |= {f"{arm}_{measure.name}": row[i] for arm, row in arms.items() if not math.isnan(row[i])}
         return numbers, {}
 
     def measures(self) -> list[Measure]:
-        """Those of the rungs as far as samples go."""
+        """The measures of the rungs up to where samples end."""
         return [measure for rung in self.rungs_to(self.until) for measure in rung.measures]
 
     def distances(self, reference: Sample, candidate: Sample) -> tuple[Numbers, Series]:
-        """The comparison of every rung that both samples have; raises as `Rung.compare`."""
+        """Compare every rung that both samples have; raises as `Rung.compare`."""
         numbers: Numbers = {}
         series: Series = {}
         for rung in self.rungs:
@@ -286,7 +285,7 @@ class Model(Sampler[P]):
 
 
 def _varied(prompts: Sequence[P], request: Request) -> tuple[P, ...]:
-    """The prompts with the steps, the guidance and the seeds that were asked for."""
+    """The prompts with the requested steps, guidance and seeds."""
     asked = {"steps": request.steps, "guidance_scale": request.guidance}
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     varied = tuple(

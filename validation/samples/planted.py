@@ -1,10 +1,10 @@
-"""What the planted faults of sampled models share.
+"""Code shared by the planted faults of sampled models.
 
-A model's own stand in its folder's module ``faults``, which has
+A model's own faults are in its folder's module ``faults``, which has
 
-``FAULTS``, ``SHOWN``  `Planted` by name: what must be caught; what 16 bits hide, for which no verdict is asked.
-``MEASURE``            the number of a record that tells most: the least over all prompts is printed.
-``op_set(name)``       one of them as an op set, for ``--ops MODULE:NAME``: see `op_set_of`.
+``FAULTS``, ``SHOWN``  `Planted` by name: faults that must be caught; faults that 16 bits hide, shown without a verdict.
+``MEASURE``            the most telling number of a record: the least over all prompts is printed.
+``op_set(name)``       one fault as an op set, for ``--ops MODULE:NAME``: see `op_set_of`.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Planted:
     """A planted fault of a sampled model.
 
     Attributes:
-        bug: in one sentence.
-        gates: checks of which at least one must fail; none where no verdict is asked for.
-        ops: makes the op set; None where the fault is in what was sampled.
-        spoil: changes what the candidate sampled; None where the fault is in an op.
+        bug: one sentence.
+        gates: checks of which at least one must fail; empty where no verdict is required.
+        ops: makes the op set; None if the fault is in the sample.
+        spoil: changes the candidate's sample; None if the fault is in an op.
         sites: where it shows, if not where the reference's ops are mounted by default.
     """
 
@@ -51,17 +51,17 @@ class Planted:
 
 
 def bug_of(make: Callable[..., Any]) -> str:
-    """The first line of a docstring."""
+    """The first line of a fault's docstring, which describes the bug."""
     return (make.__doc__ or "").splitlines()[0]
 
 
 def faults_of(makes: Iterable[Callable[[], OpSet]], gate: str) -> dict[str, Planted]:
-    """Faults of op sets by the names of what makes them."""
+    """Faulty op sets, named after the functions that make them."""
     return {make.__name__: Planted(bug_of(make), frozenset({gate}), make) for make in makes}
 
 
 def faults_of_norms(modulated: Callable[[Normalise], OpSet], ragged: Normalise, gate: str) -> dict[str, Planted]:
-    """Faults of what normalises, in front of a model's own modulation."""
+    """Faults in the normalisation, in front of a model's own modulation."""
     return {
         normalise.__name__: Planted(bug_of(normalise), frozenset({gate}), functools.partial(modulated, normalise))
         for normalise in (n_minus_1_variance, bf16_statistics, ragged)
@@ -69,7 +69,7 @@ def faults_of_norms(modulated: Callable[[Normalise], OpSet], ragged: Normalise, 
 
 
 def shown(modulated: Callable[[Normalise], OpSet]) -> dict[str, Planted]:
-    """What 16 bits hide from a model at unit variance, and the op level shows: no verdict is asked for."""
+    """Faults that 16 bits hide in a model at unit variance and that the op level shows: no verdict is required."""
     return {
         eps_times_10.__name__: Planted(bug_of(eps_times_10), frozenset(), functools.partial(modulated, eps_times_10))
     }
@@ -79,7 +79,7 @@ def op_set_of(name: str, faults: Mapping[str, Planted], module: str) -> OpSet:
     """A planted fault as an op set: ``--ops MODULE:NAME``.
 
     Raises:
-        UsageError: there is no such fault, or it is in what was sampled.
+        UsageError: there is no such fault, or it is in the sample.
     """
     fault = faults.get(name)
     if fault is None or fault.ops is None:

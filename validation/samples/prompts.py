@@ -1,4 +1,4 @@
-"""What is sampled, read from files."""
+"""Read prompts from JSON files."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from validation.files import read_json
 
 
 class Seeded(Protocol):
-    """What is sampled: a dataclass with a name and a seed."""
+    """A prompt: a dataclass with a name and a seed."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -19,14 +19,14 @@ class Seeded(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the noise."""
+        """Seed of the noise."""
 
 
 P = TypeVar("P", bound=Seeded)
 
 
 def read_prompts(cls: type[P], path: Path) -> tuple[P, ...]:
-    """The prompts of a JSON file: fields for all at the top, and under ``prompts`` those of each.
+    """Read a JSON file: fields for all prompts at the top, each prompt's own under ``prompts``.
 
     Raises:
         UsageError: no such file, no JSON, an unknown or missing field, the same name and seed twice.

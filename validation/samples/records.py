@@ -12,12 +12,12 @@ from validation.verdict import Numbers, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What makes the records of a run.
+    """Makes the records of a run.
 
     Attributes:
-        subject: the model's name. op_set: the candidate's. dtype: of the denoiser, in torch's names.
+        subject: the model's name. op_set: the candidate's. dtype: the denoiser's, in torch's names.
         repro: the command line that repeats the run, or "".
-        about: begins the case of each record.
+        about: entries at the start of each record's case.
     """
 
     subject: str
@@ -29,7 +29,7 @@ class Records:
     def record(
         self, level: Level, verdict: Verdict, lines: Sequence[str], case: Mapping[str, Any], **more: Any
     ) -> Record:
-        """A record of a verdict; the lines tell a failure between the title and the command."""
+        """A record of a verdict; a failure's message has the lines between the title and the command."""
         title = f"{self.subject}  {self.op_set}  {self.dtype}  {verdict.status}"
         repeat = [f"repeat: {self.repro}"] if self.repro else []
         kept = {"numbers": verdict.numbers, "series": verdict.series, **more}
@@ -59,14 +59,14 @@ class Records:
         seconds: Mapping[str, float],
         **more: Any,
     ) -> Record:
-        """The record of one prompt: beside the verdict each arm's stage times and memory, and what the drift measured.
+        """The record of one prompt: the verdict, each arm's stage times and memory, and the measured drift.
 
         Args:
-            verdict: of the comparison.
+            verdict: on the comparison.
             lines, case: see `record`.
             arms: those that were sampled.
             measured: the drift of this prompt.
-            seconds: of the stages that are no arm's.
+            seconds: of the stages that belong to no arm.
             more: further fields of the record.
         """
         numbers, series, spent = dict(verdict.numbers), dict(verdict.series), dict(seconds)
@@ -84,7 +84,7 @@ class Records:
         return self.record(Level.SAMPLE, verdict, lines, case, numbers=numbers, series=series, seconds=rounded, **more)
 
     def of_drift(self, drift: measure.Drift[Any], require: str, sites: Sequence[str]) -> Iterator[Record]:
-        """The verdicts of the drift over all prompts, as two records of the model."""
+        """Two records of the model: the verdicts on the drift over all prompts."""
         case = {
             "prompts": [f"{prompt.name} seed {prompt.seed}" for prompt in drift.prompts],
             "sites": list(sites),
@@ -98,7 +98,7 @@ class Records:
 
 
 def drift_series(measured: measure.PromptDrift) -> dict[str, list[float]]:
-    """Distances to the truth's latents over the steps: of both arms, and the edges of the bands."""
+    """Distances to the truth's latents by step: both arms, and the edges of the bands."""
     series = {
         "candidate_distance_per_step": measured.candidate,
         "reference_distance_per_step": measured.reference,

@@ -1,4 +1,4 @@
-"""The models that there are: the folders of `validation.models`, and of whatever else is on that package's path."""
+"""The available models: the folders of `validation.models`, and of any other folder on that package's path."""
 
 import importlib
 import importlib.util
@@ -22,7 +22,7 @@ def names() -> tuple[str, ...]:
 
 
 def options_of(name: str) -> tuple[Option, ...]:
-    """The options that one model alone has: its folder's ``OPTIONS``. Imports no model."""
+    """The options that only one model has: its folder's ``OPTIONS``. Imports no model."""
     return tuple(getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "OPTIONS", ()))
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a run over sampled output."""
+"""The request for a run over sampled output."""
 
 import dataclasses
 import math
@@ -20,29 +20,29 @@ Progress = Callable[[str], None]
 
 
 def silent(_text: str) -> None:
-    """Progress that is reported to nobody."""
+    """Discard a line of progress."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a run over sampled output.
+    """Settings of a run over sampled output.
 
     Attributes:
         device: where to sample.
         checkpoint: its folder; None is `Model.default_checkpoint`.
-        sites: where to mount; None is wherever the set has the op.
+        sites: where to mount; None is every site whose op the set has.
         prompts: a JSON file of what to sample; None is the checkpoint's own among the fixtures.
         bounds: a JSON file for `validation.samples.gates.Gates.read`; None is the checkpoint's own among the
             fixtures, or else the model's.
-        seed: added to the seed of each prompt. seeds: how many seeds each prompt gets, from its own on.
+        seed: added to the seed of each prompt. seeds: how many consecutive seeds each prompt gets, from its own on.
         steps, guidance: denoising steps and guidance scale instead of the prompts' own.
         until: where a sample ends: `LATENTS`, or a rung; None is the last rung.
         own: values of the model's own options that were given, by name.
-        replays: legal replays of each kind for each prompt, at least 4; where there are so few prompts that the
-            test could not reject, more are made. 0 leaves the drift out: the gates alone are judged then.
+        replays: legal replays of each kind for each prompt, at least 4; more are made if there are too few prompts
+            for the test to reject. 0 leaves the drift out: only the gates are judged then.
         require: the tier that the drift is held to.
         cache: where the replays' distances and finished arms are kept; None is `validation.files.default_folder`.
-        folder: the run folder, for what was sampled; None keeps none.
+        folder: the run folder, for the samples; None keeps none.
         repro: the command line that repeats the run, or "".
         progress: called with a line of text as the work goes on.
     """
@@ -67,7 +67,7 @@ class Request:
 
     @property
     def cache_folder(self) -> Path:
-        """`cache`, or the user's."""
+        """`cache`, or the user's default folder."""
         return self.cache or default_folder()
 
     @property
@@ -76,13 +76,13 @@ class Request:
         return self.steps is not None or self.guidance is not None or bool(self.own)
 
     def check_folders(self) -> None:
-        """UsageError unless the folders that will be written to can be."""
+        """Raise UsageError if a folder that the run writes to is not writable."""
         for folder in (self.folder, self.cache_folder):
             if folder is not None:
                 files.require_writable(folder)
 
     def check_numbers(self) -> None:
-        """UsageError naming the first number that cannot be met."""
+        """Raise UsageError naming the first number out of range."""
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"--steps: {self.steps}, expected an integer >= 1")
         if self.seeds < 1:

@@ -1,20 +1,20 @@
-"""The one run over sampled output: any model sampled with reference ops and with a candidate's, compared rung by rung.
+"""The run over sampled output: sample any model with reference ops and a candidate's, and compare rung by rung.
 
 For each prompt the reference is sampled twice and the candidate once, all from one seed. If the two references differ
-in a bit, or are no sample, nothing can be said of the candidate: INCONCLUSIVE. Otherwise, in this order, the first
+in a bit, or sampling fails, nothing follows about the candidate: INCONCLUSIVE. Otherwise, in this order, the first
 check that fails names the prompt's record:
 
     sites     the ops ran at every mounted site, as often as they must, and returned what an op returns
-    a rung's  what the model's rungs demand, and the gates on what they measure (`validation.samples.compare`)
+    a rung's  what the model's rungs demand, and the gates on their measures (`validation.samples.compare`)
 
-What tells a legal rounding from a wrong one is measured over all prompts together (`validation.drift`), one record
+Two measurements over all prompts together separate legal roundings from wrong ones (`validation.drift`), one record
 each:
 
     teacher-forced  no site is further from the truth than the path it replaces
     band            the latents lie no further from the truth's than those of legal roundings
 
-Beside each measure stand the same distances to the truth's sample: the reference's, the candidate's, and those of
-some legal replays. They are shown and not judged.
+Each measure is also taken to the truth's sample: for the reference, the candidate and some legal replays. These
+distances are shown and not judged.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ M = TypeVar("M", bound=Model[Any])
 def run(kind: type[Model[Any]], ops: OpSet, request: Request) -> Iterator[Record]:
     """Judge an op set by a sampled model: one record a prompt, and two on the drift over all of them.
 
-    Everything that can be refused is refused by the call, before the first record is asked for.
+    The call itself raises every UsageError below, before the first record is requested.
 
     Args:
         kind: the model's class, from `validation.samples.registry`.
@@ -83,7 +83,7 @@ def run(kind: type[Model[Any]], ops: OpSet, request: Request) -> Iterator[Record
 
 
 def plan(kind: type[M], ops: OpSet, request: Request) -> tuple[M, Gates]:
-    """A model and its gates, read and checked; no weights are loaded. Errors as in `run`."""
+    """Read and check a model and its gates; no weights are loaded. Errors as in `run`."""
     model = kind(request, ops)
     gates = Gates.of(model)
     request.check_folders()
@@ -105,8 +105,8 @@ class SampleRun:
     """The measurement of one op set by a loaded model.
 
     Attributes:
-        drift: over all prompts; None where no replays are asked for.
-        store: of finished arms.
+        drift: over all prompts; None if no replays are requested.
+        store: finished arms.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class SampleRun:
             model: loaded.
             ops: the candidate.
             device: where the model is.
-            gates: on what the rungs measure.
-            records: what the records say of the run; None names model and op set alone.
+            gates: bounds on the rungs' measures.
+            records: makes the records; None names only model and op set.
             cache: folder of bands and arms.
-            replays: instead of the request's.
-            beside: measure distances to the truth's sample too.
+            replays: overrides the request's.
+            beside: also measure distances to the truth's sample.
         """
         self.model, self.ops, self.gates = model, ops, gates
         self.records = records or Records(model.name, ops.name, str(model.dtype).removeprefix("torch."))
@@ -164,7 +164,7 @@ class SampleRun:
             )
 
     def all_records(self, folder: Path | None, require: str) -> Iterator[Record]:
-        """One record a prompt, then those of the drift; finished arms are kept until all are there."""
+        """One record a prompt, then those of the drift; finished arms are kept until the run is complete."""
         for prompt in self.model.prompts:
             yield self.judge(prompt, folder=folder)
         if self.drift is not None:
@@ -179,12 +179,12 @@ class SampleRun:
         spoil: Callable[[Sample], Sample] | None = None,
         folder: Path | None = None,
     ) -> Record:
-        """Sample both arms, compare them, measure the drift and keep what was made.
+        """Sample both arms, compare them, measure the drift and keep the samples.
 
         Args:
             prompt: one of the model's.
-            reference: its own arm, if it was sampled before and found to repeat itself.
-            spoil: a planted fault of what was sampled: changes the candidate's arm.
+            reference: the reference's arm, if it was sampled before and found to repeat itself.
+            spoil: a planted fault in the sample: changes the candidate's arm.
             folder: the run folder; files go to ``artifacts/<model>-<prompt>-<seed>/`` below it.
 
         Raises:
@@ -229,7 +229,7 @@ class SampleRun:
         )
 
     def sample_reference(self, prompt: Any) -> tuple[Sample, Verdict | None]:
-        """The reference's arm, and what is wrong with it (`compare.check_reference`)."""
+        """Sample the reference; the verdict says what is wrong with it, if anything (`compare.check_reference`)."""
         self._at = f"{prompt.name} seed {prompt.seed}"
         first = self._sample(prompt, "reference")
         return first, compare.check_reference(first, self._sample(prompt, "repetition"), self.model.rungs)
@@ -259,14 +259,14 @@ class SampleRun:
         model, start = self.model, time.perf_counter()
         ops = self.ops if arm == "candidate" else load_op_set("reference_ops")
         name, first = f"{prompt.name}-{prompt.seed}-{arm}", model.rungs[0].name
-        # What is made after the first rung is made of that on the CPU: the same bits each time.
+        # Later rungs are made from the first on the CPU: the same bits each time.
         until = first if arm == "repetition" and model.rungs_to(model.until) else model.until
 
         def read(latents: list[Tensor], decoded: Any, **measured: Any) -> Sample:
             return Sample(latents, {} if decoded is None else {first: decoded}, **measured)
 
         def say(text: str) -> None:
-            # Steps may take milliseconds: a line a second is enough.
+            # Steps may take milliseconds: one line per second is enough.
             if time.perf_counter() - self._told > 1:
                 self._say(f"{arm}, {text}")
 
@@ -284,7 +284,7 @@ class SampleRun:
         return sample
 
     def _with_truth(self, verdict: Verdict, measured: measure.PromptDrift, arms: Mapping[str, Sample]) -> Verdict:
-        """The verdict with the distances to the truth's sample, of both arms and of legal replays."""
+        """Add the distances of both arms and of legal replays to the truth's sample."""
         if self.to_truth is None or self.to_truth.truth.problem is not None:
             return verdict
         rows = {arm: self.model.beside(self.to_truth.truth, sample) for arm, sample in arms.items()}
@@ -297,10 +297,10 @@ class SampleRun:
 
 
 class _ToTruth:
-    """What is measured of replays beside their latents: distances to the truth's sample.
+    """The distances of finished replays to the truth's sample, a `measure.Beside`.
 
     Attributes:
-        truth: that of the prompt that was begun last.
+        truth: the finished truth of the latest prompt.
     """
 
     def __init__(self, model: Model[Any], say: Progress) -> None:
@@ -313,7 +313,7 @@ class _ToTruth:
         return self.model.beside_replays
 
     def identity(self, _prompt: Seeded) -> Mapping[str, Any]:
-        """How far the sample goes and what it is made with."""
+        """Where the sample ends, and the code and settings that finish it."""
         return {
             "until": self.model.until,
             "code": hash_files([*self.model.sources, *sorted(Path(media.__path__[0]).glob("*.py"))]),
@@ -321,7 +321,7 @@ class _ToTruth:
         }
 
     def begin(self, prompt: Seeded, truth: Sequence[Tensor]) -> bool:
-        """Finish the truth; False if it is no sample."""
+        """Finish the truth; False if that fails."""
         self.truth = self._finish(prompt, truth, "the truth's sample")
         return self.truth.problem is None
 
@@ -341,7 +341,7 @@ def _comparable(arms: Mapping[str, Sample]) -> bool:
 
 
 def _identity(model: Model[Any], device: Device) -> dict[str, Any]:
-    """Everything that decides the latents but op set and prompt, as JSON values: the cache's key."""
+    """Everything that decides the latents except op set and prompt, as JSON values: the cache's key."""
     return {
         **model.identity(),
         "dtype": str(model.dtype),

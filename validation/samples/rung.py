@@ -12,12 +12,12 @@ from validation.verdict import Numbers, Series, Status
 
 
 class SampleError(Exception):
-    """A sample is none: what came is known, and there is nothing further to make of it.
+    """A sample cannot be finished: its output is invalid, and nothing further can be made from it.
 
     Attributes:
-        status: what a `Record` says of it.
-        check: what found it, such as a rung's name.
-        numbers, series: what was found, for the record.
+        status: the status of its `Record`.
+        check: the check that found it, such as a rung's name.
+        numbers, series: findings for the record.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class SampleError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one sampling left behind, as far as it was made.
+    """The result of one sampling, as far as it got.
 
     Attributes:
         latents: after each denoising step, on the CPU.
-        made: by rung's name, what was made of them. The first rung's is a numpy array, the last that is computed on
+        made: what was made from them, by rung name. The first rung's is a numpy array, the last one computed on
             the device.
         problem: why it ends early.
         seconds: wall-clock seconds by stage; a stage that was not reached is left out.
-        peak_bytes: the greatest memory held meanwhile: allocated on the GPU, resident on the CPU.
-        calls: calls of each mounted site. forwards: of the denoiser.
+        peak_bytes: peak memory during sampling: allocated on the GPU, resident on the CPU.
+        calls: calls of each mounted site. forwards: forwards of the denoiser.
     """
 
     latents: list[Tensor]
@@ -58,10 +58,10 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A number that says how far two samples are apart on a rung.
+    """A number that says how far apart two samples are on a rung.
 
     Attributes:
-        name: in `Record.numbers`. label: in a table. unit: such as "dB", or "".
+        name: its key in `Record.numbers`. label: its heading in a table. unit: such as "dB", or "".
         better: whether a low or a high value is nearer.
         required: a file of gates must bound it.
     """
@@ -78,9 +78,9 @@ class Rung(ABC):
 
     Attributes:
         name: for ``--until``, and the key in `Sample.made`.
-        stage: of `Sample.seconds`: making it.
-        check: that a record names where its gates decide; its name, unless it says otherwise.
-        measures: what `compare` gives and gates may bound, in the order in which failures are told.
+        stage: the key in `Sample.seconds` for the time to make it.
+        check: the record's check if its gates decide; by default its name.
+        measures: what `compare` returns and gates may bound, in the order in which failures are reported.
     """
 
     name: ClassVar[str]
@@ -89,43 +89,43 @@ class Rung(ABC):
     measures: ClassVar[tuple[Measure, ...]]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A rung's check is named like the rung, unless it says otherwise."""
+        """Set a rung's check to its name, unless the class defines one."""
         super().__init_subclass__(**options)
         if not cls.check:
             cls.check = cls.name
 
     @abstractmethod
     def compare(self, reference: Any, candidate: Any) -> tuple[Numbers, Series]:
-        """The measures, and whatever else there is to say; a measure that does not apply is None.
+        """Return the measures and any further numbers, and series; a measure that does not apply is None.
 
         Raises:
             SampleError: they cannot be compared.
         """
 
     def require(self, _made: Any) -> None:
-        """SampleError if nothing further can be made of what was made; nothing by default."""
+        """Raise SampleError if no later rung can be made from ``_made``; no check by default."""
         return
 
     def demands(self, _numbers: Numbers) -> list[str]:
-        """What is wrong whatever the gates are, in words; nothing by default."""
+        """Messages for what is wrong regardless of the gates; none by default."""
         return []
 
     def words(self, numbers: Numbers) -> str:
-        """The measures in a sentence that passed."""
+        """The measures, for the sentence on a sample that passed."""
         return ", ".join(f"{m.label} {numbers[m.name]:.3g} {m.unit}".rstrip() for m in self.measures[:2])
 
     def worst(self, _numbers: Numbers) -> str:
-        """Where it is worst, for the message of a failure; "" by default."""
+        """The worst place, for the message of a failure; "" by default."""
         return ""
 
     def same(self, _made: Any) -> str:
-        """What is equal bit for bit where it is, with its verb."""
+        """Subject and verb of the sentence on samples that are equal bit for bit."""
         return f"the {self.name} is"
 
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """How artifacts are shown: see ``players`` in `validation.samples.model`."""
+    """How to show artifacts: see ``players`` in `validation.samples.model`."""
 
     role: str
     unit: str
@@ -137,7 +137,7 @@ class Player:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What was written of some samples.
+    """The files written for some samples.
 
     Attributes:
         artifacts: files by role, relative to the run folder.
@@ -150,5 +150,5 @@ class Kept:
 
 
 def as_number(value: object) -> float:
-    """A float, NaN for anything that is no number."""
+    """Convert to float; NaN for anything that is not a number."""
     return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,7 +1,7 @@
-"""Finished arms on disk, so that a run that was interrupted goes on where it stopped.
+"""Finished arms on disk, so that an interrupted run continues where it stopped.
 
-They are kept while a run is going and removed at its end: a later run measures again. A file is used only if every
-file that Python had loaded when the arm was finished (op set, kernels, model, libraries) is still the same.
+They are kept during a run and removed at its end: a later run measures again. A file is used only if every file that
+Python had loaded when the arm was finished (op set, kernels, model, libraries) is unchanged.
 """
 
 import functools
@@ -34,18 +34,18 @@ class ArmStore:
     """The arms of one run.
 
     Attributes:
-        folder: of its files.
+        folder: where its files are.
     """
 
     def __init__(self, cache: Path, identity: Mapping[str, Any], ops: OpSet) -> None:
-        """Find the folder; nothing is read or written yet.
+        """Compute the folder's name; nothing is read or written yet.
 
         Args:
-            cache: folder of all such.
-            identity: everything but op set and code that decides the arms, as JSON values.
-            ops: the candidate. One relative path names other files in other folders, so its files count; and
-                functions made on the fly have no name by which another process could tell them apart, so nothing is
-                kept where it has such, unless its origin names it (``MODULE:NAME``).
+            cache: folder of all stores.
+            identity: everything except op set and code that decides the arms, as JSON values.
+            ops: the candidate. A relative path names different files in different folders, so its files are part of
+                the key. Functions made on the fly have no name by which another process could recognise them: with
+                such, nothing is kept unless the op set's origin names it (``MODULE:NAME``).
         """
         functions = ops.functions.values()
         local = any("<locals>" in getattr(function, "__qualname__", "<locals>") for function in functions)
@@ -57,11 +57,11 @@ class ArmStore:
         self.folder = cache / "arms" / key[:32]
 
     def get(self, name: str, make: Callable[..., T]) -> T | None:
-        """A finished arm; None if there is none, or code has changed since.
+        """A finished arm; None if there is none, or if code has changed since.
 
         Args:
-            name: under which it was put.
-            make: of the latents, the decoded array or None, and by name what was ``measured``.
+            name: the name given to `put`.
+            make: called with the latents, the decoded array or None, and the ``measured`` values by name.
         """
         path = self.folder / f"{name}.safetensors"
         if not self._keeps:
@@ -80,13 +80,13 @@ class ArmStore:
     def put(
         self, name: str, arm: Any, decoded: npt.NDArray[Any] | None = None, measured: Sequence[str] = MEASURED
     ) -> None:
-        """Keep a finished arm, with what was decoded of it on the device: what the first rung has.
+        """Keep a finished arm, with the first rung's array, which was decoded on the device.
 
         Args:
-            name: under which `get` finds it.
-            arm: a `Sample`, or whatever has latents.
+            name: the name for `get`.
+            arm: a `Sample`, or another object with latents.
             decoded: an array or None.
-            measured: names of its attributes that are JSON values, to keep.
+            measured: names of its attributes to keep, which are JSON values.
 
         Raises:
             UsageError: the file cannot be written.
@@ -114,12 +114,12 @@ class ArmStore:
             raise UsageError(f"--cache: cannot write {path}: {error}, expected a writable folder") from error
 
     def clear(self) -> None:
-        """Remove them: the run is over."""
+        """Remove the arms at the end of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _loaded_files() -> list[str]:
-    """The files of all modules that are loaded."""
+    """The files of all loaded modules."""
     names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return sorted({name for name in names if isinstance(name, str) and Path(name).is_file()})
 
@@ -134,5 +134,5 @@ def _digest(files: list[str]) -> str:
 
 @functools.cache
 def _mark(name: str, size: int, modified: int) -> str:
-    """The content of a Python file; of others, such as compiled modules, size and time."""
+    """A Python file's content; for others, such as compiled modules, their size and time."""
     return hashlib.sha256(Path(name).read_bytes()).hexdigest() if name.endswith(".py") else f"{size} {modified}"
