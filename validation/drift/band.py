@@ -6,11 +6,11 @@
 (one prompt with one seed), so the number of the K replays that lie nearer to the truth than the candidate is
 uniform on 0 to K, and independent from prompt to prompt. The statistic is the sum of these ranks over the
 prompts; its distribution under the null is a convolution of uniform ones, so the one-sided p-value is exact for
-any number of prompts. Ties count for the candidate. Being nearer than the replays is no fault.
+any number of prompts. Ties count in the candidate's favour. Being nearer than the replays is no fault.
 
 *Steps*: the first, the second, the last of the first half and the last of all are tested (`tested_steps`), chosen
-before any distance is known, and Holm's method corrects for their number under any dependence. Early steps tell
-most: sampling has not yet amplified anything there.
+before any distance is known, and Holm's method corrects for their number under any dependence. Early steps are the
+most telling: sampling has not yet amplified anything there.
 """
 
 import functools
@@ -31,9 +31,9 @@ MAX_REPLAYS = 64
 # Past this distance two samples have little in common: two unrelated ones are sqrt(2) apart.
 SATURATED = 0.5
 
-# Where sampling takes one of two ways, replays that take the other lie at least so many times as far. Nearer modes
-# are those of a few roundings: in a model of 16,000 activations a replay may meet none for a step, and then stays
-# nearer (measured: 0.8 of the others' distance at the end).
+# If sampling can take two paths, replays on the other path are at least this many times as far. Modes closer than
+# that come from having few roundings: in a model of 16,000 activations a replay may meet none for a step, and then
+# stays nearer (measured: 0.8 of the others' distance at the end).
 TWO_WAYS = 2.0
 
 SIMULATIONS = 400_000
@@ -50,7 +50,7 @@ def distances(latents: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]
     """`distance` at each step.
 
     Raises:
-        ValueError: another number of steps, or latents of another shape.
+        ValueError: the numbers of steps or the latents' shapes differ.
     """
     if [t.shape for t in latents] != [t.shape for t in truth]:
         raise ValueError(
@@ -61,19 +61,19 @@ def distances(latents: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]
 
 
 def over_prompts(rows: Distances) -> Distances:
-    """The median over the first axis: prompts differ by factors, and one must not stand for all."""
+    """The median over the first axis: prompts differ by factors, and one must not dominate."""
     return np.asarray(np.median(rows, axis=0))
 
 
 def tested_steps(steps: int) -> dict[str, int]:
-    """The steps that are tested, of a trajectory of so many: their names and indices."""
+    """Names and indices of the tested steps of a trajectory of ``steps`` steps."""
     return {"first": 0, "second": min(1, steps - 1), "half": (steps - 1) // 2, "last": steps - 1}
 
 
 def replays_needed(prompts: int, wanted: int) -> int:
-    """How many replays the test needs to be able to reject: `wanted`, or more where there are few prompts.
+    """How many replays the test needs to be able to reject: `wanted`, or more if there are few prompts.
 
-    The least p-value is (K + 1)^-prompts, times the number of tested steps. 0 where `MAX_REPLAYS` do not do.
+    The least p-value is (K + 1)^-prompts, times the number of tested steps. 0 if `MAX_REPLAYS` are too few.
     """
     least = math.floor((len(tested_steps(1)) / ALPHA) ** (1 / prompts))
     needed = max(wanted, least)
@@ -103,7 +103,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def two_modes_p(values: Distances) -> float:
-    """How likely K samples of one normal distribution are split as widely as these: small for two modes.
+    """The probability that K samples of one normal distribution split as widely as these: small for two modes.
 
     The statistic is the greatest gap between neighbours in order, with at least two values on either side, over
     the root mean square of the values' deviations from the mean of their own side. Its distribution is
@@ -120,7 +120,7 @@ def two_modes_p(values: Distances) -> float:
 
 
 def _split(samples: Distances) -> Distances:
-    """The statistic of each row of ``[N, K]``."""
+    """The statistic of `two_modes_p` for each row of ``[N, K]``."""
     ordered = np.sort(samples, axis=1)
     count = ordered.shape[1]
     best = np.zeros(len(ordered))
@@ -129,14 +129,14 @@ def _split(samples: Distances) -> Distances:
         within = sum(((side - side.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) for side in sides)
         gap = ordered[:, left] - ordered[:, left - 1]
         spread = np.sqrt(np.asarray(within) / count)
-        # Equal values on both sides: two points, as far apart as can be; all equal: no gap.
+        # Equal values on each side are two points: an infinite ratio. If all are equal there is no gap.
         best = np.maximum(best, np.where(gap > 0, gap / np.maximum(spread, 1e-300), 0.0))
     return best
 
 
 @functools.cache
 def _simulated_splits(count: int) -> Distances:
-    """The statistic under the null, in falling order."""
+    """The statistic under the null, in descending order."""
     generator = np.random.default_rng(0)
     parts = [_split(generator.standard_normal((SIMULATIONS // 20, count))) for _ in range(20)]
     return -np.sort(-np.concatenate(parts))

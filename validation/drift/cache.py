@@ -1,10 +1,10 @@
 """The band on disk: the distances of one prompt's replays, each saved as soon as it is sampled.
 
-A file belongs to everything that decides the distances: the checkpoint's content, the prompt with its seed, the
-dtype, the device, the versions and the code of the replays. Its name is the hash of that, so what has changed is
-not found. It holds the digest of the truth's latents, against which the truth is checked each time it is sampled
-again, and the replays by kind and number; how many there are is not part of the key, so more may join later.
-Files are replaced whole; one that is damaged is reported and made again.
+A file's name is the hash of everything that decides the distances: the checkpoint's content, the prompt with its
+seed, the dtype, the device, the versions and the code of the replays; after a change it is not found. It holds the
+digest of the truth's latents, against which the truth is checked each time it is sampled again, and the replays by
+kind and number; their count is not part of the key, so more may be added later. Files are replaced whole; a damaged
+one is reported and made again.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def hash_latents(latents: Sequence[Tensor]) -> str:
 
 
 class PromptBand:
-    """The replays' distances of one prompt, read from a file and written to it as they come.
+    """The distances of one prompt's replays, read from a file and written to it one by one.
 
     Attributes:
         path: the file.
@@ -42,12 +42,12 @@ class PromptBand:
     def __init__(
         self, folder: Path, identity: Mapping[str, Any], progress: Callable[[str], None] = lambda _text: None
     ) -> None:
-        """Read the file, if there is a good one.
+        """Read the file, if there is a valid one.
 
         Args:
-            folder: of all such files.
+            folder: where all such files are.
             identity: everything that decides the distances, as JSON values.
-            progress: told if the file is damaged.
+            progress: called with a line of text if the file is damaged.
         """
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.path = folder / "bands" / f"{key[:32]}.json"
@@ -63,7 +63,7 @@ class PromptBand:
             self.truth, self._kept = "", {kind: {} for kind in KINDS}
 
     def begin(self, latents: Sequence[Tensor]) -> bool:
-        """Take the truth's latents; False if distances were kept of another truth, which are dropped then."""
+        """Take the truth's latents; False if the file's distances were to another truth, and are dropped."""
         digest = hash_latents(latents)
         same = self.truth in ("", digest)
         if not same:
@@ -72,11 +72,11 @@ class PromptBand:
         return same
 
     def get(self, kind: Kind, number: int) -> list[float] | None:
-        """A replay's distances step by step, if it was made."""
+        """A replay's distances step by step; None if there are none."""
         return self._kept[kind].get(number)
 
     def put(self, kind: Kind, number: int, distances: Sequence[float]) -> None:
-        """Keep a replay's distances, on disk as well.
+        """Keep a replay's distances in memory and on disk.
 
         Raises:
             UsageError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The drift of a candidate over some prompts, measured: teacher-forced, and free-running beside the replays."""
+"""Measure the drift of a candidate over some prompts: teacher-forced, and free-running against the replays."""
 
 import dataclasses
 import time
@@ -32,33 +32,33 @@ def sources() -> list[Path]:
 
 
 class Beside(Protocol[P_contra]):
-    """What is measured of the lossless replays beside the distances of their latents: kept as these are, not judged."""
+    """Further measures of the lossless replays, cached like the distances of their latents, but not judged."""
 
     @property
     def replays(self) -> int | None:
-        """Of how many lossless replays; None: of all that the band has."""
+        """How many lossless replays to measure; None is all that the band has."""
 
     def identity(self, prompt: P_contra) -> Mapping[str, Any]:
-        """What decides the numbers but the latents, as JSON values."""
+        """Everything except the latents that decides the numbers, as JSON values."""
 
     def begin(self, prompt: P_contra, truth: Sequence[Tensor]) -> bool:
         """Take the truth's latents; False if there is nothing to measure against."""
 
     def row(self, prompt: P_contra, latents: Sequence[Tensor], what: str) -> list[float]:
-        """The numbers of a replay's latents, always as many."""
+        """The measures of a replay's latents; their number is fixed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptDrift:
-    """What was measured on one prompt.
+    """The measurement of one prompt.
 
     Attributes:
         reference, candidate: distances to the truth, step by step.
-        replays: ``[K, S]`` by kind.
-        bit_exact: the candidate's latents are the reference's.
+        replays: distances ``[K, S]`` by kind.
+        bit_exact: the candidate's latents have the reference's bits.
         seconds: of the stages ``teacher_forced``, ``band``.
-        truth: its latents, step by step.
-        beside: rows of `Beside`, one a lossless replay.
+        truth: the truth's latents, step by step.
+        beside: rows of `Beside`, one per lossless replay.
     """
 
     reference: list[float]
@@ -72,14 +72,14 @@ class PromptDrift:
 
 @dataclasses.dataclass(frozen=True)
 class _Taught:
-    """A truth's trajectory, and the errors that were kept on the side as dictionaries."""
+    """A truth's trajectory, and the errors measured along it, as dictionaries."""
 
     latents: Sequence[Tensor]
     errors: list[dict[str, Any]]
 
     @classmethod
     def read(cls, latents: Sequence[Tensor], _decoded: object, errors: list[dict[str, Any]]) -> Self:
-        """What `ArmStore.get` asks for."""
+        """Make one from a stored arm, for `ArmStore.get`."""
         return cls(latents, errors)
 
 
@@ -87,9 +87,9 @@ class Drift(Generic[P]):
     """The measurement, prompt by prompt.
 
     Attributes:
-        replays: how many of each kind a prompt gets: those wanted, or more where there are few prompts
-            (`band.replays_needed`); 0 where no number would do, and the band is then left out.
-        measured: what there is so far, by the prompt's number.
+        replays: how many of each kind a prompt gets: those wanted, or more if there are few prompts
+            (`band.replays_needed`); 0 if no number suffices: the band is then left out.
+        measured: the results so far, by the prompt's number.
     """
 
     def __init__(
@@ -109,16 +109,16 @@ class Drift(Generic[P]):
         """Prepare; nothing is sampled yet.
 
         Args:
-            model: that samples latents.
+            model: samples the latents.
             candidate: the op set to measure.
             prompts: all that `add` will be called with.
-            identity: everything that decides the latents but op set and prompt (checkpoint content, dtype, device,
+            identity: everything that decides the latents except op set and prompt (checkpoint content, dtype, device,
                 versions, sites, code), as JSON values: the cache's key.
             cache: folder of the bands.
-            replays: of each kind, at least 4.
-            store: of finished arms, where the truths are kept too.
-            beside: what else is measured of the lossless replays.
-            estimate: told of each finished sample.
+            replays: number of each kind, at least 4.
+            store: store of finished arms, which keeps the truths too.
+            beside: further measures of the lossless replays.
+            estimate: updated after each finished sample.
             progress: called with a line of text for each sample.
         """
         self.model, self.prompts, self.cache, self.progress = model, tuple(prompts), cache, progress
@@ -130,12 +130,12 @@ class Drift(Generic[P]):
         self.estimate.plan({"truth": len(self.prompts), "replay": 2 * self.replays * len(self.prompts)})
 
     def add(self, prompt: P, reference: Sequence[Tensor], candidate: Sequence[Tensor]) -> PromptDrift:
-        """Measure one of the prompts, whose free-running latents these are.
+        """Measure one of the prompts, given the free-running latents of both arms.
 
         Raises:
             SiteError: an op failed inside the model.
             UsageError: the cache cannot be written.
-            ValueError: latents of another number or shape than the truth's.
+            ValueError: the number or the shape of the latents differs from the truth's.
         """
         number = self.prompts.index(prompt)
         start = time.perf_counter()
@@ -155,7 +155,7 @@ class Drift(Generic[P]):
         return found
 
     def _truth(self, number: int, prompt: P) -> Sequence[Tensor]:
-        """The truth's latents; the teacher has watched its trajectory then."""
+        """The truth's latents, sampled under the teacher's watch or taken from the store."""
         name = f"{prompt.name}-{prompt.seed}-truth"
         kept = self.store.get(name, _Taught.read) if self.store else None
         self.progress("truth, teacher-forced" if kept is None else f"truth, {TAKEN}")
@@ -163,7 +163,7 @@ class Drift(Generic[P]):
             self.teacher.errors += [CallErrors(**error) for error in kept.errors]
             return kept.latents
         per_step = self.model.forwards_per_step(prompt)
-        families = 2 * sum(site.calls for site in self.model.sites)  # at most: a site has a place at least
+        families = 2 * sum(site.calls for site in self.model.sites)  # at most: each site has at least one place
         watched = forwards_to_watch(self.model.steps(prompt) * per_step, len(self.prompts), families)
         before = len(self.teacher.errors)
         truth = self._latents("truth", self.teacher.op_set(number, watched, per_step), prompt)
@@ -225,7 +225,7 @@ class Drift(Generic[P]):
         return all(found.bit_exact for found in self.measured.values())
 
     def rows(self, arm: str) -> band.Distances:
-        """Distances ``[P, S]`` of an arm, or ``[P, K, S]`` of a kind of replays, up to the shortest prompt's end."""
+        """Distances ``[P, S]`` of an arm, or ``[P, K, S]`` of a kind of replay, up to the shortest prompt's end."""
         steps = min(len(found.candidate) for found in self.measured.values())
         rows = [found.replays[arm] if arm in found.replays else getattr(found, arm) for found in self.measured.values()]
         return np.stack([np.asarray(row)[..., :steps] for row in rows])

@@ -1,23 +1,24 @@
 """The teacher-forced comparison: at every site call of the truth's own trajectory, who is further from the truth?
 
 The truth drives the model. At some of its forwards each site call also hands its exact inputs to the baseline
-(the reference op in the working dtype), to a ``lossless`` replay and to the candidate, and keeps how far each
-output is from the float64 truth before its rounding. Nothing can grow: an error stands where it was made. The
-model is not copied; these are calls on the side.
+(the reference op in the working dtype), to a ``lossless`` replay and to the candidate, and records how far each
+output is from the float64 truth before its rounding. Errors cannot grow: each is seen where it is made. The
+model is not copied; these are extra calls.
 
-*Test*: in one call the candidate is *further* if its mean squared error exceeds those of the baseline and of the
-replay both, the RMS by more than a factor `MARGIN`. If it is as right as the baseline the two are exchangeable,
+*Test*: in one call the candidate is *further* if its mean squared error exceeds both the baseline's and the
+replay's, the RMS by more than a factor `MARGIN`. If it is as right as the baseline the two are exchangeable,
 so this happens with probability at most 1/2, and the number of such calls is at most binomial: a sign test, exact
 and blind to outliers. It is made for each place (one call of a site in a forward, over steps and prompts) and for
-each site (over its places too), and Bonferroni's correction is for all of these together. The replay is there
+each site (over its places too), and Bonferroni's correction covers all of these together. The replay is needed
 because float32 arithmetic can only lose, by a hair, against exact rounding, which enough calls would show; so is
 the margin (in bfloat16 correct op sets stay below 1 + 1e-8; eps ten times too big, near unit variance, is 1.004).
 
-A sign test needs many calls. What goes wrong in few is seen by its size: a single call whose RMS error is more than
-`GROSS` times both others is further without a test. A second rounding makes it 1.4 times as large, three more 2.
+A sign test needs many calls. An error in only a few calls is caught by its size: a single call whose RMS error is
+more than `GROSS` times both others is further without a test. A second rounding makes it 1.4 times as large, three
+more 2.
 
-*First*: of the places that are further, the first in the order in which the model runs; where only sites as a
-whole are, the first site.
+*First*: the first further place in the order in which the model runs; if only sites as a whole are further, the
+first site.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ GROSS = 2.0
 
 ARMS = ("baseline", "replay", "candidate")
 
-# Calls that a place gets beyond the fewest with which the sign test can reject, so that it may miss some.
+# Calls per place beyond the fewest with which the sign test can reject, so that it tolerates a few near ones.
 SPARE_CALLS = 6
 
 
@@ -52,11 +53,11 @@ class CallErrors:
     """The errors of one output of one site call, against the float64 truth.
 
     Attributes:
-        site: its name; with the output's number where the op returns several.
-        place: where in the model, as the model calls it.
-        prompt: which, from 0. step: which denoising step, from 0.
-        baseline, replay, candidate: mean squared errors; infinite where an output is not finite and the truth is.
-        rounding: mean squared error of the truth's own rounding: the least there can be.
+        site: its name; with the output's number if the op returns several.
+        place: the model's name for the place.
+        prompt: its number, from 0. step: the denoising step, from 0.
+        baseline, replay, candidate: mean squared errors; infinite if an output is not finite where the truth is.
+        rounding: mean squared error of the truth's own rounding: the least possible.
         candidate_max, baseline_max: greatest absolute errors.
         candidate_mean: mean signed error.
         power: mean square of the truth.
@@ -82,28 +83,29 @@ class CallErrors:
 
     @property
     def gross(self) -> bool:
-        """It is further than roundings explain."""
+        """The candidate is further than roundings explain."""
         return self._beyond(GROSS)
 
     def _beyond(self, factor: float) -> bool:
-        # Written so that NaN is beyond. Where both others are exact, a float64 rounding is no error either.
+        # Written so that NaN is gross. If both others are exact, a float64 rounding still does not count as an error.
         least = self.power * 2.0**-100
         return not self.candidate <= factor**2 * max(self.baseline, self.replay, least)
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """What the calls of one place, or of one site, say together.
+    """The calls of one place, or of one site, summarised.
 
     Attributes:
         site: its name.
         place: as in `CallErrors`; "" for the site as a whole.
-        calls: how many.
-        further: in how many of them the candidate is further.
-        gross: whether it is further in one by more than roundings explain.
-        factor: its RMS error over the baseline's: geometric mean over the calls, the greatest where one is gross.
-        p: of the sign test, corrected for all places and sites; 0 where a call is gross.
-        steps: the steps in which it is further, in order.
+        calls: their number.
+        further: the number in which the candidate is further.
+        gross: whether one of them is further than roundings explain.
+        factor: the candidate's RMS error over the baseline's: geometric mean over the calls, or the greatest if one
+            is gross.
+        p: p-value of the sign test, corrected for all places and sites; 0 if a call is gross.
+        steps: the steps in which the candidate is further, in order.
         errors: RMS error over the RMS of the truth, by arm (``baseline``, ``replay``, ``candidate``).
     """
 
@@ -127,11 +129,11 @@ class Place:
 
 
 def forwards_to_watch(forwards: int, prompts: int, families: int) -> list[int]:
-    """Which forwards of a trajectory are watched: evenly apart from the first to the last, as few as will do.
+    """Indices of the forwards to watch: evenly spaced from the first to the last, as few as suffice.
 
     Args:
-        forwards: of one trajectory. prompts: how many of these there are.
-        families: places and sites that are tested.
+        forwards: number in one trajectory. prompts: number of trajectories.
+        families: number of places and sites that are tested.
     """
     calls = math.ceil(math.log2(families / ALPHA)) + SPARE_CALLS
     count = min(forwards, math.ceil(calls / prompts))
@@ -139,10 +141,10 @@ def forwards_to_watch(forwards: int, prompts: int, families: int) -> list[int]:
 
 
 class TeacherForced:
-    """Watches the truth's trajectories and keeps the errors of what is called on the side.
+    """Watches the truth's trajectories and records the errors of the extra calls.
 
     Attributes:
-        errors: of all calls so far, in the order in which they were made.
+        errors: of all calls so far, in call order.
     """
 
     def __init__(self, candidate: OpSet, place_of: Callable[[SiteCall], str]) -> None:
@@ -151,10 +153,10 @@ class TeacherForced:
         self.errors: list[CallErrors] = []
 
     def op_set(self, prompt: int, watched: Iterable[int], forwards_per_step: int) -> OpSet:
-        """The truth for one trajectory, with the comparison on the side at the watched forwards.
+        """The truth's op set for one trajectory, which also makes the comparison at the watched forwards.
 
         Args:
-            prompt: its number. watched: indices of forwards. forwards_per_step: of the model.
+            prompt: its number. watched: indices of forwards. forwards_per_step: the model's.
         """
         indices, replay = frozenset(watched), Replay("lossless", f"teacher-forced {prompt}").op_set()
 
@@ -169,7 +171,7 @@ class TeacherForced:
                     arms = dict(zip(ARMS, functions, strict=True))
                     outputs = {}
                     for arm, function in arms.items():
-                        # On inputs of its own: an op may work in place, and a candidate may even where it must not.
+                        # Copies: an op may work in place, and a candidate may do so even where it must not.
                         copied = options.get("inplace") or arm == "candidate"
                         own, own_named = _own(given, named) if copied else (given, named)
                         outputs[arm] = _tuple(function(*own, **own_named))
@@ -199,7 +201,7 @@ class TeacherForced:
                 continue
             finite = rounded.isfinite()
             arms = [*(outputs[arm][n] for arm in ARMS), rounded]
-            # Non-finite where the truth is finite is infinitely far; where it is not, no distance.
+            # A non-finite value is infinitely far from a finite truth; a non-finite truth counts as no distance.
             errors = [_infinite_for_nan(t.double() - y).where(finite, 0.0) for t in arms]
             squares = [error.square().mean() for error in errors]
             greatest = [errors[2].abs().amax(), errors[0].abs().amax()]
@@ -222,7 +224,7 @@ def places(errors: Sequence[CallErrors]) -> list[Place]:
 
 
 def can_reject(found: Sequence[Place]) -> bool:
-    """Whether each place had calls enough for the sign test to reject."""
+    """Whether each place had enough calls for the sign test to reject."""
     return bool(found) and min(place.calls for place in found) >= math.log2(len(found) / ALPHA)
 
 
@@ -263,8 +265,8 @@ def _infinite_for_nan(t: Tensor) -> Tensor:
 
 
 def _own(arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    # Copies of the buffers, with the same views of them: what works in place depends on strides and neighbours. By
-    # their bytes, since views of one buffer may differ in dtype; empty buffers all begin at 0, on any device.
+    # Copies of the buffers, with the same views: in-place work depends on strides and neighbours. Copied as bytes,
+    # since views of one buffer may differ in dtype; keyed by device too, since empty buffers all begin at 0.
     buffers: dict[tuple[int, torch.device], torch.UntypedStorage] = {}
 
     def own(value: Any) -> Any:

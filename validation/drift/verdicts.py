@@ -1,4 +1,4 @@
-"""What the measured drift says: one verdict teacher-forced, one against the band, each in one sentence."""
+"""Verdicts on the measured drift: one teacher-forced, one against the band, each in one sentence."""
 
 import dataclasses
 import math
@@ -16,10 +16,10 @@ from validation.verdict import TIERS, Numbers, Series, Status, Tier, Verdict
 
 
 def verdicts(drift: Drift[Any], require: str) -> tuple[Verdict, Verdict]:
-    """Teacher-forced and free-running; both INCONCLUSIVE unless every prompt was measured.
+    """The teacher-forced and the free-running verdict; both INCONCLUSIVE unless every prompt was measured.
 
     Args:
-        drift: after its prompts were added.
+        drift: with its prompts added.
         require: ``bit-exact``, ``lossless`` or ``close``.
     """
     missing = len(drift.prompts) - len(drift.measured)
@@ -31,9 +31,9 @@ def verdicts(drift: Drift[Any], require: str) -> tuple[Verdict, Verdict]:
 
 
 def judge_teacher(drift: Drift[Any], require: str) -> Verdict:
-    """BELOW_REQUIRED_TIER where a site is further from the truth than the baseline.
+    """BELOW_REQUIRED_TIER if a site is further from the truth than the baseline.
 
-    Unless ``close`` is required, which allows that, but not a call that is further than roundings explain.
+    If only ``close`` is required, that is allowed, but a call that is further than roundings explain is not.
     """
     errors = drift.teacher.errors
     found = places(errors)
@@ -75,7 +75,7 @@ def judge_teacher(drift: Drift[Any], require: str) -> Verdict:
 
 
 def judge_band(drift: Drift[Any], require: str) -> Verdict:
-    """OUTSIDE_BAND outside both bands; BELOW_REQUIRED_TIER outside that of the required tier."""
+    """OUTSIDE_BAND outside both bands; BELOW_REQUIRED_TIER outside the required tier's band only."""
     numbers: Numbers = {"prompts": len(drift.prompts), "replays": drift.replays}
     series = {f"{arm}_distance_per_step": _over_prompts(drift.rows(arm)) for arm in ("candidate", "reference")}
     numbers["candidate_distance"] = series["candidate_distance_per_step"][-1]
@@ -136,11 +136,11 @@ def _verdict(check: str, tier: str | None, require: str, reason: str, numbers: N
 
 @dataclasses.dataclass(frozen=True)
 class _Test:
-    """The test against one band: by the tested step's name the mean rank, the adjusted p, and three distances.
+    """The test against one band: mean rank, adjusted p and three distances, by the name of the tested step.
 
     Attributes:
         ends: medians over the prompts: the candidate's, the nearest and the furthest replay's.
-        saturated: at every tested step, see `band.SATURATED`.
+        saturated: whether every tested step is, see `band.SATURATED`.
     """
 
     kind: Kind
@@ -168,7 +168,7 @@ class _Test:
 def _test(drift: Drift[Any], kind: Kind) -> _Test:
     rank, ends, p, saturated = {}, {}, [], []
     for name in band.tested_steps(1):
-        # Each prompt at its own step of that name, and beside it the distances of its replays.
+        # Each prompt at its own step of that name, with the distances of its replays.
         at = [(found, band.tested_steps(len(found.candidate))[name]) for found in drift.measured.values()]
         candidate = np.array([found.candidate[step] for found, step in at])
         replays = np.stack([found.replays[kind][:, step] for found, step in at])
@@ -182,10 +182,10 @@ def _test(drift: Drift[Any], kind: Kind) -> _Test:
 
 
 def _two_modes(drift: Drift[Any]) -> str:
-    """Which band has two modes at its end, in words; "" if none has.
+    """A message naming the band that has two modes at its end; "" if none has.
 
-    Another way leads further than a rounding at each site does, of which the close replays are made: replays that met
-    few roundings lie at 0 and nearly there (measured on a model of random weights: 0, 1.9e-4, 0 and 1.9e-4, where the
+    Another path leads further than the close replays, which have a rounding at each site: lossless ones that met few
+    roundings lie at 0 and nearly there (measured on a model of random weights: 0, 1.9e-4, 0 and 1.9e-4, where the
     nearest of the close ones was at 2.1e-3).
     """
     rows = {(kind, n): found.replays[kind][:, -1] for kind in KINDS for n, found in drift.measured.items()}
@@ -204,11 +204,11 @@ def _two_modes(drift: Drift[Any]) -> str:
     return f"the {kind} band of {drift.prompts[n].name} seed {drift.prompts[n].seed} has two modes (p = {least:.1e})"
 
 
-# What reports show
+# Numbers and series for reports
 
 
 def _teacher_numbers(found: Sequence[Place]) -> Numbers:
-    """Factor, p-value and calls of each site as a whole."""
+    """The factor, p-value and number of calls of each site as a whole."""
     numbers: Numbers = {}
     for place in found:
         if not place.place:
@@ -219,9 +219,9 @@ def _teacher_numbers(found: Sequence[Place]) -> Numbers:
 
 
 def _teacher_series(errors: Sequence[CallErrors], found: Sequence[Place]) -> Series:
-    """RMS errors over the RMS of the truth, by arm: at each place as the model runs them, of all over watched steps.
+    """RMS errors over the RMS of the truth, by arm: for each place in the model's order, and over the watched steps.
 
-    And the p-value of each place.
+    Also the p-value of each place.
     """
     here = [place for place in found if place.place]
     series: Series = {f"{arm}_error_per_place": [place.errors[arm] for place in here] for arm in ARMS}
