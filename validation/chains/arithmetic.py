@@ -1,4 +1,4 @@
-"""The chains in float32, and the controls: each takes one correct step that a kernel may well take instead."""
+"""The chains in float32, and the controls: each replaces one step by another correct one that a kernel may take."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ from validation.chains.steps import INPUT
 
 
 class Arithmetic(Chain[Tensor]):
-    """float32 inside, rounded to the output's dtype at the end and where ``casting_mode="input"`` says so.
+    """float32 inside, rounded to the output's dtype at the end and where ``casting_mode="input"`` requires it.
 
-    The plain thing: one ``sum``, one ``rsqrt``, products and sums one after the other.
+    The plain form: one ``sum``, one ``rsqrt``, products and sums one after the other.
 
     Attributes:
         wide: the dtype of the arithmetic between roundings.
@@ -23,7 +23,7 @@ class Arithmetic(Chain[Tensor]):
     rounds_midway = True
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over the last dimension, which stays, of size 1."""
+        """Sum over the last dimension, kept with size 1."""
         return x.sum(-1, keepdim=True)
 
     def moments(self, x: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class Chunked(Arithmetic):
     """Sums of 64 columns, then the sum of those: a kernel that loops over blocks of columns."""
 
     def sum(self, x: Tensor) -> Tensor:
-        """The chunks' sums, added one after the other."""
+        """Add the chunks' sums one after the other."""
         total = torch.zeros_like(x[..., :1])
         for chunk in torch.split(x, 64, -1):
             total = total + chunk.sum(-1, keepdim=True)
@@ -72,7 +72,7 @@ class Pairwise(Arithmetic):
     """Halves added to halves until one is left: a tree reduction within a program."""
 
     def sum(self, x: Tensor) -> Tensor:
-        """The tree, padded with zeros where a level is odd."""
+        """Sum in a tree, padded with zeros where a level is odd."""
         while x.shape[-1] > 1:
             half = (x.shape[-1] + 1) // 2
             x = x[..., :half] + functional.pad(x[..., half:], (0, 2 * half - x.shape[-1]))
@@ -80,7 +80,7 @@ class Pairwise(Arithmetic):
 
 
 class Reversed(Arithmetic):
-    """From the last column to the first."""
+    """Sums from the last column to the first."""
 
     def sum(self, x: Tensor) -> Tensor:
         """torch's own sum of the columns in reverse."""
@@ -88,7 +88,7 @@ class Reversed(Arithmetic):
 
 
 class Welford(Arithmetic):
-    """Mean and variance in one pass by Welford's update, as torch's own kernels have them."""
+    """Mean and variance in one pass by Welford's update, as in torch's own kernels."""
 
     def moments(self, x: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
         """torch.var_mean for a centred norm; a plain mean square has no update of its own."""
@@ -99,18 +99,18 @@ class Welford(Arithmetic):
 
 
 class Division(Arithmetic):
-    """Divided by the square root instead of multiplied by its reciprocal."""
+    """Divides by the square root instead of multiplying by its reciprocal."""
 
     def over_root(self, value: Tensor, square: Tensor) -> Tensor:
-        """``value / sqrt(square)``, as it stands."""
+        """``value / sqrt(square)``, literally."""
         return value / torch.sqrt(square)
 
 
 class FMA(Arithmetic):
-    """Every product that feeds a sum goes into it unrounded, as compilers contract them on a GPU."""
+    """Adds products unrounded, as GPU compilers contract a product and a sum."""
 
     def multiply_add(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        """In float64, where the product of two float32 numbers is exact, then rounded to the promoted dtype."""
+        """Compute in float64, where the product of two float32 numbers is exact; round to the promoted dtype."""
         dtype = torch.promote_types(torch.result_type(a, b), torch.result_type(b, c))
         return (a.double() * b.double() + c.double()).to(dtype)
 

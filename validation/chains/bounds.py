@@ -1,13 +1,13 @@
 """The forward error bound of each op: its chain over `Running` numbers.
 
-One `Running` for each output; the final rounding, to the output's dtype, is left out: the budget adds it as half an
+One `Running` for each output, without the final rounding to the output's dtype: the budget adds it as half an
 ulp. ``"float32"`` mode rounds nowhere else. ``"input"`` mode rounds the normalised value to ``x.dtype`` and then each
-intermediate to what PyTorch's promotion gives, as `reference_ops` does; the rotations, which have no mode, do the
+intermediate to the dtype of PyTorch's promotion, as `reference_ops` does; the rotations, which have no mode, do the
 latter too.
 
-An op that hands on a rounded residual (``scale_residual_X``) is judged in two parts: ``residual_out``
+An op that returns a rounded residual (``scale_residual_X``) is judged in two parts: ``residual_out``
 against the gated sum, and y as ``X`` of the residual_out that the candidate itself returned. So there is no
-bound for its y here: norm(residual_out) is what the caller sees, and a norm of the unrounded sum shows.
+bound for its y here: the caller sees norm(residual_out), and a norm of the unrounded sum is detected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class _Bounds(Chain[Running]):
 
 
 def bound(op: str, arguments: Mapping[str, Any]) -> tuple[Running, ...]:
-    """The bound of an op's outputs for these arguments (as the op is called, in their own dtypes).
+    """The bound of each output of an op for these arguments, in their own dtypes.
 
     Args:
         op: one of `BOUNDS`.

@@ -1,7 +1,6 @@
 """The ops, each written once as a chain of steps; signatures and meaning are those of `reference_ops`.
 
-Calls must be legal ones: arguments are not checked again. An op that has no chain here works all the same: see
-`perturbed`.
+Calls must be legal: arguments are not checked again. For an op without a chain see `perturbed`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The contract's own checks in front of functions that have none: they refuse bad input as the op must."""
+"""Put the contract's own checks in front of functions without checks, so that they refuse bad input as the op must."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ Op = Callable[..., Any]
 
 
 def checked(op: str, function: Op) -> Op:
-    """The function behind the checks of the op of that name; it is called with keyword arguments."""
+    """Wrap a function in an op's checks; it is called with keyword arguments."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -23,7 +23,7 @@ def checked(op: str, function: Op) -> Op:
 
 
 def checked_arguments(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, float64: bool) -> dict[str, Any]:
-    """All arguments of a call by name, checked; those of an op without a chain are left to its own checks.
+    """All arguments of a call by name, checked, except those of an op without a chain, which checks its own.
 
     Args:
         op: its name.

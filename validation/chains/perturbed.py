@@ -1,16 +1,16 @@
 """The error bound and the legal replay of an op without a chain: a tape of its reference, every step perturbed.
 
-The bound, from a `tape` of the reference in its working dtypes that runs again in float64:
+The bound comes from a `tape` of the reference in its working dtypes, replayed in float64:
 
-* First-order bounds on what roundings may do to each element, carried from step to step as in `running`
+* First-order bounds on the effect of roundings on each element, propagated from step to step as in `running`
   (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, section 3.3), with the derivative of
   each step by forward differentiation. A step in float32 adds u = 2^-24 of its result; a sum of n terms
-  u (log2(n) + 2) of the sum of its terms' sizes. A step in 16 bits also adds half an ulp, apart: that is
-  `Running.declared`. The rounding that makes an output's own elements is left out: the budget has it. Where a
+  u (log2(n) + 2) of the sum of its terms' sizes. A step in 16 bits also adds half an ulp, kept separately in
+  `Running.declared`. The rounding that makes an output's own elements is left out: the budget has it. If a
   sum has many terms, their roundings add up as random signs do: three times the root of the sum of squares,
-  which is five standard deviations, for a rounding error is uniform and not at the end of its interval.
-* How much of the float32 bound is real. Errors that are one and the same (of a mean, of an rstd) can cancel
-  later on, which a bound of absolute values does not see: at a mean of 30 sigma it is ten times too wide. So
+  which is five standard deviations, since a rounding error is uniform and not at the end of its interval.
+* How much of the float32 bound is real. A shared error (of a mean, of an rstd) can cancel later, which a
+  bound of absolute values does not see: at a mean of 30 sigma it is ten times too wide. So
   the tape is replayed `REPLAYS` times with every float32 step moved up or down by one rounding, each element
   at random (perturbed replay: Vignes, Mathematics and Computers in Simulation 35, 1993; Parker, Monte Carlo
   arithmetic, UCLA CSD-970002, 1997). `Running.noise` is the first-order bound times the largest share of it
@@ -32,7 +32,7 @@ from validation.device.private import tree_flatten, tree_leaves, tree_map, tree_
 
 REPLAYS = 16
 
-# Sums of more terms than this are bounded by three times the root of the sum of squares; up to it, by the sum.
+# Sums of more terms than this are bounded by three times the root of the sum of squares; others by the plain sum.
 MANY = 9
 
 After = Callable[[Step, Call, list[Tensor]], None]
@@ -56,7 +56,7 @@ def _replay(tape: Tape, outputs: Sequence[Slot], after: After) -> list[Tensor]:
 
 
 def _float32_error(step: Step, call: Call, result: Tensor) -> Tensor | None:
-    """One rounding, of float32 arithmetic, of a step's result; None where it makes none."""
+    """The float32 rounding error of a step's result; None if the step makes none."""
     if not step.rounds or step.dtype is torch.float64 or (step.moves and step.dtype in HALVES):
         return None
     if not step.terms:
@@ -66,7 +66,7 @@ def _float32_error(step: Step, call: Call, result: Tensor) -> Tensor | None:
 
 
 def _of_sizes(call: Call) -> Call:
-    """The call with absolute values for all tensors and factors."""
+    """The call with all tensors and factors replaced by their absolute values."""
     args, kwargs = tree_map(lambda leaf: leaf.abs() if _floating(leaf) else leaf, call)
     return args, kwargs | {name: abs(kwargs[name]) for name in ("alpha", "beta", "value") if name in kwargs}
 
@@ -76,7 +76,7 @@ def _floating(leaf: Any) -> bool:
 
 
 def _moved_at_random(generator: torch.Generator) -> After:
-    """Moves each float32 step's result by one rounding, with a random sign for each element."""
+    """A callback that moves each float32 step's result by one rounding, with a random sign for each element."""
 
     def after(step: Step, call: Call, results: list[Tensor]) -> None:
         for t in results:
@@ -93,15 +93,16 @@ def replay(
 ) -> list[tuple[Tensor, torch.dtype]]:
     """A legal replay of a reference's call: its outputs in float64, not yet rounded, and their dtypes.
 
-    Steps in 16 bits are rounded to nearest, but for those that make the outputs' own elements.
+    Steps in 16 bits are rounded to nearest, except those that make the outputs' own elements.
 
     Args:
         reference: makes the call.
-        generator: that of a device, by which each float32 step is moved by one rounding up or down; None moves none.
+        generator: returns a device's generator, which moves each float32 step up or down by one rounding; None moves
+            none.
     """
     with torch.no_grad():
         tape, outputs = _recorded(reference)
-        rounded, exact = inputs_of(tape), inputs_of(tape)  # exact: all that is in rounded but for its own rounding
+        rounded, exact = inputs_of(tape), inputs_of(tape)  # exact: the same values before their own rounding
         for step in tape.steps:
             call = filled(step, rounded)
             if step.moves:
@@ -115,8 +116,8 @@ def replay(
                 if generator is not None and step.rounds:
                     moved = t.clone()
                     _moved_at_random(generator(t.device))(step, call, [moved])
-                    # What float32 holds needed no rounding; many 16-bit sums and products lie halfway between two
-                    # neighbours, and every kernel rounds these to even.
+                    # A value that float32 holds needed no rounding; many 16-bit sums and products lie halfway between
+                    # two neighbours, and every kernel rounds these to even.
                     t.copy_(torch.where(t.float().double() == t, t, moved))
                 if slot not in exact:
                     exact[slot] = t.clone()
@@ -136,10 +137,10 @@ def _recorded(reference: Callable[[], Any]) -> tuple[Tape, tuple[Tensor, ...]]:
 
 
 def _overflows(tape: Tape, outputs: Sequence[Slot]) -> list[Tensor]:
-    """Where an output follows from a number that its rounding may have made infinite, the output itself aside.
+    """Where an output depends on a number, other than itself, that its rounding may have made infinite.
 
-    Such a number becomes NaN where it is read: by arithmetic, or on its way to another dtype. What follows from
-    it is then NaN.
+    Such a number becomes NaN where it is read, by arithmetic or by a cast, and everything that depends on it
+    is then NaN.
     """
     values = inputs_of(tape)
 
@@ -150,7 +151,7 @@ def _overflows(tape: Tape, outputs: Sequence[Slot]) -> list[Tensor]:
         if not _floating(t) or (step.moves and dtype is step.dtype):
             return t
         largest = torch.finfo(dtype).max / (1.0 + 2.0 * UNIT_ROUNDOFF[dtype])
-        # What dtype holds exactly, as it does each element of an input, was not rounded.
+        # A value that dtype holds exactly, such as each element of an input, was not rounded.
         rounded = t.isfinite() & (t != t.to(dtype).double())
         return t.masked_fill(rounded & (t.abs() > largest), math.nan)
 
@@ -163,7 +164,7 @@ def _overflows(tape: Tape, outputs: Sequence[Slot]) -> list[Tensor]:
 
 
 def _first_order(tape: Tape, outputs: Sequence[Slot]) -> tuple[list[Tensor], list[Tensor]]:
-    """For each output: the bound on float32 errors, and that on 16-bit roundings but for its own elements'."""
+    """For each output: the bounds on float32 errors and on 16-bit roundings, without that of its own elements."""
     values = inputs_of(tape)
     noise, declared, own = ({s: t.zero_() if _floating(t) else t for s, t in inputs_of(tape).items()} for _ in range(3))
     for step in tape.steps:
@@ -198,7 +199,7 @@ def _first_order(tape: Tape, outputs: Sequence[Slot]) -> tuple[list[Tensor], lis
 
 
 def _passed_on(step: Step, call: Call, errors: Call) -> list[Tensor]:
-    """What a step makes, to first order, of errors of these sizes in its arguments."""
+    """The first-order errors of a step's results, given errors of these sizes in its arguments."""
     total = [torch.zeros_like(t) for t in run(step, tree_map(_cloned, call))]
     point = _of_sizes(call) if step.terms else call
     leaves, spec = tree_flatten(point)
@@ -253,7 +254,7 @@ def bound(reference: Callable[..., Any], arguments: Mapping[str, Any], truths: S
     made = []
     for truth, hard, worst, hard_declared, nan, t in parts:
         overflow = nan & ~truth.isnan()
-        # What follows from an infinity that float64 does not have may be any number: 0 after a division by it.
+        # A value that depends on an infinity absent in float64 may be any number: 0 after a division by it.
         noise = _real(hard, worst).masked_fill(overflow, math.inf)
         made.append(Running(truth, noise, hard_declared.nan_to_num(nan=0.0), overflow, t.dtype))
     return tuple(made)

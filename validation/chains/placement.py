@@ -1,6 +1,6 @@
-"""The chains with 16-bit roundings in other places: what a candidate's bits are compared with.
+"""The chains with 16-bit roundings in other places, for comparison with a candidate's bits.
 
-Each placement is replayed with float64 arithmetic between its roundings, so that what is left of a difference is the
+Each placement is replayed with float64 arithmetic between its roundings, so that the remaining difference is the
 candidate's own float32 arithmetic: it turns about one rounding in a thousand.
 """
 
@@ -21,7 +21,7 @@ RESIDUAL = "residual not rounded before the norm"
 TRUNCATED = "truncated"
 STATISTICS = "statistics in the input dtype"
 
-# By op, in the order that decides between equals. A rotation alone has one rounding and no other place for it.
+# Placements by op; the first wins a tie. A rotation alone has one rounding and no other place for it.
 _MODULATED = (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS)
 PLACEMENTS: dict[str, tuple[str, ...]] = {
     "layer_norm": (ONCE, TRUNCATED, STATISTICS),
@@ -38,7 +38,7 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
 
 
 class _Placed(Chain[Tensor]):
-    """float64, rounded as one placement has it; in mode float32."""
+    """float64 arithmetic with the roundings of one placement; in mode float32."""
 
     def __init__(self, placement: str) -> None:
         self.placement = placement
@@ -75,12 +75,12 @@ class _Placed(Chain[Tensor]):
         nearest = value.to(dtype)
         if self.placement != TRUNCATED:
             return nearest
-        # The bits of a 16-bit float are its sign and, below, its size: one less is one step towards zero.
+        # A 16-bit float's bits are its sign, then its magnitude: subtracting 1 is one step towards zero.
         return (nearest.view(torch.int16) - (nearest.double().abs() > value.abs()).to(torch.int16)).view(dtype)
 
 
 def replay(op: str, arguments: Mapping[str, Any], placement: str) -> tuple[Tensor, ...]:
-    """The outputs of an op under one placement; its dtypes have 16 bits."""
+    """The outputs of an op under one placement; its dtypes must have 16 bits."""
     named = {name: value for name, value in arguments.items() if name not in ("casting_mode", "inplace")}
     if placement == EAGER:
         result = reference_op(op)(**named, casting_mode=INPUT)

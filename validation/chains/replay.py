@@ -1,4 +1,4 @@
-"""Legal replays of the ops, as op sets: what every correct kernel's roundings may do to a model.
+"""Legal replays of the ops, as op sets: the effect that a correct kernel's roundings may have on a model.
 
 They compute an op's chain in float64 and round as a correct kernel may:
 
@@ -10,15 +10,15 @@ They compute an op's chain in float64 and round as a correct kernel may:
               of one rounding more than declared (variance 1/6 ulp^2 against 1/12).
 
 ``casting_mode="input"``, and a rotation of 16-bit values by 16-bit angles, declare roundings on the way.
-Replays make these as the eager chain does, to nearest, on steps computed in float64; freedom remains in the
-normalised value before its rounding and in the last one. That is why replays of such a chain lie further from
+Replays round there as the eager chain does, to nearest, on steps computed in float64; only the normalised value
+before its rounding and the last rounding are free. That is why replays of such a chain lie further from
 the truth than those of a float32 chain, as the baseline itself does.
 
 An op without a chain is replayed from a tape of its reference: every float32 step is moved by one rounding of its own
 (``lossless``), 16-bit steps are rounded to nearest, and the result as above.
 
-Where the random numbers come from decides a replay: a generator seeded with (kind, seed) is drawn from call by
-call, so equal calls in equal order repeat it to the bit on one device.
+The random numbers decide a replay: each call draws from a generator seeded with (kind, seed), so equal calls in
+equal order repeat it to the bit on one device.
 """
 
 import dataclasses
@@ -43,21 +43,21 @@ KINDS: tuple[Kind, ...] = ("lossless", "close")
 NORMALISED_NOISE = 2.0**-22
 RESULT_NOISE = 2.0**-23
 
-# What decides the truth and its replays, beside the reference ops.
+# Together with the reference ops these decide the truth and its replays.
 _MODULES = (chain, perturbed, running, steps, tape, truth, ulp)
 
 _DIGITS = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
 def sources() -> list[Path]:
-    """The files on which the truth and its replays depend, in an order that is always the same."""
+    """The files on which the truth and its replays depend, in a fixed order."""
     modules = [Path(__file__), *(Path(str(module.__file__)) for module in _MODULES)]
     return [*sorted(Path(reference_ops.__path__[0]).rglob("*.py")), *modules]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """A step's float64 result, and the dtype in which the eager chain would hold it; not yet rounded to it."""
+    """A step's float64 result, not yet rounded to the dtype in which the eager chain would hold it."""
 
     exact: Tensor
     dtype: torch.dtype
@@ -67,7 +67,7 @@ class _Value:
         return self.exact.shape
 
     def settled(self) -> Tensor:
-        """Rounded, where the chain declares a rounding: to 16 bits. One to float32 is noise of the result."""
+        """Round to 16 bits where the chain declares it; a rounding to float32 counts as noise of the result."""
         return self.exact if self.dtype is torch.float32 else self.exact.to(self.dtype).double()
 
     def __add__(self, other: "_Value | float") -> "_Value":
@@ -83,11 +83,11 @@ class _Value:
 
 
 class Replay(Chain[_Value]):
-    """One legal replay, drawing from one generator a device.
+    """One legal replay, with one random generator per device.
 
     Attributes:
-        kind: of the roundings.
-        seed: names the replay; another seed is another replay.
+        kind: the kind of roundings.
+        seed: identifies the replay; another seed is another replay.
     """
 
     def __init__(self, kind: Kind, seed: str) -> None:
@@ -95,13 +95,13 @@ class Replay(Chain[_Value]):
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def op_set(self) -> OpSet:
-        """All ops; for arguments that the reference ops accept, which are not checked again."""
+        """All ops as an op set; arguments must be acceptable to the reference ops and are not checked again."""
         taped = {op: functools.partial(self._taped, op) for op in reference_ops.OP_NAMES if op not in OPS}
         made: dict[str, Op] = {**functions(self), **taped}
         return OpSet(f"{self.kind} replay {self.seed}", made, "replay")
 
     def _taped(self, op: str, *given: Any, **named: Any) -> Any:
-        """An op without a chain."""
+        """Replay an op without a chain."""
         arguments, options = bound(op, given, named)
         kept = {name: value for name, value in options.items() if name != "inplace"}
         outputs = perturbed.replay(
@@ -120,7 +120,7 @@ class Replay(Chain[_Value]):
         return generator
 
     def _random(self, like: Tensor) -> Tensor:
-        """Uniform in [0, 1), of a tensor's shape, float64."""
+        """Random numbers, uniform in [0, 1), in a tensor's shape, float64."""
         generator = self._generator(like.device)
         return torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
 
@@ -134,7 +134,7 @@ class Replay(Chain[_Value]):
         return _Value(t.double(), torch.float32 if mode == FLOAT32 else t.dtype)
 
     def modulation(self, name: str, m: Any, x: Tensor, mode: str) -> _Value:
-        """See `Steps`; a 0-d one is rounded to x's dtype first, as PyTorch's promotion has it."""
+        """See `Steps`; a 0-d modulation is rounded to x's dtype first, as in PyTorch's promotion."""
         rows = self.rows(name, m, x)
         return self.taken(rows.to(x.dtype) if mode == INPUT and rows.dim() == 0 else rows, mode)
 
@@ -147,7 +147,7 @@ class Replay(Chain[_Value]):
         return _Value(self._disturbed(wide, NORMALISED_NOISE), torch.float32)
 
     def midway(self, value: _Value, dtype: torch.dtype, mode: str) -> _Value:
-        """See `Steps`; the rounding is made by what reads it."""
+        """See `Steps`; the next step that reads the value rounds it."""
         return _Value(value.settled(), dtype) if mode == INPUT else value
 
     def part(self, value: _Value, columns: slice) -> _Value:
@@ -158,7 +158,7 @@ class Replay(Chain[_Value]):
         """See `Steps`."""
         if self.kind == "close":
             return stochastically_rounded(value.exact, dtype, self._random(value.exact))
-        # A result that float32 holds needed no rounding to get there. Sums of 16-bit values are such, and often
+        # A result that float32 holds exactly needed no rounding. Sums of 16-bit values are an example, and often
         # lie halfway between two neighbours (6 % of a bfloat16 gated sum): every kernel rounds these to even.
         held = value.exact.float().double() == value.exact
         return torch.where(held, value.exact, self._disturbed(value.exact, RESULT_NOISE)).to(dtype)
@@ -175,8 +175,8 @@ class Replay(Chain[_Value]):
 def stochastically_rounded(value: Tensor, dtype: torch.dtype, uniform: Tensor) -> Tensor:
     """Round float64 values to one of their two neighbours in dtype.
 
-    A value representable in dtype stays; one a share p of the way from the lower neighbour to the upper one
-    goes up with probability p. NaN and what rounds to infinity follow rounding to nearest.
+    A value representable in dtype stays; a value at share p of the way from the lower neighbour to the upper one
+    goes up with probability p. NaN and values that round to infinity are rounded to nearest.
 
     Args:
         value: float64.

@@ -4,13 +4,13 @@
 (running error analysis: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, section
 3.3):
 
-* ``noise``: what float32 arithmetic may add, a unit roundoff u = 2^-24 of each intermediate result, in
-  whatever order the reduction runs. It is an estimate of scale, and the budget multiplies it by k.
-* ``declared``: what the casting mode's own rounding points may add, half an ulp of each value that the
-  contract rounds. It is a hard bound, and the budget takes it as it is.
+* ``noise``: the error of float32 arithmetic, a unit roundoff u = 2^-24 of each intermediate result, for
+  any order of the reduction. It is an estimate of scale, and the budget multiplies it by k.
+* ``declared``: the error of the casting mode's own rounding points, half an ulp of each value that the
+  contract rounds. It is a hard bound, and the budget takes it unchanged.
 
-Like a tensor of a chain in PyTorch, a result has a dtype. The rounding to it, of which one to float32 is noise, is
-made when the next step reads it; the last of a chain is the caller's.
+Like a tensor in PyTorch, a result has a dtype. The next step that reads the result rounds it to that dtype (a
+rounding to float32 is noise); the caller makes the last rounding of a chain.
 """
 
 import dataclasses
@@ -55,12 +55,12 @@ class Running:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the value."""
+        """Shape of the value."""
         return self.value.shape
 
     @classmethod
     def exact(cls, t: Tensor) -> Self:
-        """An input: no error; t is in its own dtype."""
+        """An input without error; t is in its own dtype."""
         value = t.double()
         zero = torch.zeros((), dtype=torch.float64, device=t.device)
         return cls(value, zero, zero, zero.bool(), t.dtype, t.dim() == 0)
@@ -79,7 +79,7 @@ class Running:
         noise = size_a * b.noise + size_b * a.noise
         declared = size_a * b.declared + size_b * a.declared + a.declared * b.declared
         product = a._arithmetic(b, a.value * b.value, noise, declared)
-        # What may be 0 times an infinity may be NaN, or an infinity of either sign.
+        # A product of an infinity and a possible 0 may be NaN, or an infinity of either sign.
         unsure = (size_b.isinf() & a._may_be_zero()) | (size_a.isinf() & b._may_be_zero())
         return dataclasses.replace(product, overflow=product.overflow | unsure)
 
@@ -111,11 +111,11 @@ class Running:
         return Running(value, noise, declared, overflow, dtype, self.scalar and other.scalar, pending=True)
 
     def settled(self) -> "Running":
-        """Rounded to its dtype, if it is not yet."""
+        """Rounded to its dtype, unless it already is."""
         return self.rounded(self.dtype) if self.pending else self
 
     def cast(self, dtype: torch.dtype) -> "Running":
-        """What ``.to(dtype)`` makes of it."""
+        """The result of ``.to(dtype)``."""
         held = self.settled()
         return held if held.dtype is dtype else dataclasses.replace(held, dtype=dtype, pending=True)
 
@@ -125,28 +125,28 @@ class Running:
             return dataclasses.replace(self, dtype=dtype, pending=False)
         size = self.value.abs() + self.noise + self.declared
         half_ulp = size * UNIT_ROUNDOFF[dtype] + SMALLEST[dtype] / 2
-        # Doubled, so that what rounds up to infinity is in it; an overflow here is rare and large.
+        # Doubled, to include values that round up to infinity; an overflow here is rare and large.
         overflow = self.overflow | (size + 2 * half_ulp > torch.finfo(dtype).max)
         declared = self.declared + half_ulp
         return dataclasses.replace(self, declared=declared, overflow=overflow, dtype=dtype, pending=False)
 
     def wide(self) -> "Running":
-        """Taken into float32 without error: what ``.float()`` does to an input."""
+        """Converted to float32 without error, as ``.float()`` does to an input."""
         return dataclasses.replace(self, dtype=torch.float32, scalar=False)
 
     def rstd(self, eps: float, *, centred: bool) -> tuple["Running", "Running"]:
         """The deviation from the row's mean (or the value itself) and 1 / sqrt(mean square + eps).
 
+        The number itself must be an input, without error of its own.
+
         The reductions run over the last dimension of D elements. Each adds u * (log2(D) + 2) of the mean
-        size of its terms: what pairwise or blocked summation makes (Higham, section 4.2), and more than
-        naive summation of rounding errors of random sign makes at D = 65536. The error of the mean enters
+        size of its terms: the error of pairwise or blocked summation (Higham, section 4.2), and more than
+        that of naive summation with rounding errors of random sign at D = 65536. The error of the mean enters
         the variance in the second order only, because deviations sum to zero, so it counts squared.
 
         Args:
             eps: added to the mean square.
             centred: True for LayerNorm, False for RMSNorm.
-
-        The number itself must be an input, without error of its own.
         """
         width = self.value.shape[-1]
         steps = U * (math.log2(width) + 2)
@@ -160,8 +160,8 @@ class Running:
         square_noise = 2 * (value.abs() * own).mean(-1, keepdim=True) + mean_noise * mean_noise + steps * square + TINY
         under_root = square + eps
         inverse = under_root.rsqrt()
-        # d(v^-1/2) = -1/2 v^-3/2 dv; sum with eps, root and quotient round once each. Of a row with an inf it is 0
-        # without error, by which its finite elements are multiplied.
+        # d(v^-1/2) = -1/2 v^-3/2 dv; sum with eps, root and quotient round once each. For a row with an inf, rstd is
+        # 0 without error, and the row's finite elements are multiplied by it.
         zero = torch.zeros((), dtype=torch.float64, device=value.device)
         inverse_noise = torch.where(inverse == 0, zero, inverse * (0.5 * (square_noise / under_root) + 3 * U))
         return (
@@ -170,19 +170,19 @@ class Running:
         )
 
     def expanded(self, shape: torch.Size) -> "Running":
-        """With every field of this shape."""
+        """Every field expanded to this shape."""
         return dataclasses.replace(self, **{name: getattr(self, name).expand(shape) for name in FIELDS})
 
     def part(self, columns: slice) -> "Running":
-        """Some of the columns."""
+        """The columns of a slice."""
         held = self.settled().expanded(self.shape)
         return dataclasses.replace(held, **{name: getattr(held, name)[..., columns] for name in FIELDS})
 
     def put(self, columns: slice, other: "Running") -> None:
-        """Write another's values and bounds into some of the columns."""
+        """Write another's values and bounds into the columns of a slice."""
         for name in FIELDS:
             getattr(self, name)[..., columns] = getattr(other, name)
 
     def view(self, shape: torch.Size) -> "Running":
-        """Of another shape."""
+        """Every field viewed in another shape."""
         return dataclasses.replace(self, **{name: getattr(self, name).view(shape) for name in FIELDS})

@@ -1,7 +1,7 @@
 """The abstract arithmetic: the steps that the ops' chains are made of.
 
-An interpreter says what a number is (`Value`: a tensor, or one that carries more) and how an argument is taken,
-rows are normalised, a cast on the way is made and a result is rounded. The other steps follow from these; an
+An interpreter defines what a number is (`Value`: a tensor, or an object that carries more), how an argument is taken,
+rows are normalised, an intermediate cast is made and a result is rounded. The other steps follow from these; an
 interpreter, or a planted fault, may replace any of them.
 
 ``mode`` is the op's ``casting_mode``; a rotation, which has none, is a chain of mode `INPUT`.
@@ -20,11 +20,11 @@ FLOAT32, INPUT = "float32", "input"
 
 
 class Number(Protocol):
-    """What steps compute with. The dtype of a sum or product follows PyTorch's promotion."""
+    """An operand of the steps. The dtype of a sum or product follows PyTorch's promotion."""
 
     @property
     def shape(self) -> torch.Size:
-        """Of the tensor."""
+        """Shape of the tensor."""
 
     def __mul__(self, other: Any, /) -> Self: ...
     def __add__(self, other: Any, /) -> Self: ...
@@ -37,37 +37,37 @@ Value = TypeVar("Value", bound=Number)
 class Steps(ABC, Generic[Value]):
     """Steps of a norm, a modulation, a rotation, and of storing the result.
 
-    Results are tensors; an interpreter whose results are something else replaces all the steps that store.
+    Results are tensors; an interpreter with other results replaces all the steps that store.
     """
 
-    # What an interpreter says.
+    # Defined by the interpreter.
 
     @abstractmethod
     def taken(self, t: Tensor, mode: str) -> Value:
-        """An argument: in float32, in mode `INPUT` in its own dtype."""
+        """Take an argument: in float32, or in mode `INPUT` in its own dtype."""
 
     @abstractmethod
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Value:
-        """``d / sqrt(mean(d^2) + eps)`` over the last dimension, in float32: d is x, less its mean if centred."""
+        """``d / sqrt(mean(d^2) + eps)`` over the last dimension, in float32; d is x, minus its mean if centred."""
 
     @abstractmethod
     def midway(self, value: Value, dtype: torch.dtype, mode: str) -> Value:
-        """A cast that the chain makes on the way, in mode `INPUT` alone."""
+        """Make an intermediate cast of the chain, only in mode `INPUT`."""
 
     @abstractmethod
     def part(self, value: Value, columns: slice) -> Value:
-        """Some of the columns."""
+        """The columns of a slice."""
 
     @abstractmethod
     def rounded(self, value: Value, dtype: torch.dtype) -> Tensor:
-        """The last rounding."""
+        """Make the last rounding."""
 
     # Norm.
 
     def norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mode: str, *, centred: bool
     ) -> Value:
-        """Norm, weight and bias, the last of them not yet rounded."""
+        """Norm, weight and bias; the last operation's result is not yet rounded."""
         value = self.midway(self.normalised(x, eps, centred=centred), x.dtype, mode)
         return self.affine(value, weight, bias, mode)
 
@@ -91,11 +91,11 @@ class Steps(ABC, Generic[Value]):
         return expand_modulation(m, x)
 
     def modulation(self, name: str, m: Any, x: Tensor, mode: str) -> Value:
-        """The same as a number."""
+        """The same argument as `rows`, as a number."""
         return self.taken(self.rows(name, m, x), mode)
 
     def scaled(self, value: Value, factor: Value, added: Value, x: Tensor) -> Value:
-        """``value * factor + added``, where the factor is a gate or follows from the scale."""
+        """``value * factor + added``; the factor is a gate or follows from the scale."""
         del x
         return self.multiply_add(value, factor, added)
 
@@ -112,14 +112,14 @@ class Steps(ABC, Generic[Value]):
         return self.scaled(self.taken(x, mode), factor, self.taken(residual, mode), x)
 
     def handed_on(self, total: Value, residual_out: Any) -> Any:
-        """What the norm reads of the gated sum: the rounded residual, as the caller sees it."""
+        """The norm's input: the rounded residual, as the caller sees it."""
         del total
         return residual_out
 
     # Rotation.
 
     def pairs(self, count: int, head_dim: int, *, interleaved: bool) -> tuple[slice, slice]:
-        """The first and the second channels of count pairs."""
+        """Slices of the first and of the second channels of ``count`` pairs."""
         del head_dim
         if interleaved:
             return slice(0, 2 * count, 2), slice(1, 2 * count, 2)
@@ -159,19 +159,19 @@ class Steps(ABC, Generic[Value]):
     # Storing.
 
     def room(self, shape: Sequence[int], x: Tensor) -> Any:
-        """Memory for a result of that shape, in x's dtype."""
+        """Allocate memory for a result of that shape, in x's dtype."""
         return torch.empty(shape, dtype=x.dtype, device=x.device)
 
     def put(self, out: Any, columns: slice, value: Value) -> None:
-        """Write some of the columns of a result, rounded."""
+        """Round and write the columns of a slice of a result."""
         out[..., columns] = self.rounded(value, out.dtype)
 
     def stored(self, value: Value, x: Tensor) -> Any:
-        """The result, rounded, in memory of its own."""
+        """Round the result into memory of its own."""
         return self.room(x.shape, x).copy_(self.rounded(value, x.dtype))
 
     def returned(self, targets: tuple[Tensor, ...], results: Sequence[Any], *, inplace: bool) -> tuple[Any, ...]:
-        """The results of an op that may work in place."""
+        """Return an op's results; if ``inplace``, after writing them over the targets."""
         if not inplace:
             return tuple(results)
         return tuple(target.copy_(result) for target, result in zip(targets, results, strict=True))

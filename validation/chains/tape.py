@@ -1,8 +1,8 @@
-"""A tape of a reference: the ATen operations that it ran in its working dtypes, to be run again in float64.
+"""A tape of a reference: the ATen operations that it ran in its working dtypes, for replay in float64.
 
 Ops that hide several roundings (layer norm, softmax, attention) or an exponential that may overflow (silu) are
-recorded as the steps inside them. What a reference computes outside of PyTorch (``.item()``, NumPy, a kernel of its
-own) enters as a constant in its working precision.
+recorded as the steps inside them. A value computed outside of PyTorch (``.item()``, NumPy, a kernel of the
+reference's own) enters as a constant in its working precision.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _EXACT = frozenset(
     | {aten.ones, aten.ones_like, aten.full, aten.full_like, aten.fill_, aten.zero_, aten.masked_fill, aten.max}
     | {aten.min, aten.lift_fresh, aten.tril, aten.triu, aten.set_, aten._local_scalar_dense}
 )
-# Sums of terms: of the error, the sum of the terms' sizes decides, not the size of their sum.
+# Sums of terms: the error scales with the sum of the terms' sizes, not with the size of their sum.
 _SUMS = frozenset(
     {aten.sum, aten.mean, aten.cumsum, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot}
     | {aten.convolution, aten.addcmul, aten.addcmul_}
@@ -42,7 +42,7 @@ def _wide(t: Tensor) -> Tensor:
 
 
 def _moments(x: Tensor, dims: Sequence[int], correction: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Deviation from the mean, variance, mean; in float32 at least."""
+    """Deviation from the mean, variance and mean, in float32 or wider."""
     wide, dims = _wide(x), list(dims) or list(range(x.dim()))
     mean = wide.mean(dims, keepdim=True)
     deviation = wide - mean
@@ -101,7 +101,7 @@ def _attention(*args: Any, **kwargs: Any) -> Any:
     return decomposition_table()[aten._scaled_dot_product_flash_attention_for_cpu.default](*args, **kwargs)
 
 
-# What is recorded as the steps inside it.
+# Operations that are recorded as the steps inside them.
 _DECOMPOSED: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten._fused_rms_norm.default: _rms_norm,
@@ -129,10 +129,10 @@ class Step:
         call: the operation; takes float64 where the run had any floating dtype.
         args, kwargs: its arguments, tensors replaced by slots.
         outputs: slots of the tensors that it returned.
-        dtype: of its floating results in the run, None where it has none.
+        dtype: dtype of its floating results in the run, None if it has none.
         rounds: whether it rounds them.
         moves: whether their elements are elements of its arguments.
-        terms: how many each element is the sum of, 0 where it is no sum.
+        terms: number of terms that each element sums, 0 if it is not a sum.
     """
 
     call: Any
@@ -151,10 +151,10 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self.inputs: dict[Slot, Tensor] = {}  # as they were: tensors that no step made, arguments and constants
+        self.inputs: dict[Slot, Tensor] = {}  # tensors that no step made, unchanged: arguments and constants
         self.dtypes: dict[Slot, torch.dtype] = {}
         self._slots: dict[int, Slot] = {}
-        self._kept: list[Tensor] = []  # an id is a name only as long as its tensor lives
+        self._kept: list[Tensor] = []  # an id is unique only while its tensor lives
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -182,7 +182,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def slot(self, t: Tensor) -> Slot:
-        """The slot of a tensor; a new input where no step made it."""
+        """The slot of a tensor; a new input if no step made it."""
         if id(t) not in self._slots:
             self.inputs[self._slot(t)] = _copy(t, t.dtype)
         return self._slots[id(t)]
@@ -200,7 +200,7 @@ class Tape(TorchDispatchMode):
         return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
 
     def _demoted(self, operand: Any, slot: Any, dtype: torch.dtype) -> Any:
-        """The operand's slot, or that of a rounding before it.
+        """The operand's slot, or the slot of its recorded rounding.
 
         PyTorch rounds a 0-d operand to the dtype of the others before it computes.
         """
@@ -215,7 +215,7 @@ class Tape(TorchDispatchMode):
 
 
 def is_exact(func: Any) -> bool:
-    """Whether an ATen operation makes no rounding but that of a change of dtype."""
+    """Whether an ATen operation rounds nothing, except by a change of dtype."""
     return is_view(func) or func.overloadpacket in _MOVES or func.overloadpacket in _EXACT
 
 
@@ -225,12 +225,12 @@ def is_view(func: Any) -> bool:
 
 
 def _fits(source: torch.dtype, target: torch.dtype | None) -> bool:
-    """True if every number of source is one of target."""
+    """True if target holds every number of source."""
     return target is not None and torch.promote_types(source, target) is target
 
 
 def _terms(func: Any, args: tuple[Any, ...], result: Tensor) -> int:
-    """How many terms each element of a sum has."""
+    """The number of terms in each element of a sum."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     match func.overloadpacket:
         case aten.addcmul | aten.addcmul_:
@@ -249,7 +249,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _copy(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in memory of its own, with the strides of t: what can be viewed of t can be viewed of it."""
+    """A copy in memory of its own, with the strides of t, so that it allows the same views as t."""
     extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     memory = torch.empty(extent, dtype=dtype, device=t.device)
     # An expanded dimension cannot be copied into: write its one distinct element.
@@ -271,7 +271,7 @@ def filled(step: Step, values: Values) -> Call:
 
 def run(step: Step, call: Call) -> list[Tensor]:
     """The tensors that a step returns for these arguments."""
-    # A cast that the working dtype needed and float64 does not leaves its input's strides (those of an expanded
-    # cos, say), so what was a view there may need a copy here.
+    # A cast that float64 does not need keeps its input's strides (of an expanded cos, for instance), so a view in the
+    # working dtype may need a copy here.
     function = torch.ops.aten.reshape.default if step.call is torch.ops.aten.view.default else step.call
     return [t for t in tree_leaves(function(*call[0], **call[1])) if isinstance(t, Tensor)]

@@ -20,7 +20,7 @@ _RESIDUAL_NORMS = {
 
 
 def truth() -> OpSet:
-    """All ops, as the truth."""
+    """An op set of all ops that computes the truth."""
 
     def make(op: str) -> Op:
         def call(*given: Any, **named: Any) -> Any:
@@ -34,7 +34,7 @@ def truth() -> OpSet:
 
 
 def bound(op: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments as the reference op names them: by position what may be, by name what must."""
+    """A call's arguments bound to the reference op's signature: positional where allowed, keyword-only by name."""
     given = _signature(op).bind(*arguments, **options)
     return given.args, given.kwargs
 
@@ -45,7 +45,7 @@ def _signature(op: str) -> inspect.Signature:
 
 
 def exact_outputs(op: str, *arguments: Any, **options: Any) -> tuple[Tensor, ...]:
-    """The outputs of a call, as `bound` has it, in float64, unrounded; y is the norm of the rounded residual_out."""
+    """The unrounded float64 outputs of a call from `bound`; y is the norm of the rounded residual_out."""
     kept = {name: value for name, value in options.items() if name != "inplace"}
     if op in _RESIDUAL_NORMS:
         residual, x, gate, *rest = arguments
@@ -59,14 +59,14 @@ def exact_outputs(op: str, *arguments: Any, **options: Any) -> tuple[Tensor, ...
 
 
 def delivered(outputs: tuple[Tensor, ...], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-    """Outputs as the op hands them back: written over its first arguments where it works in place."""
+    """Outputs as the op returns them: written over its first arguments if it works in place."""
     if options.get("inplace"):
         outputs = tuple(x.copy_(y) for x, y in zip(arguments, outputs, strict=False))
     return outputs if len(outputs) > 1 else outputs[0]
 
 
 def rounded_outputs(op: str, exact: Sequence[Tensor], arguments: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The outputs in their own dtypes: those of q and k, of the activation elsewhere."""
+    """The outputs rounded to their own dtypes: those of q and k, or else of the activation."""
     like = arguments if op.startswith("qk_norm") else [arguments[0]] * len(exact)
     return tuple(y.to(t.dtype) for y, t in zip(exact, like, strict=False))
 
