@@ -1,4 +1,4 @@
-"""Wrong in how they are called and what they leave: signatures, parameters that require grad, what comes back."""
+"""Wrong calls: signatures, parameters that require grad, return values and side effects."""
 
 from typing import Any
 
@@ -95,7 +95,7 @@ class ParametersRefused(RightOps):
         return super().rms_norm(x, weight, eps, casting_mode=casting_mode)
 
 
-# What a call returns, and what it leaves behind.
+# Return values and side effects.
 
 
 @fault("a tuple of one", "scale_shift", "(y,) comes back where the reference returns y", Status.INCORRECT_STRUCTURE)

@@ -44,7 +44,7 @@ class InPlaceThroughContiguous(RightOps):
         return tuple(self.copied(t).copy_(result) for t, result in zip((q, k), results, strict=True))
 
     def copied(self, t: Tensor) -> Tensor:
-        # Cloned but for one token, so that nothing else shows.
+        # Cloned except for one token, so that nothing else shows.
         return t.contiguous() if t.dim() == 4 and t.shape[1] == 1 else t.clone()
 
 

@@ -64,7 +64,7 @@ class RotaryDimsOverTheNextHead(RightOps):
         super().rotate(x, cos, sin, out, interleaved=interleaved)
         rotated = heads * 2 * count // width
         if 2 * count < width and rotated:
-            # The first heads, whole, with the angles repeated.
+            # Rotates the first heads over their whole width, with the angles repeated.
             wide = torch.arange(width // 2, device=x.device) % count
             super().rotate(
                 x[..., :rotated, : width // 2 * 2],
@@ -120,7 +120,7 @@ class TheStrideOfOneToken(RightOps):
         room = x.untyped_storage().nbytes() // x.element_size()
         for item in range(x.shape[0]):
             start = x.storage_offset() + item * x.stride(1)
-            if start + x[0].numel() <= room:  # as much of it as PyTorch lets a view reach
+            if start + x[0].numel() <= room:  # as far as PyTorch lets a view reach
                 row = x.as_strided(x[:1].shape, x[:1].stride(), start)
                 angles = (t[item : item + 1] if t.dim() == 3 else t for t in (cos, sin))
                 super().rotary_embedding(row, *angles, **kwargs)

@@ -1,4 +1,4 @@
-"""Faults of masks, tiles, offsets and grids, in a real Triton kernel: a small right one with a switch for each."""
+"""Faults of masks, tiles, offsets and grids in a real Triton kernel: a small correct one with a switch for each."""
 
 from typing import Any, ClassVar
 
@@ -54,14 +54,14 @@ class RightKernel(RightOps):
     """`rms_norm` in one launch; right as it stands."""
 
     switches: ClassVar[dict[str, Any]] = {"LOAD_MASK": True, "ROW_MASK": True, "WIDE_OFFSETS": True, "GRID_AXIS": 0}
-    # FastVideo's RMSNorm, which writes past the end, takes 32 rows a program. Narrow rows come in more: one
-    # program costs the interpreter 2 ms, whatever its width.
+    # FastVideo's RMSNorm, which writes past the end, takes 32 rows per program. Narrow rows are taken in larger
+    # blocks: one program costs the interpreter 2 ms, whatever its width.
     block_r, tile = 32, 4096
 
     def rms_norm(
         self, x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32"
     ) -> Tensor:
-        # The checks and the shape of the result; PyTorch's result itself is not used.
+        # Called for its checks and the result's shape; the result itself is not used.
         super().rms_norm(x[:0] if isinstance(x, Tensor) and x.dim() > 1 else x, weight, eps, casting_mode=casting_mode)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         if not x.numel():
@@ -156,7 +156,7 @@ class SilentFallback(RightKernel):
         return super().rms_norm(x, weight, eps, casting_mode=casting_mode)
 
 
-# The interpreter could show this one only in 9 GB of memory, held three times over by the canaries.
+# The interpreter could show this one only with 9 GB of memory, which the canaries hold three times.
 @fault(
     "32-bit row offsets",
     OP,
@@ -183,7 +183,7 @@ class GridAxisAbove65535(RightKernel):
     block_r, tile = 1, 1
 
 
-# Order of summation. Each is right in every single call: only two calls side by side show it.
+# Order of summation. Every single call is right: only a comparison of two calls shows the fault.
 
 
 @fault(

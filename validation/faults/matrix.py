@@ -1,8 +1,8 @@
 """The kill matrix: which check catches which planted fault, in how many cases, in which value regimes.
 
-A fault is swept as the op set that it pretends to be, held to the tier that `fused_ops` is held to. One seed
-gives the matrix of the whole sweep; of several seeds each sweep ends with the first verdict that names the
-bug, for then the question is whether there is one.
+A fault is swept as the op set that it pretends to be, and must reach the tier that `fused_ops` must reach. One seed
+gives the matrix of the whole sweep; with several seeds each sweep ends at the first verdict that names the bug,
+because then the question is whether there is one.
 """
 
 import math
@@ -31,14 +31,14 @@ from validation.verdict import Status, Tier
 REQUIRED_TIER = Tier.LOSSLESS
 OP_SET = "planted faults"
 
-# The columns of the matrix: the value regime of a case, and what is said of an op as a whole.
+# The columns of the matrix: a case's value regime, and the checks of an op as a whole.
 COLUMNS = (*REGIMES, "whole op")
 
-# Sweeps from which on processes of their own pay: each takes 6 s to begin.
+# With so many sweeps or more, separate processes pay off: each takes 6 s to start.
 PARALLEL = 8
 
-# What a process may hold of a GPU's memory: the far corner's tensors take 9 GB, and as much again as they were before
-# the call, both of them twice where a second call is made.
+# GPU memory that a process may hold: the far corner's tensors take 9 GB, copies from before the call as much again,
+# and a second call doubles both.
 GPU_BYTES = 40 * 10**9
 
 
@@ -63,7 +63,7 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
             raise UsageError(f"--fault: {name!r} shows on a GPU only, expected --gpu with it")
         if known[name].cpu and not device.interpreted:
             raise UsageError(f"--fault: {name!r} shows on the CPU only, expected no --gpu with it")
-    # By op: the faults of one op are fed the same cases, which are drawn once.
+    # Sorted by op: the faults of one op get the same cases, which are drawn once.
     chosen = sorted((faults or known), key=lambda name: known[name].op)
     chosen = [name for name in chosen if not ops or known[name].op in ops]
     here = tuple(name for name in chosen if not (known[name].gpu if device.interpreted else known[name].cpu))

@@ -1,4 +1,4 @@
-"""Wrong in what is done with memory, and in the rows that nobody looks at."""
+"""Wrong use of memory, and wrong values in rarely checked rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -149,7 +149,7 @@ class NaNBesideAnInf(RightOps):
     "qk_norm_rope",
     "finite elements of a head with an inf are left as they were",
     NUMERICAL,
-    NONFINITE,  # where a weight is inf too: 0 * inf is NaN
+    NONFINITE,  # if a weight is inf too: 0 * inf is NaN
 )
 class AnythingBesideAnInf(RightOps):
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:

@@ -124,7 +124,7 @@ class StridesOfADenseScale(RightOps):
     def rows(self, name: str, m: Any, x: Tensor) -> Tensor:
         if name == "scale" and isinstance(m, Tensor) and m.numel():
             dense = torch.empty(m.shape, device="meta").stride()
-            # Not past the end of the memory: an expanded tensor has less of it than it shows.
+            # Stays within the memory: an expanded tensor has less of it than its shape suggests.
             room = m.untyped_storage().nbytes() // m.element_size() - m.storage_offset()
             if room >= m.numel():
                 m = m.as_strided(m.shape, dense)
@@ -375,7 +375,7 @@ class ColumnStrideIsOne(RightOps):
         return super().norm(x, weight, bias, eps, mode, centred=centred)
 
 
-# A call that is not the first.
+# Calls after the first.
 
 
 @fault(

@@ -91,7 +91,7 @@ class RsqrtAfterTwoNewtonSteps(RightOps):
         guess = (0x5F3759DF - (value.view(torch.int32) >> 1)).view(torch.float32)
         for _ in range(2):
             guess = guess * (1.5 - 0.5 * value * guess * guess)
-        # The trick knows finite numbers alone.
+        # The trick works for finite numbers only.
         return torch.where(value.isfinite(), guess, super().inverse_root(mean_square, eps))
 
 

@@ -1,4 +1,4 @@
-"""Right but where layouts and sizes are seldom met."""
+"""Right except for rare layouts and sizes."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LN, LNSS, RNSS = "layer_norm", "layer_norm_scale_shift", "rms_norm_scale_shift"
 SS, RGA, SRLN = "scale_shift", "residual_gate_add", "scale_residual_layer_norm_scale_shift"
 QKN, QKR, ROTARY, SPLIT = "qk_norm", "qk_norm_rope", "rotary_embedding", "split_rotary_embedding"
 
-# Of a kernel: columns in a block, tokens in a tile.
+# A kernel's columns in a block and tokens in a tile.
 BLOCK, TILE = 8192, 96
 
 
@@ -54,7 +54,7 @@ class ItemsEndToEnd(RightOps):
     def norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mode: str, *, centred: bool
     ) -> Tensor:
-        # Where the memory of one item follows that of another, not where dimensions are swapped.
+        # Only if one item's memory follows the other's, not if dimensions are swapped.
         if x.numel() and x.stride(-1) == 1 and x.stride(0) > x.shape[1] * x.stride(1):
             x = x.as_strided(x.shape, (x.shape[1] * x.stride(1), *x.stride()[1:]))
         return super().norm(x, weight, bias, eps, mode, centred=centred)
@@ -84,7 +84,7 @@ class DenseItemsTakenForContiguous(RightOps):
 )
 class InnerRowDimensionsTakenAsOne(RightOps):
     def layer_norm(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
-        # Where they are no part of a longer dimension, so that all that is read is x's own memory.
+        # Only if they are not part of a longer dimension, so that only x's own memory is read.
         four = isinstance(x, Tensor) and x.dim() == 4 and x.numel() > 0
         if four and x.stride(0) == x[0].numel() and x.stride(-1) == 1:
             x = x.as_strided(x.shape, (x.stride(0), x.shape[2] * x.shape[3], x.shape[3], 1))

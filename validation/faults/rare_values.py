@@ -1,4 +1,4 @@
-"""Right but where values are seldom met or two conditions meet; and bad calls taken for good ones."""
+"""Right except for rare values or two conditions at once; and bad calls accepted as good ones."""
 
 from typing import Any
 

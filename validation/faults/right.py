@@ -1,7 +1,7 @@
-"""Every op with a chain, right, in small steps: a planted fault is this with one step replaced.
+"""Every op with a chain, correct, in small steps: a planted fault replaces one step.
 
-Float32 inside like a fused kernel, rounded where the casting mode says, outputs in fresh memory. Held to
-``lossless`` by the suite's own tests: what a fault shows is then its bug and nothing else.
+Computes in float32 like a fused kernel, rounds where the casting mode says, writes outputs to fresh memory. The
+suite's own tests hold it to ``lossless``, so that a fault shows its bug and nothing else.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Wrong where one path of several, or one form of an argument, meets one arrangement of the tensors in memory."""
+"""Wrong only if one of several paths, or one form of an argument, meets one arrangement of tensors in memory."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LN, LNSS, RNSS, RGA = "layer_norm", "layer_norm_scale_shift", "rms_norm_scale_sh
 SRLN, SRRN = "scale_residual_layer_norm_scale_shift", "scale_residual_rms_norm_scale_shift"
 QKN, ROTARY = "qk_norm", "rotary_embedding"
 
-# Of a kernel: columns or rows of the smaller of two, programs of a persistent one (8 for each of an H200's 132 SMs).
+# The columns or rows of the smaller of two kernels; programs of a persistent one (8 for each of an H200's 132 SMs).
 SMALL, PROGRAMS = 4096, 1056
 
 
