@@ -63,10 +63,10 @@ class Part:
     """A process to run.
 
     Attributes:
-        name: what it is known by.
+        name: unique in the record.
         command: its command line.
-        environment: what it adds to the environment.
-        folder: of its run, which must be new: what a run before it left there is deleted.
+        environment: variables that it adds to the environment.
+        folder: its run folder, which must be new: leftovers of an earlier run are deleted.
     """
 
     name: str
@@ -107,13 +107,13 @@ def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path,
             yield Part(f"denoise {model}", (*bench, "--profile", "--decodes", DECODES[model], *fused))
             compiled = (*bench, "--arm", "torch.compile", "--decodes", "0")
             yield Part(f"denoise {model} torch.compile", (*compiled, "--drift", "none"))
-            # Apart, since compiling the whole model leaves too little of a part's time.
+            # A separate part, since compiling the whole model leaves too little of a part's time.
             small = ("--tiny", "--rounds", "1", "--steps", "1", "--drift", "embedded")
             yield Part(f"denoise {model} torch.compile, its drift", (*compiled, *small))
 
 
 def run(part: Part, limit: float) -> dict[str, Any]:
-    """Run a part, stop it after so many seconds, and say what became of it."""
+    """Run a part, stop it after ``limit`` seconds, and return its outcome for the record."""
     done: dict[str, Any] = {"command": [*part.command], "environment": dict(part.environment)}
     if shutil.which(part.command[0]) is None:
         return done | {"status": None, "reason": f"{part.command[0]} is not on the PATH"}
@@ -131,7 +131,7 @@ def run(part: Part, limit: float) -> dict[str, Any]:
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # what it started too, which may hang on the GPU
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which may hang on the GPU
             process.wait()
             status = STOPPED
         seconds = round(time.perf_counter() - start, 1)
@@ -151,12 +151,12 @@ def go_on(
     """Run the parts that have not passed at this commit, writing the record after each; returns the exit status.
 
     Args:
-        path: of the record, which is made where there is none.
-        environment: of this call; its commit decides what counts as done.
-        asked: the parts, in order; each is asked for when those before it have run.
+        path: the record's; it is created if missing.
+        environment: this call's; its commit decides what counts as done.
+        asked: makes the parts, in order; each is made once those before it have run.
         limit: seconds that a part may take.
-        until: of `time.monotonic`, when no part may run any more.
-        again: run those that have passed too.
+        until: the `time.monotonic` at which no part may run any more.
+        again: whether to run parts that have already passed.
     """
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
     known, to_do = record["parts"], []

@@ -1,11 +1,11 @@
-"""Host time of a call of each fused op, on any machine: all but the GPU driver's own launch.
+"""Host time of a call of each fused op, on any machine: everything except the GPU driver's own launch.
 
     python benchmarks/host_time.py
 
-Calls the ops on CPU tensors through Triton's launch path, with compiled kernels and the launcher left out
-(`validation.meta_tests.launch_plans`), at each model's first workload of an op. Prints processor time a call in
-microseconds, the least of several runs: of the op itself, and of the op that follows a plan (`fused_ops._plan`), as
-it is called. What the driver takes comes on top; `validate bench ops --gpu` has the whole.
+Calls the ops on CPU tensors through Triton's launch path, without compiled kernels and the launcher
+(`validation.meta_tests.launch_plans`), at each model's first workload of an op. Prints processor time per call in
+microseconds, the least of several runs, for the op itself and for the op that follows a plan (`fused_ops._plan`), as
+users call it. The driver's time comes on top; `validate bench ops --gpu` measures the whole.
 """
 
 import inspect
@@ -28,7 +28,7 @@ CALLS, RUNS = 200, 15
 
 
 def least(op: Callable[..., Any], arguments: dict[str, Any]) -> float:
-    """Microseconds of processor time a call."""
+    """Microseconds of processor time per call, the least of several runs."""
     seconds = []
     for _ in range(RUNS):
         launched.clear()

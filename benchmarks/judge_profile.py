@@ -3,15 +3,15 @@
     python benchmarks/judge_profile.py [--ops MODULE] [--profile NAME] [OP ...]
     python benchmarks/judge_profile.py --whole [--profile NAME] [OP ...]
 
-The first sweeps each op as ``validate parity`` does and prints, for each and in all, seconds by stage: ``drawing``
+The first form sweeps each op as ``validate parity`` does and prints, for each and in all, seconds by stage: ``drawing``
 (the pool of compile keys, the corners and the free cases), ``inputs`` (making the tensors), ``truth`` (the reference
 in float64 and in the working dtype, and the error bound), ``candidate`` (one call), ``judge`` (memory, values,
 statistics), ``same bits`` (further calls), ``bad input`` (calls that must be refused) and ``rest`` (records, corners,
-the op's tier); the ratio of judge and same bits to inputs, truth and candidate; and milliseconds a case.
+the op's tier); the ratio of judge and same bits to inputs, truth and candidate; and milliseconds per case.
 
-With ``--whole`` one ``pytest -m parity`` is run, and its wall-clock time split: until the first test begins
-(interpreter, imports, collection), tests, and what comes after them (report). Both print the processor time too:
-on a busy machine it is the steadier of the two.
+With ``--whole`` it runs one ``pytest -m parity`` and splits its wall-clock time: until the first test begins
+(interpreter, imports, collection), tests, and the time after them (report). Both forms also print the processor time,
+which is steadier on a busy machine.
 """
 
 import argparse

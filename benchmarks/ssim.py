@@ -2,17 +2,17 @@
 
     python benchmarks/ssim.py [--frames N] [--rounds N] [--json FILE]
 
-A clip of 832 x 480 in uint8 and in float32 (as a VAE leaves it). Arms, in each round in another order:
+The clip is 832 x 480 in uint8 and in float32 (as a VAE returns it). Arms, in another order in each round:
 
     ours            `compare`: PSNR, SSIM, worst tile and temporal difference, on all cores of this process
     scikit-image    its PSNR and SSIM of one frame after another, as it is used, on one core; it computes in float64
-                    of uint8 frames, in float32 of float32 frames
-    in float64      the same of float32 frames that are made float64 first: what ours computes
+                    for uint8 frames, in float32 for float32 frames
+    in float64      the same for float32 frames that are converted to float64 first, in which ours computes
     on all cores    scikit-image as it is used, frames spread over as many threads as there are cores
 
-Prints median seconds, the ratio to ours with its range over the rounds, and processor time: what a second core that
-is busy with other things does not change much. Ratios are taken within a round; the machine's load is written down.
-Under `taskset -c 0` every arm has one core: what the arithmetic is worth, without the cores that ours takes by itself.
+Prints median seconds, the ratio to ours with its range over the rounds, and processor time, which changes little if
+another core is busy with other things. Ratios are taken within a round; the machine's load is recorded. Under
+`taskset -c 0` every arm has one core, which compares the arithmetic without the cores that ours takes by itself.
 """
 
 import argparse
@@ -38,7 +38,7 @@ HEIGHT, WIDTH = 480, 832
 
 
 def clip(frames: int, dtype: type[np.generic]) -> tuple[Frames, Frames, float]:
-    """A moving pattern with noise in it, the same with a little more, and their data range."""
+    """A moving pattern with noise, the same with a little more noise, and their data range."""
     data_range = 255.0 if dtype is np.uint8 else 1.0
     generator = np.random.default_rng(0)
     t, y, x = (np.arange(size, dtype=np.float32) for size in (frames, HEIGHT, WIDTH))
@@ -54,7 +54,7 @@ def clip(frames: int, dtype: type[np.generic]) -> tuple[Frames, Frames, float]:
 
 
 def scikit_image(reference: Frames, candidate: Frames, data_range: float) -> tuple[float, float]:
-    """PSNR and SSIM of one frame."""
+    """scikit-image's PSNR and SSIM of one frame."""
     similarity = structural_similarity(
         reference,
         candidate,
