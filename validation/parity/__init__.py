@@ -1,1 +1,1 @@
-"""Level one: is the op right, for every shape, layout, dtype and value regime?"""
+"""Level one: is the op right for every shape, layout, dtype and value regime?"""

@@ -3,14 +3,14 @@
     python -m validation.parity.compile_keys [--free N] [--seed N] [--no-pool] [OP ...]
 
 The launchers of ``fused_ops`` are called with tensors of the sweep's shapes, strides, offsets and dtypes; Triton
-itself makes the key under which it would look for a compiled kernel, and is stopped there. Counted are the keys of
+itself makes the key under which it would look for a compiled kernel, and is stopped there. The count has the keys of
 
 * the first call of every case;
-* the further calls of `judge.same_bits`: for each key of the first, every check that any of its cases may get. So
-  for the cases drawn, the number is the most that a sweep compiles, whichever checks are due in it.
+* the further calls of `judge.same_bits`: for each key of a first call, every check that any of its cases may get. So
+  for the drawn cases the number is the most that a sweep compiles, whichever checks are due.
 
-Triton compiles one more kernel for each key that it has not in its cache on disk (``TRITON_CACHE_DIR``), where
-those of earlier runs lie.
+Triton compiles one kernel for each key that is missing from its cache on disk (``TRITON_CACHE_DIR``), which keeps
+the kernels of earlier runs.
 
 This needs a process without Triton's interpreter: `count` starts one.
 """
@@ -42,11 +42,11 @@ from validation.ops import check_op_name, reference_op_names
 from validation.parity.plan import Plan
 from validation.parity.profiles import Profile
 
-# Of larger cases (whole workloads, rows beyond 2^31 elements: up to 9 GB) no memory is written, and of the largest
-# none is asked for: what is not called is counted as a kernel of its own.
+# Elements of a case beyond which its memory is not written, and beyond which it is not allocated (whole workloads, rows
+# beyond 2^31 elements: up to 9 GB). A call that is not made counts as a kernel of its own.
 MOST_WRITTEN, MOST_MADE = 2**20, 2**30
 
-# Checks that call with the arguments of the first call, on a GPU alone.
+# Checks that repeat the first call's arguments, only on a GPU.
 ON_GPU = frozenset({"side stream", "graph replay"})
 
 
@@ -56,9 +56,9 @@ class Count:
 
     Attributes:
         op: its name.
-        cases: judged.
+        cases: the number of cases.
         first: kernels of their first calls.
-        checks: kernels that the same-bits checks may need besides.
+        checks: further kernels that the same-bits checks may need.
     """
 
     op: str
@@ -68,21 +68,21 @@ class Count:
 
     @property
     def kernels(self) -> int:
-        """In all."""
+        """The sum of both."""
         return self.first + self.checks
 
 
 def count(ops: Sequence[str] = (), *, free: int, seed: int, pool: bool = True) -> list[Count]:
-    """Count the kernels of a sweep of each op, all ops where none is named; 2 cases a corner and ``free`` others.
+    """Count the kernels of a sweep of each op with 2 cases a corner and ``free`` others.
 
     Args:
-        ops: names.
-        free: cases beside those of the corners.
-        seed: all cases follow from it.
+        ops: the ops' names; none: all ops.
+        free: number of cases beside those of the corners.
+        seed: determines all cases.
         pool: False counts ``free`` cases drawn without a pool instead.
 
     Raises:
-        RuntimeError: the process that counts failed; the message ends with what it said.
+        RuntimeError: the counting process failed; the message ends with its stderr.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", __name__, "--json", "--free", str(free), "--seed", str(seed), *ops]
@@ -102,7 +102,7 @@ def _cases(op: str, free: int, seed: int, *, pool: bool) -> Iterator[Case]:
 
 
 def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
-    """What `count` does for the cases of one op, in this process; ``seen`` gets Triton's keys."""
+    """`count` for one op's cases, in this process; Triton's hook adds the keys of each call to ``seen``."""
     import fused_ops
 
     candidate = getattr(fused_ops, op)
@@ -144,13 +144,13 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
 
 
 def _possible(case: Case) -> Iterator[str]:
-    """The checks that a case may get, or another with its compile key."""
+    """The checks that this case, or another with its compile key, may get."""
     yield from same_bits.due(case, "cuda")
     yield from (name for name in same_bits.affordable(case) if same_bits.applies(name, case, "cuda"))
 
 
 def main() -> None:
-    """Count here and print."""
+    """Count in this process and print one line an op."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--free", type=int, default=2000, metavar="N", help="cases beside those of the corners")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="all cases follow from it")

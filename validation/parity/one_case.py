@@ -1,4 +1,4 @@
-"""One case, judged: its record, with the message and the command line that repeats it."""
+"""Judge one case: its record, with the message and the command line that repeats it."""
 
 import time
 
@@ -18,7 +18,7 @@ SHORT_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def check_fits(case: Case, device: str) -> None:
-    """UsageError where the reference op does not take a case: one written by hand, or of another release."""
+    """Raise UsageError if the reference op does not take a case: one written by hand, or from another release."""
     try:
         with one_thread():
             arguments = materialise(case, device)
@@ -35,13 +35,14 @@ def judge_case(case: Case, executor: Executor, corners: tuple[Corner, ...] = ())
     """Judge one case.
 
     Args:
-        case: what to feed.
-        executor: who runs the candidate.
-        corners: those declared for the op, to note which the case reaches.
+        case: the case.
+        executor: runs the candidate.
+        corners: the op's declared corners; the record notes which of them the case reaches.
 
     Raises:
-        UsageError: the op set lacks the op. A case that the op's reference does not take raises what that raises:
-            `check_fits` finds out before.
+        UsageError: the op set lacks the op.
+
+    A case that the reference op does not take raises the reference's own exception: call `check_fits` before.
     """
     ops = executor.ops
     if case.op not in ops:

@@ -28,7 +28,7 @@ class Planned:
     Attributes:
         case: the case.
         forced: the choices that its corner asks for.
-        key: its compile key, with `forced` among it; empty for cases that are not drawn.
+        key: its compile key, `forced` included; empty for cases that are not drawn.
     """
 
     case: Case
@@ -38,13 +38,13 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a sweep feeds an op.
+    """All cases that a sweep feeds an op.
 
     Attributes:
-        signature: the op's.
-        corners: those that must be reached.
+        signature: the op's signature.
+        corners: the corners that must be reached.
         pool: the compile keys of all drawn cases.
-        device, profile, seed: as `sweep` takes them.
+        device, profile, seed: as in `sweep`.
     """
 
     signature: Signature
@@ -72,11 +72,11 @@ class Plan:
         return not self.device.bfloat16_problems
 
     def cases(self) -> Iterator[Planned]:
-        """All cases, in order; made as they are asked for."""
+        """All cases, in order; made lazily."""
         for case in regressions(self.signature.op):
             if self.bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
                 yield Planned(case, {}, {})
-        # With few tokens the stages of a pyramid are one case.
+        # With few tokens, the stages of a pyramid give equal cases.
         for case in {case.to_json(): case for _, case in _real(self.signature.op, self.device)}.values():
             yield Planned(case, {}, {})
         for corner in self.corners:
@@ -85,7 +85,7 @@ class Plan:
                     key = self.pool.of_corner(corner, forced, turn)
                     for case in self._drawn(corner.name, {**key, **forced}, count):
                         yield Planned(_made_due(case, corner, self.device), forced, key)
-        # As many of each key, of the first keys one more.
+        # Equally many cases of each key; the remainder goes to the first keys.
         keys = tuple(itertools.islice(self.pool.open(), self.profile.free))
         for i, key in enumerate(keys):
             for case in self._drawn(f"free {i}", key, (self.profile.free + len(keys) - 1 - i) // len(keys)):
@@ -97,7 +97,7 @@ class Plan:
 
 
 def _real(op: str, device: Device) -> list[tuple[Workload, Case]]:
-    """The workloads of an op: whole on a GPU, with few tokens on the CPU; no bfloat16 where it cannot be judged."""
+    """The workloads of an op: whole on a GPU, with few tokens on the CPU; no bfloat16 if it cannot be judged."""
     made = [(workload, workload.make(not device.interpreted)) for workload in workloads(op)]
     return [(w, case) for w, case in made if not device.bfloat16_problems or case.dtype != "bfloat16"]
 
@@ -115,22 +115,22 @@ def _cached_pool(
 
 
 def _pool(signature: Signature, corners: tuple[Corner, ...], bfloat16: bool, seed: int, free: int) -> Pool:
-    """The pool of a sweep; what the first case of each corner is forced to is what the corner's key must have."""
+    """The pool of a sweep; each corner's key must have the choices forced on the corner's first case."""
     wanted = tuple((c.name, tuple({**telling(signature), **c.forced}.items())) for c in corners if c.forced)
     return _cached_pool(signature, wanted, bfloat16, seed, free)
 
 
 def telling(signature: Signature) -> dict[str, Any]:
-    """Choices that make every row tell.
+    """Choices that make every row distinguishable.
 
-    Of zeros, modulated by zeros or by a row expanded over the batch, any row looks like any other: with these
-    left free in both of a corner's two cases, 7 of 60 sweeps missed a ``[B, D]`` row taken for a token's.
+    In zeros, modulated by zeros or by a row expanded over the batch, all rows look alike: with these choices free in
+    both of a corner's two cases, 7 of 60 sweeps missed a ``[B, D]`` row mistaken for a token's.
     """
     return {"values": "normal", **{f"{name}.layout": "contiguous" for name in signature.modulations}}
 
 
 def shares(corner: Corner, profile: Profile, signature: Signature) -> tuple[tuple[Mapping[str, Any], int], ...]:
-    """What to force in a corner's cases, and in how many. In the first every row tells."""
+    """Pairs of the choices to force in a corner's cases, and in how many cases; the first case is `telling`."""
     first, count = {**telling(signature), **corner.forced}, profile.per_corner // (1 + corner.sparse)
     return ((first, 1), (corner.forced, count - 1)) if count > 1 else ((first, 1),)
 
@@ -143,8 +143,8 @@ def _drawn(
     return tuple(draw_cases(cases(signature, dict(forced), bfloat16=bfloat16), seed=seed, count=count))
 
 
-# What shows in the last bit of a sum alone: float32, rows long enough for two orders of adding them up to
-# differ, and several of them.
+# Choices in which the last bit of a sum shows: float32, and several rows, long enough for two orders of summation to
+# differ.
 LAST_BIT: Mapping[str, Any] = {
     "dtype": "float32",
     "values": "normal",
@@ -157,8 +157,8 @@ LAST_BIT: Mapping[str, Any] = {
 }
 
 
-# What shows in the next call that a casting mode was kept: roundings on the way where it asks for none. It takes a
-# weight where nothing else follows a norm, and a shape that no earlier call had.
+# Choices in which the next call shows that a casting mode was kept: it rounds intermediates where it must not. This
+# needs a weight if nothing else follows a norm, and a shape that no earlier call had.
 FLAG_SHOWS: Mapping[str, Any] = {
     **LAST_BIT,
     "size": "ragged",
@@ -170,7 +170,7 @@ FLAG_SHOWS: Mapping[str, Any] = {
 
 
 def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ...]:
-    """One for each check that compares two calls: the lot that `same_bits.due` draws gives it to few cases."""
+    """One corner for each check that compares two calls: `same_bits.due` gives each check to few cases."""
 
     def corner(check: str) -> Corner:
         forced = FLAG_SHOWS if check == "other flags" else LAST_BIT
@@ -185,9 +185,10 @@ def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ..
 
 
 def _made_due(case: Case, corner: Corner | None, device: Device) -> Case:
-    """A case of one of those corners with the next seed for which the corner's check is due.
+    """The case with the next seed for which the right checks are due.
 
-    Others with the next seed for which only checks are due that cost few kernels (`same_bits.affordable`).
+    For a corner of `same_bits`, the corner's check is due; for other cases, only checks that cost few kernels
+    (`same_bits.affordable`).
     """
     seeds = (dataclasses.replace(case, seed=case.seed + n) for n in range(10_000))
     if corner is not None and corner.name.startswith(same_bits.CORNER):

@@ -1,21 +1,21 @@
-"""How many cases an op gets."""
+"""The profiles of a sweep: how many cases an op gets."""
 
 import dataclasses
 
 from validation.errors import UsageError
 
-# How many cases of an op may end their process before the rest is left; and of the calls that it must refuse.
+# A sweep leaves the rest of an op's cases after this many ended their process; likewise of the calls to refuse.
 MAX_DEATHS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """How many cases an op gets.
+    """Numbers of cases of an op.
 
     Attributes:
         name: quick, default or nightly.
         per_corner: cases forced into each declared corner.
-        free: cases drawn freely besides.
+        free: freely drawn cases.
     """
 
     name: str

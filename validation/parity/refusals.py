@@ -1,4 +1,4 @@
-"""Calls outside the case space: those that an op must refuse, and one with parameters that require grad."""
+"""Calls outside the case space: calls that an op must refuse, and one with parameters that require grad."""
 
 import time
 
@@ -14,9 +14,9 @@ from validation.verdict import Status
 def bad_input_record(op: str, executor: Executor) -> Record:
     """One record on all the calls that an op must refuse (`validation.cases.errors`).
 
-    Refused is a call that raises a TypeError, a ValueError or a NotImplementedError whose message names the
-    argument, with nothing written before. A call that ends its process gives the record its status; after
-    `profiles.MAX_DEATHS` of them the rest is left.
+    A refusal is a TypeError, a ValueError or a NotImplementedError whose message names the argument, raised before
+    anything is written. The first call that ends its process gives the record its status; after
+    `profiles.MAX_DEATHS` of them the rest is not tried.
     """
     start = time.perf_counter()
     bad_ones = [bad for bad in bad_calls(signature_of(op)) if executor.device.interpreted or not bad.looks]
@@ -54,9 +54,9 @@ def bad_input_record(op: str, executor: Executor) -> Record:
 
 
 def grad_record(op: str, executor: Executor) -> Record:
-    """One record on a call under ``torch.no_grad()`` with ``nn.Parameter``: what a model's own weights are.
+    """One record on a call under ``torch.no_grad()`` with ``nn.Parameter``, as a model's own weights are.
 
-    Refused are tensors that require grad with grad mode on alone.
+    An op may refuse tensors that require grad only if grad mode is on.
     """
     start = time.perf_counter()
     case = good_case(signature_of(op))

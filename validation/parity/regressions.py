@@ -1,4 +1,4 @@
-"""Failures of the past, kept as files: read first in every run, written by a run that fails."""
+"""Past failures, kept as files: judged first in every run, written by a run that fails."""
 
 import functools
 import json
@@ -18,15 +18,15 @@ REGRESSIONS = FIXTURES / "regressions"
 
 
 def regressions(op: str) -> Iterator[Case]:
-    """The confirmed failures of the past, kept in ``fixtures/regressions/``, for one op.
+    """The confirmed past failures of one op, kept in ``fixtures/regressions/``.
 
-    A run writes what failed into its folder (`save_failure`). Once a failure is understood and its cause is
-    mended, its file is copied to ``fixtures/regressions/`` under a name that says what was wrong: from then on
-    it is judged first in every run, whatever the seed.
+    A run writes its failures into its folder (`save_failure`). Once a failure is understood and its cause is fixed,
+    copy its file to ``fixtures/regressions/`` under a name that says what was wrong: from then on every run judges
+    it first, whatever the seed.
 
     Raises:
-        UsageError: a file there is no such file, its op does not exist or does not take the case; it names the file
-            and the entry.
+        UsageError: a file there holds no case, or its op does not exist or does not take the case; the message names
+            the file and the entry.
     """
     for path in sorted(REGRESSIONS.glob("*.json")):
         case = read_case(path)
@@ -48,7 +48,7 @@ def _check_kept(path: Path, text: str) -> None:
 
 
 def read_case(path: Path) -> Case:
-    """The case of `read_failure`."""
+    """The case in a file that `read_failure` reads."""
     return read_failure(path)[0]
 
 
@@ -56,10 +56,10 @@ def read_failure(path: Path) -> tuple[Case, str]:
     """A case from a file: a failure or a regression, as `save_failure` writes them, or a case alone.
 
     Returns:
-        The case, and what ``--ops`` named when it failed; "" where the file does not say.
+        The case, and the value of ``--ops`` when it failed; "" if the file does not say.
 
     Raises:
-        UsageError: naming the file, and what is wrong with it.
+        UsageError: the file cannot be read as a case; the message names it and the defect.
     """
     try:
         data = json.loads(path.read_text())
@@ -78,8 +78,8 @@ def read_failure(path: Path) -> tuple[Case, str]:
 def save_failure(folder: Path, record: Record, ops: str) -> Path:
     """Write a failed case to ``failures/<op>-<status>.json`` below a run's folder; `read_failure` reads it.
 
-    One file for each op and status, with the smallest of those cases: the shrunk one, where there is one. With it
-    goes what ``--ops`` named.
+    There is one file for each op and status, with the smallest of those cases (the shrunk one, if there is one) and
+    the value of ``--ops``.
     """
     path = folder / "failures" / f"{record.subject}-{record.status.lower()}.json"
     data = {"op_set": record.op_set, "ops": ops, "status": record.status, "reason": record.reason, "case": record.case}

@@ -20,7 +20,7 @@ def case_command(case: Case, executor: Executor) -> str:
 
 
 def op_command(op: str, executor: Executor, **options: Any) -> str:
-    """The command line that judges an op again, with further options of ``validate parity``."""
+    """The command line that judges an op again; ``options`` are further options of ``validate parity``."""
     return repeat_line(
         "parity",
         always=("ops", "seed"),

@@ -1,4 +1,4 @@
-"""The simplest case that fails in the same way."""
+"""Shrink a failure to the simplest case that fails in the same way."""
 
 import contextlib
 import time
@@ -25,9 +25,9 @@ class _FoundError(Exception):
 
 
 def shrunk(planned: Planned, plan: Plan, status: Status, executor: Executor) -> Record | None:
-    """The record of the simplest case found that has that status too; None if none was found in time.
+    """The record of the simplest case found that has the same status; None if none was found in time.
 
-    Drawn are cases in which each choice is, three times in four, that of the failed case, else the simplest.
+    In the drawn cases each choice is the failed case's three times in four, else the simplest.
     """
     known: dict[str, Record | None] = {}
     best: list[Record] = []

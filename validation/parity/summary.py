@@ -1,4 +1,4 @@
-"""One record on an op over all its cases: its tier, its bias, the corners that were not reached."""
+"""One record on an op over all its cases: its tier, its bias, the corners not reached."""
 
 from collections import Counter
 
@@ -14,15 +14,15 @@ from validation.verdict import Status, Tier
 def summary(
     op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: Tier | None, command: str
 ) -> Record:
-    """The record for an op, from those of its cases.
+    """The record of an op, made from its cases' records.
 
     Args:
         op: its name.
         ops: the op set that was judged.
         done: the records of all its cases.
-        corners: those declared.
+        corners: the declared corners.
         require: the tier that the op must reach; None: any.
-        command: repeats the sweep.
+        command: the command line that repeats the sweep.
     """
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
@@ -44,7 +44,7 @@ def summary(
         **tier.ratios,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
     }
-    # Of failed cases too: where a kernel rounds is asked most where it fails.
+    # Failed cases count too: where a kernel rounds is most of interest if it fails.
     fingerprints = [
         (str(r.numbers["fingerprint"]), share, int(r.numbers["elements"] or 0))
         for r in done
@@ -89,7 +89,7 @@ def summary(
 
 
 def _fallback(done: list[Record], ops: OpSet) -> str:
-    """In words: cases with elements that launched no kernel, where others did or ours must; "" if there are none."""
+    """Describe cases with elements that launched no kernel though others did or ours must; "" if there are none."""
     judged = [record for record in done if record.numbers.get("elements")]
     without = [record for record in judged if not record.numbers["launches"]]
     if not without or (len(without) == len(judged) and ops.origin != "fused_ops"):

@@ -1,4 +1,4 @@
-"""Judge ops over their whole case space. The command line, pytest and the nightly job all come through here."""
+"""Judge ops over their whole case space. The command line, pytest and the nightly job all call this."""
 
 import dataclasses
 import time
@@ -19,7 +19,7 @@ from validation.parity.xfail import XFail
 from validation.record import Level, Record
 from validation.verdict import Status, Tier
 
-# Between two lines on the progress of an op.
+# Seconds between two lines on the progress of an op.
 PROGRESS_SECONDS = 30.0
 
 
@@ -28,11 +28,11 @@ class Sweep:
     """How ops are judged.
 
     Attributes:
-        executor: who runs the candidates.
+        executor: runs the candidates.
         profile: how many cases an op gets.
-        seed: all cases follow from it.
+        seed: determines all cases.
         require: the tier that each op must reach; None: any.
-        xfail: failures to expect; those that do not come are failures themselves.
+        xfail: expected failures; one that does not occur is a failure itself.
         shrink: whether to shrink failures.
     """
 
@@ -50,7 +50,7 @@ class Sweep:
         every declared corner, then free draws; then, for each kind of failure, the same failure shrunk; then one
         record on a call with parameters that require grad, one on the calls that the op must refuse; last, one record
         for the op: its tier, bias over all cases, corners not reached. After `profiles.MAX_DEATHS` cases that hung,
-        crashed or lost the accelerator the rest is left, which is a failure whatever the xfail file expects.
+        crashed or lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects.
         """
         executor, xfail = self.executor, self.xfail
         plan = Plan.of(op, executor.device, self.profile, self.seed)
@@ -82,7 +82,7 @@ class Sweep:
         yield from xfail.unused(op, executor.ops.name)
 
     def of_ops(self, names: tuple[str, ...], progress: Callable[[str], None] = lambda _: None) -> Iterator[Record]:
-        """Judge several ops; progress gets a line an op, for each death, and every `PROGRESS_SECONDS`."""
+        """Judge several ops; `progress` gets a line for each op, for each death, and every `PROGRESS_SECONDS`."""
         problem = bfloat16_record(self.executor.device, self.executor.ops)
         if problem:
             yield problem
@@ -104,7 +104,7 @@ class Sweep:
             progress(f"[{n}/{len(names)}] {op}: {count} cases, {failed} failed, {time.perf_counter() - start:.1f} s")
 
     def command(self, op: str) -> str:
-        """The command line that judges an op so again."""
+        """The command line that judges an op again with the same settings."""
         return op_command(
             op,
             self.executor,
@@ -115,7 +115,7 @@ class Sweep:
         )
 
     def _stopped(self, op: str, cases: int, last: Record) -> Record:
-        """The record that says why an op was judged no further, with the last case that failed; a failure."""
+        """The failed record that says why an op was judged no further; ``last`` is the last case that failed."""
         reason = (
             f"stopped after {cases} cases, {profiles.MAX_DEATHS} of which hung, crashed or lost the accelerator; the "
             f"last {last.reason}; the rest is not judged"

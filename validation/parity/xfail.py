@@ -1,15 +1,15 @@
-"""Known failures of an op set, in a file of its owners: ``--xfail FILE``.
+"""Known failures of an op set, in a file that its owners keep: ``--xfail FILE``.
 
-One entry a line, empty lines and lines that begin with ``#`` aside::
+One entry a line; empty lines and lines that begin with ``#`` are skipped::
 
     rms_norm_scale_shift:INCORRECT_NUMERICAL:bfloat16  # rounds before the modulation, our issue 12
     rotary_embedding:H=0                               # launches with an empty tile
     qk_norm                                            # not ported yet
 
 An entry names an op; after a colon, a failing status or a corner; after another, a dtype. A failure
-that an entry matches is reported as ``XFAILED`` and does not fail the run. An entry that matched nothing, where
-its op was judged, fails it: what was repaired must leave the file. No entry covers an op whose candidate hung or
-crashed so often that the rest of its cases was left: they may hold anything.
+that an entry matches is reported as ``XFAILED`` and does not fail the run. An entry that matched nothing although
+its op was judged fails the run: a repaired failure must leave the file. No entry covers an op whose candidate hung
+or crashed so often that the rest of its cases was not judged: they may hold anything.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ class Entry:
 
     Attributes:
         where: file and line, ``xfail.txt:3``.
-        text: the entry as it stands.
+        text: the entry as written.
         op: the op's name.
         what: a failing status or a corner; "" for any failure.
         dtype: the working dtype; "" for any.
-        reason: what stands behind the ``#``.
+        reason: the text after the ``#``.
     """
 
     where: str
@@ -49,7 +49,7 @@ class Entry:
     reason: str
 
     def matches(self, record: Record) -> bool:
-        """Whether a failed record is the one expected."""
+        """Whether the entry covers a failed record."""
         return (
             record.subject == self.op
             and self.what in ("", record.status, *record.corners)
@@ -62,7 +62,7 @@ class XFail:
 
     Attributes:
         entries: in the file's order.
-        path: of the file; None where there is none.
+        path: the file's path; None if there is no file.
     """
 
     def __init__(self, entries: tuple[Entry, ...] = (), path: Path | None = None) -> None:
@@ -84,7 +84,7 @@ class XFail:
         return cls(tuple(entry for entry in entries if entry), path)
 
     def apply(self, record: Record) -> Record:
-        """The record; as ``XFAILED``, if it failed and an entry matches it."""
+        """The record, with status ``XFAILED`` if it failed and an entry matches it."""
         matching = [entry for entry in self.entries if record.status.failed and entry.matches(record)]
         if not matching:
             return record
