@@ -1,4 +1,4 @@
-"""Who runs a candidate on a case."""
+"""Executors: they run a candidate on a case."""
 
 from validation.executor.base import DEATHS, Death, Executor
 from validation.executor.in_process import InProcess

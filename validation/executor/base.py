@@ -1,4 +1,4 @@
-"""The contract of an executor: what parity asks of whoever runs candidates. Implementations are files beside it."""
+"""The contract of an executor, which runs candidates for parity. Implementations are files beside it."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from validation.device import Device
 from validation.ops import OpSet
 from validation.verdict import Status, Verdict
 
-# How a candidate may end the process that runs it.
+# The statuses of a candidate that ended the process that runs it.
 DEATHS = frozenset({Status.TIMEOUT, Status.CRASHED})
 
 # Modules whose ops are ours.
@@ -23,7 +23,7 @@ class Death:
 
     Attributes:
         status: one of `DEATHS`.
-        reason: in words, with the line of Python that ran.
+        reason: in words, with the Python line that was running.
     """
 
     status: Status
@@ -47,19 +47,19 @@ class Executor(ABC):
         """Call the case's op and judge the result.
 
         Args:
-            case: what to feed; the op set provides its op.
+            case: the case; the op set provides its op.
             grad: pass each floating-point tensor as an ``nn.Parameter`` under ``torch.no_grad()``, by keyword;
                 otherwise the case's seed decides the form of the call (`validation.judge.calls`).
         """
 
     @abstractmethod
     def not_refused(self, bad: BadCall) -> str | Death:
-        """What the op did with a call that it must refuse, in words; "" if it refused it."""
+        """Describe what the op did with a call that it must refuse; "" if it refused it."""
 
     @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """The options of a command line, beside ``--ops`` and the device, that run the op set so; None: the default."""
+        """The command line options, beside ``--ops`` and the device, that give this executor; None: the default."""
 
     @property
     @abstractmethod
@@ -68,9 +68,9 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the processes that run; a later call starts new ones."""
+        """End the running processes; a later call starts new ones."""
 
 
 def isolated_by_default(origin: str) -> bool:
-    """Whether what ``--ops`` names runs in a process of its own unless the command line says otherwise."""
+    """Whether the op set named by ``--ops`` runs in a process of its own unless the command line says otherwise."""
     return origin.partition(":")[0] not in OURS

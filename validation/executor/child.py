@@ -21,22 +21,22 @@ from validation.judge.signature import signature_of
 from validation.judge.verdict import judge_call
 from validation.ops import load_op_set, reference_op, reference_op_names
 
-# Of Linux' prctl: the signal that a process gets when its parent dies.
+# Option of Linux' prctl: the signal that a process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
 
 
 def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
-    """The process's side: answer the lines that come in until there are no more.
+    """Answer the request lines until there are no more.
 
     Args:
         requests: file descriptor of the requests.
         replies: file descriptor for the answers.
         trace: file descriptor to write the stack to on a fatal signal.
-        parent: process id of the one that asks.
+        parent: process id of the parent.
     """
     _die_with(parent)
     faulthandler.enable(trace)
-    # Ctrl-C is the parent's. A KeyboardInterrupt is then one that the candidate raised (`tracebacks.is_interrupt`).
+    # The parent handles Ctrl-C. A KeyboardInterrupt here was raised by the candidate (`tracebacks.is_interrupt`).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for descriptor in (requests, replies, trace):
         os.set_inheritable(descriptor, False)  # a process that the candidate starts would keep the pipes open
@@ -46,7 +46,7 @@ def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
             text = json.dumps({"answer": work(request), "number": request["number"]})
         except UsageError as error:
             text = json.dumps({"usage_error": str(error), "number": request["number"]})
-        except BaseException as error:  # what a candidate raises is in the answer
+        except BaseException as error:  # a candidate's own exception is in the answer
             text = json.dumps({"defect": dataclasses.asdict(Defect.of(error)), "number": request["number"]})
         os.write(replies, text.encode() + b"\n")
 
@@ -58,19 +58,20 @@ def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """End this process when its parent ends: a candidate that spins would go on for ever."""
-    # When the thread ends, rather, that started this process: the suite does that in its main thread alone.
+    """End this process when its parent ends: a spinning candidate would run forever."""
+    # Strictly, when the thread that started this process ends: the suite starts it only in its main thread.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # it has already ended
         sys.exit(1)
 
 
 def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     """Select the device and load the op set; returns the function that answers all other requests."""
-    # As on the command line: NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    # As on the command line: under the interpreter, NumPy warns wherever a case holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     device = select(start["gpu"])
-    # The first case that is judged imports Triton's runtime and torch._dynamo, some three seconds: none of theirs.
+    # The first judged case imports Triton's runtime and torch._dynamo, which takes some three seconds: do it here, so
+    # that it does not count against the candidate.
     op = reference_op_names()[0]
     judge_call(good_case(signature_of(op)), reference_op(op), device.torch)
     sys.path[:] = start["path"]

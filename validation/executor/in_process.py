@@ -14,7 +14,7 @@ class InProcess(Executor):
     """Runs candidates in the process that asks."""
 
     def judge(self, case: Case, *, grad: bool = False) -> Verdict:
-        """As `Executor` says; a case that the reference op does not take raises what that raises."""
+        """As `Executor` says; a case that the reference op does not take raises the reference op's exception."""
         candidate = self.ops[case.op]
         candidate = calls.requiring_grad(candidate) if grad else calls.as_callers_do(case, candidate)
         return judge_call(case, candidate, self.device.torch)
@@ -30,8 +30,8 @@ class InProcess(Executor):
 
     @property
     def deaths(self) -> int:
-        """None: it would be our own."""
+        """Always 0: a death would be this process's own."""
         return 0
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""

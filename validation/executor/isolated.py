@@ -1,14 +1,15 @@
 """Candidates in a process of their own: one that hangs or crashes costs its case, not the run.
 
-The process stays between cases. It loads the op set and selects the device itself, judges a case there and sends the
+The process stays between cases. It loads the op set and selects the device itself, judges each case and sends the
 verdict back. If it dies the case gets ``CRASHED``, if it does not answer in time ``TIMEOUT``, and the next case gets a
-new process. So does a case whose tensors cannot be made or judged any more in a process that was used before: after an
-illegal memory access every later request to the accelerator fails in that process. What a new process cannot judge
-either is ``CRASHED``: the candidate changed what it is judged with, or returned what torch cannot treat.
+new process. A case also gets a new process if its tensors can no longer be made or judged in a used one: after an
+illegal memory access every later request to the accelerator fails in that process. A case that a new process cannot
+judge either is ``CRASHED``: the candidate changed the state that it is judged with, or returned an object that torch
+cannot handle.
 
-Op sets that are not ours run so by default, ours on request (``--isolate``): the process takes some eight seconds to
-start, and then a few milliseconds a case. ``--no-isolate`` is for a debugger. An op set that was made in memory cannot
-be isolated: the process loads it from what ``--ops`` names.
+Other op sets than ours are isolated by default, ours on request (``--isolate``): the process takes some eight seconds
+to start, and then a few milliseconds a case. ``--no-isolate`` is for a debugger. An op set made in memory cannot be
+isolated: the process loads it by the name in ``--ops``.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ class Isolated(Executor):
     """Runs candidates in a child process.
 
     Attributes:
-        worker: that process.
+        worker: the child process.
     """
 
     worker: Worker
@@ -36,7 +37,7 @@ class Isolated(Executor):
 
         Raises:
             UsageError: the process could not load the op set.
-            RuntimeError: the process could not start otherwise: a defect of the suite.
+            RuntimeError: the process could not start for another reason: a defect of the suite.
         """
         answer = self.worker.ask({"case": case.to_dict(), "grad": grad})
         if isinstance(answer, Death):

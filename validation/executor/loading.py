@@ -1,4 +1,4 @@
-"""From ``--ops`` to an executor."""
+"""Make the executor of the op set that ``--ops`` names."""
 
 import math
 
@@ -15,16 +15,16 @@ def load(origin: str, device: Device, *, isolate: bool | None = None, limit: flo
     """The executor of the op set that ``--ops`` names.
 
     An isolated op set is loaded by its process first, and then here: an import that exits, crashes or hangs does so
-    there. The process stays for the cases; where none follow, ``close()`` ends it.
+    there. The process stays for the cases; if none follow, ``close()`` ends it.
 
     Args:
-        origin: what ``--ops`` names.
-        device: selected for this process.
+        origin: the value of ``--ops``.
+        device: the device selected for this process.
         isolate: whether to isolate it; None: if it is not ours.
         limit: seconds that one case may take in a process of its own.
 
     Raises:
-        UsageError: it cannot be loaded.
+        UsageError: the op set cannot be loaded.
         RuntimeError: the process could not be started.
     """
     if not (isolated_by_default(origin) if isolate is None else isolate):

@@ -1,4 +1,4 @@
-"""What the two processes say to each other: numbered lines of JSON over two pipes, and nothing else is shared.
+"""The protocol of parent and child: numbered lines of JSON over two pipes; they share nothing else.
 
 Request: ``{"ops", "gpu", "path"}`` first, which loads the op set; then ``{"case", "grad"}`` or ``{"op", "bad_call"}``.
 Answer: ``{"answer"}``, ``{"usage_error"}`` or ``{"defect"}``, with the request's number.
@@ -16,11 +16,11 @@ from validation.verdict import Status
 
 @dataclasses.dataclass(frozen=True)
 class Defect:
-    """An exception of the child process that is no candidate's.
+    """An exception in the child process that the candidate did not raise.
 
     Attributes:
         trace: its traceback.
-        place: file and line that raised it, as messages end with them.
+        place: the file and line that raised it, formatted as the end of a message.
         accelerator: whether the accelerator raised it.
     """
 
@@ -30,7 +30,7 @@ class Defect:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """That of an exception that was caught."""
+        """Describe an exception that was caught."""
         trace = "".join(traceback.format_exception(error))
         innermost = traceback.extract_tb(error.__traceback__)[-1]
         place = f", in {innermost.filename}, line {innermost.lineno}"

@@ -21,34 +21,34 @@ from validation.files import PACKAGE
 from validation.ops import tracebacks
 from validation.verdict import Status
 
-# For one case, truth included. The slowest of ours takes 2 s under the interpreter; a compiled candidate may
-# compile first, some 30 s.
+# Time limit of one case, truth included. The slowest of ours takes 2 s under the interpreter; a compiled candidate may
+# first compile for some 30 s.
 LIMIT_SECONDS = 120.0
 START_SECONDS = 300.0
 
 
 class Worker:
-    """A process that judges cases of one op set; started when first asked, and again after a death.
+    """A process that judges cases of one op set; started by the first request, and again after a death.
 
     Attributes:
-        process: the one that runs, if one does.
+        process: the running process, if there is one.
         deaths: how many processes were lost.
     """
 
     def __init__(self, origin: str, device: Device, *, limit: float = LIMIT_SECONDS) -> None:
-        """Prepare; nothing is started yet.
+        """Prepare; no process is started yet.
 
         Args:
-            origin: of the op set, what ``--ops`` names.
+            origin: the op set as ``--ops`` names it.
             device: the process selects the same.
             limit: seconds that one case may take.
         """
         self.origin, self.device, self.limit = origin, device, limit
         self.process: subprocess.Popen[bytes] | None = None
         self.deaths = 0
-        self._folder = Path.cwd()  # where a relative origin is found: a candidate may go elsewhere in our process
-        self._used = False  # whether the process was asked for more than to load the op set
-        self._number = 0  # of the last request
+        self._folder = Path.cwd()  # base of a relative origin: a candidate may change folder in our process
+        self._used = False  # whether the process has had a request after loading the op set
+        self._number = 0  # the last request's number
         self._requests: IO[bytes] | None = None
         self._replies = -1
         self._read = b""
@@ -59,8 +59,8 @@ class Worker:
         """Start the process, unless one runs, and have it load the op set.
 
         Raises:
-            UsageError: it could not load the op set, died of it or did not come back in time.
-            RuntimeError: it failed otherwise: a defect of the suite.
+            UsageError: it could not load the op set, died of it or did not answer in time.
+            RuntimeError: it failed for another reason: a defect of the suite.
         """
         death = None if self.process is not None else self._start()
         if death is not None:
@@ -68,11 +68,11 @@ class Worker:
             raise UsageError(f"--ops: cannot import {self.origin}: {death.reason}, {wanted}")
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """What the process answers, or a `Death`.
+        """Send a request; return the process's answer, or a `Death`.
 
         Raises:
-            UsageError: the process could not load the op set, or the request asks for what cannot be done.
-            RuntimeError: a new process failed to start otherwise than by dying: a defect of the suite.
+            UsageError: the process could not load the op set, or refused the request.
+            RuntimeError: a new process failed to start, and did not die: a defect of the suite.
         """
         new = self.process is None or not self._used
         answer = self._asked(request)
@@ -81,7 +81,7 @@ class Worker:
             self.deaths += 1
             answer = self._asked(request)
         if isinstance(answer, Defect):
-            self.close()  # whatever failed may be of the process, and fail for all that is asked next
+            self.close()  # the process itself may be broken, and fail all later requests
             answer = answer.death
         self.deaths += isinstance(answer, Death)
         return answer
@@ -94,9 +94,9 @@ class Worker:
         return self._exchange(request, self.limit)
 
     def _start(self) -> Death | None:
-        """Start a process that loads the op set; a `Death` if it did not live to say so."""
+        """Start a process that loads the op set; a `Death` if it died before it answered."""
         self._launch()
-        path = [folder for folder in sys.path if isinstance(folder, str)]  # as Python itself does
+        path = [folder for folder in sys.path if isinstance(folder, str)]  # Python itself skips other entries
         try:
             gpu = not self.device.interpreted
             answer = self._exchange({"ops": self.origin, "gpu": gpu, "path": path}, START_SECONDS)
@@ -120,8 +120,8 @@ class Worker:
         command = [sys.executable, "-P", "-m", "validation.executor.child", *map(str, (*theirs, os.getpid()))]
         folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         root = str(PACKAGE.parent)
-        # What a candidate prints goes to stderr, and it reads nothing: what it asks for on a terminal nobody sees.
-        # A session of its own, so that its children die with it.
+        # A candidate's output goes to stderr, and its stdin is empty: nobody would see a prompt. A session of its own,
+        # so that its children die with it.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -139,12 +139,12 @@ class Worker:
         assert self.process is not None
         assert self._requests is not None
         self._number += 1
-        with contextlib.suppress(BrokenPipeError):  # dead since the last answer: the pipe's end says so
+        with contextlib.suppress(BrokenPipeError):  # it died after its last answer: the reply pipe's end shows that
             self._requests.write(json.dumps({**request, "number": self._number}).encode() + b"\n")
             self._requests.flush()
         line = self._line(time.monotonic() + limit)
         if line is None:
-            self.process.send_signal(signal.SIGABRT)  # it writes down where it is
+            self.process.send_signal(signal.SIGABRT)  # faulthandler writes its stack
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5.0)
             death = Death(Status.TIMEOUT, f"did not return within {limit:g} s{self._place()}")
@@ -158,7 +158,7 @@ class Worker:
         return self._answer_in(line)
 
     def _answer_in(self, line: bytes) -> Any:
-        """The answer to the last request that a line holds: what was asked for, a `Defect` or a `Death`.
+        """Read the answer to the last request from a line: the result, a `Defect` or a `Death`.
 
         Raises:
             UsageError: the process refused the request.
@@ -178,7 +178,7 @@ class Worker:
         return answer["answer"]
 
     def _line(self, deadline: float) -> bytes | None:
-        """The next line of the answer; empty at the end of the pipe, None at the deadline."""
+        """The next line of the reply pipe; empty at its end, None at the deadline (in `time.monotonic` seconds)."""
         while b"\n" not in self._read:
             ready, _, _ = select.select([self._replies], [], [], max(deadline - time.monotonic(), 0.0))
             if not ready:
@@ -191,8 +191,8 @@ class Worker:
         return line
 
     def _place(self) -> str:
-        """Where the process was when it died, by the Python frames that faulthandler wrote down."""
-        # The thread that died comes first or last, and is called "Current"; in it, the innermost frame first.
+        """The process's place in the code when it died, from the Python frames that faulthandler wrote."""
+        # The thread that died comes first or last, named "Current"; its innermost frame comes first.
         text = os.pread(self._trace, 1 << 20, 0).decode(errors="replace").partition("Current thread")[2]
         found = [(f[1], int(f[2]), f[3]) for f in re.finditer(r'File "(.+)", line (\d+) in (\S+)', text)]
         place = tracebacks.place(found)
@@ -203,7 +203,7 @@ class Worker:
         return f", while no code of the candidate ran ({file}, line {line}){why}"
 
     def close(self) -> None:
-        """End the process and all that it started."""
+        """End the process and its children."""
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
