@@ -1,6 +1,6 @@
 """The registry: which ops exist, and the op sets that offer them.
 
-An op exists where ``reference_ops`` has a file of its name. An op set is any module (or .py file) with
+An op exists if ``reference_ops`` has a file of its name. An op set is any module (or .py file) with
 functions of those names; ``fused_ops`` and ``reference_ops`` are two of them.
 """
 
@@ -49,7 +49,7 @@ def reference_op(name: str) -> Op:
 
 
 def check_op_name(name: str) -> None:
-    """UsageError unless there is an op of that name."""
+    """Raise UsageError unless there is an op of that name."""
     if name not in reference_op_names():
         raise UsageError(f"unknown op {name!r}, expected one of: {', '.join(reference_op_names())}")
 
@@ -59,9 +59,9 @@ class OpSet:
     """Functions that offer some of the ops.
 
     Attributes:
-        name: how results call it.
+        name: its name in results.
         functions: the ops it provides, by name.
-        origin: what repeats it on a command line (``--ops ORIGIN``).
+        origin: names it on a command line (``--ops ORIGIN``).
     """
 
     name: str
@@ -76,7 +76,7 @@ class OpSet:
 
     @property
     def default_tier(self) -> Tier | None:
-        """The tier it is held to where none is asked for: lossless for our own fused ops."""
+        """The tier it is held to if none is asked for: lossless for our own fused ops."""
         return Tier.LOSSLESS if self.origin == "fused_ops" else None
 
     @property
@@ -86,12 +86,12 @@ class OpSet:
 
 
 def op_set_from(offered: Any, name: str, origin: str) -> OpSet:
-    """An op set of what a module, a mapping or another object has under the ops' names.
+    """The op set of the functions that a module, a mapping or another object has under the ops' names.
 
-    What a module merely imports from torch it uses, and does not offer.
+    A function that a module merely imports from torch does not count.
 
     Raises:
-        UsageError: it has none of them, or something that cannot be called.
+        UsageError: it has none of them, or one that cannot be called.
     """
     functions, imported = {}, []
     for op in reference_op_names():
@@ -119,9 +119,10 @@ def _attribute(offered: Any, op: str) -> Any:
 
 
 def _is_of_another(value: Any, module: ModuleType) -> bool:
-    """Whether a value in a module is a function of torch's, and the module is not.
+    """Whether a value in a module is one of torch's own functions, and the module is not torch's.
 
-    What is made of one names its module too (``torch.compile(torch.rms_norm)``) and is not to be found there.
+    A function derived from one (``torch.compile(torch.rms_norm)``) also names torch as its module, but is not an
+    attribute of it.
     """
     home = str(getattr(value, "__module__", ""))
     package = home.partition(".")[0]
@@ -133,9 +134,9 @@ def _is_of_another(value: Any, module: ModuleType) -> bool:
 def load_op_set(spec: str) -> OpSet:
     """The op set of a command line: an entry point's name, an importable module, or the path of a .py file.
 
-    ``MODULE:NAME`` asks the module's function ``op_set(NAME)`` for it, as the planted faults have it. An entry point
-    may name a module, a mapping, an object that has the ops as attributes, or an `OpSet`. The current folder and that
-    of a file stay on ``sys.path``, as the last: a candidate may import its neighbours, and as late as in a call.
+    ``MODULE:NAME`` asks the module's function ``op_set(NAME)`` for it, as for the planted faults. An entry point may
+    name a module, a mapping, an object that has the ops as attributes, or an `OpSet`. The current folder and that of a
+    file stay on ``sys.path``, appended last, so a candidate can import its neighbours even during a call.
 
     Raises:
         UsageError: nothing of that name can be found or imported, or it defines none of the ops.
@@ -162,7 +163,7 @@ def load_op_set(spec: str) -> OpSet:
 
 
 def _look_in(folder: Path) -> None:
-    """Have a folder on ``sys.path``, as the last: nothing in it takes the place of what is installed."""
+    """Append a folder to ``sys.path``, last, so that nothing in it shadows an installed package."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
@@ -180,16 +181,16 @@ def _load_file(path: Path) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"--ops: {path} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
-    # Registered before it runs, as an import would: triton and dataclasses look modules up by name.
+    # Registered before it runs, as by an import: triton and dataclasses look modules up by name.
     sys.modules[name] = module
     module_spec.loader.exec_module(module)
     return module
 
 
 def _imported(spec: str, load: Callable[[], T]) -> T:
-    """What the function gives, which imports a candidate and so runs its code; whatever that raises is a UsageError.
+    """The result of ``load``, which imports a candidate and so runs its code; any exception becomes a UsageError.
 
-    What the import changed of what torch computes with is put back, with a warning.
+    If the import changes process-wide torch state, it is restored, with a warning.
     """
     try:
         with surroundings.kept() as around:
@@ -199,7 +200,7 @@ def _imported(spec: str, load: Callable[[], T]) -> T:
         return loaded
     except UsageError:
         raise
-    except BaseException as error:  # SystemExit too, and what pytest.skip raises
+    except BaseException as error:  # SystemExit too, and pytest.skip's exception
         if tracebacks.is_interrupt(error):
             raise
         said = f": {tracebacks.said(error)}" if tracebacks.said(error) else ""

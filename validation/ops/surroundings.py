@@ -1,8 +1,8 @@
-"""What of the process a candidate may change for all that follows: put back after each call, and told.
+"""Process-wide torch state that a candidate may change: restored after each call, and reported.
 
-Truth, baseline and inputs are computed in the candidate's own process. With denormals flushed the float64 truth reads
-a float16's smallest numbers as 0, as the candidate that asked for it does, and calls it right; with bfloat16 as the
-default dtype the inputs are rounded before any op sees them (a fault that shows in 180 of 211 cases showed in 11).
+Truth, baseline and inputs are computed in the candidate's own process. With denormals flushed, the float64 truth reads
+float16's smallest numbers as 0, like the candidate that asked for it, and calls it right; with bfloat16 as the default
+dtype the inputs are rounded before any op sees them (a fault that shows in 180 of 211 cases showed in 11).
 """
 
 import contextlib
@@ -18,13 +18,13 @@ _SMALLEST, _ONE = 5e-324, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
-    """What a call may change; as found.
+    """A snapshot of the state that a call may change.
 
     Attributes:
         dtype: torch's default dtype.
         device: torch's default device.
-        flushes: whether this thread takes denormal numbers for 0.
-        folder: the working directory; None where it is gone.
+        flushes: whether this thread treats denormal numbers as 0.
+        folder: the working directory; None if it is gone.
     """
 
     dtype: torch.dtype
@@ -34,7 +34,7 @@ class Surroundings:
 
     @classmethod
     def now(cls) -> "Surroundings":
-        """As they are."""
+        """Take a snapshot of this thread."""
         try:
             folder = str(Path.cwd())
         except OSError:
@@ -42,7 +42,7 @@ class Surroundings:
         return cls(torch.get_default_dtype(), torch.get_default_device(), _SMALLEST * _ONE == 0.0, folder)
 
     def difference(self, other: "Surroundings") -> str:
-        """What is another there, in words; "" if nothing is."""
+        """Describe how a later snapshot differs from this one; "" if it does not."""
         words = []
         if other.dtype != self.dtype:
             words.append(f"torch's default dtype is {str(other.dtype)[6:]}, it was {str(self.dtype)[6:]}")
@@ -55,11 +55,11 @@ class Surroundings:
         return "; ".join(words)
 
     def put_back(self, other: "Surroundings") -> None:
-        """Undo what is another there."""
+        """Restore the parts of this snapshot that differ in ``other``, the current one."""
         if other.dtype != self.dtype:
             torch.set_default_dtype(self.dtype)
         if other.device != self.device:
-            # None takes the mode away that "cpu" would leave in the way of every call.
+            # None removes the device mode; "cpu" would leave one that slows every call.
             torch.set_default_device(None if self.device.type == "cpu" else self.device)
         if other.flushes != self.flushes:
             torch.set_flush_denormal(self.flushes)
@@ -69,10 +69,10 @@ class Surroundings:
 
 @dataclasses.dataclass
 class Kept:
-    """What `kept` found at its end.
+    """The finding of `kept` at its end.
 
     Attributes:
-        changed: what had been changed, in words; "" if nothing.
+        changed: describes the changes; "" if there were none.
     """
 
     changed: str = ""

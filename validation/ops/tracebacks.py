@@ -1,4 +1,4 @@
-"""Which line of a candidate raised, hung or crashed: the innermost frame that is its own."""
+"""Find the line of a candidate that raised, hung or crashed: the innermost frame of its own."""
 
 import importlib.util
 import signal
@@ -13,7 +13,7 @@ Frame = tuple[str, int, str]
 _SUITE = Path(__file__).resolve().parents[1]
 # Packages of the suite that hold candidates.
 _CANDIDATES = tuple(f"{_SUITE / name}/" for name in ("adapters", "controls", "faults", "meta_tests"))
-# Found, not imported: Triton may be only once the interpreter was selected.
+# Found, not imported: Triton may only be imported after the interpreter is selected.
 _LIBRARIES = tuple(
     f"{Path(spec.origin).resolve().parent}/"
     for spec in map(importlib.util.find_spec, ("torch", "triton"))
@@ -23,7 +23,7 @@ _STANDARD = f"{sysconfig.get_path('stdlib')}/"
 
 
 def of_suite(file: str) -> bool:
-    """Whether a file is the suite's own and holds no candidate."""
+    """Whether a file belongs to the suite and holds no candidate."""
     return file.startswith(f"{_SUITE}/") and not file.startswith(_CANDIDATES)
 
 
@@ -33,10 +33,10 @@ def _of_a_library(file: str) -> bool:
 
 
 def place(frames: Iterable[Frame]) -> str:
-    """Where the candidate was, as messages end with it: ``, in mine.py, line 12, in rms_norm``; "" if nowhere.
+    """The candidate's place, as the end of a message: ``, in mine.py, line 12, in rms_norm``; "" if it has no frame.
 
     Args:
-        frames: of a stack, the innermost first. Those of the suite, of Python's library, torch and Triton are skipped.
+        frames: a stack, innermost frame first. Frames of the suite, Python's library, torch and Triton are skipped.
     """
     for file, line, function in frames:
         if not of_suite(file) and not _of_a_library(file):
@@ -45,12 +45,12 @@ def place(frames: Iterable[Frame]) -> str:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether somebody pressed Ctrl-C; where SIGINT is ignored only a candidate can have raised it."""
+    """Whether somebody pressed Ctrl-C; if SIGINT is ignored, only a candidate can have raised the exception."""
     return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def said(error: BaseException) -> str:
-    """What a raised exception says, on one line; its text may be a candidate's too, and raise."""
+    """An exception's text on one line; the text may be the candidate's own code, and raise itself."""
     try:
         return " ".join(str(error).split())
     except Exception as second:
@@ -58,6 +58,6 @@ def said(error: BaseException) -> str:
 
 
 def of_error(error: BaseException) -> str:
-    """`place`, of a raised exception."""
+    """`place` for a raised exception."""
     frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in walk_tb(error.__traceback__)]
     return place(reversed(frames))
