@@ -1,8 +1,8 @@
-"""Put an op set in the place of the code that it fuses, inside a model, and count that it is reached.
+"""Replace the code that an op set fuses inside a model, and count the calls.
 
 A *site* is a place in a model where an op's chain is computed. A model's own file (such as
-`validation.models.helios`) knows its sites and replaces the ``forward`` of the modules around them; the
-counting, the checks on what an op returns and the way back are here.
+`validation.models.helios`) knows its sites and replaces the ``forward`` of the modules around them; this module
+counts calls, checks what an op returns and restores the model.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Site:
     """A place in a model.
 
     Attributes:
-        name: how ``--sites`` calls it.
+        name: its name in ``--sites``.
         op: the op that is mounted there.
-        calls: calls of it in one forward of the model; 0 where this model has no such place.
+        calls: its calls in one forward of the model; 0 if this model has no such place.
     """
 
     name: str
@@ -40,9 +40,9 @@ class SiteCall:
 
     Attributes:
         site: the site's name.
-        index: which of the site's calls in this forward, from 0.
-        forward: which forward of the model since the mount, from 0.
-        calls: of this site in one forward, all of them.
+        index: number of the call among the site's calls in this forward, from 0.
+        forward: number of the model's forward since the mount, from 0.
+        calls: total calls of this site in one forward.
     """
 
     site: str
@@ -55,7 +55,7 @@ _running: ContextVar[SiteCall] = ContextVar("site call")
 
 
 def running_call() -> SiteCall:
-    """The call that is running: for ops that must know where in the model they are.
+    """The running call, for ops that must know where in the model they are.
 
     Raises:
         LookupError: no mounted op is running.
@@ -64,10 +64,10 @@ def running_call() -> SiteCall:
 
 
 class SiteError(Exception):
-    """A mounted op failed inside the model, or was not called as often as it must be.
+    """A mounted op failed inside the model, or was called the wrong number of times.
 
     Attributes:
-        status: what a `Record` says of it.
+        status: the status of its `Record`.
     """
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -76,10 +76,10 @@ class SiteError(Exception):
 
 
 def select_sites(available: Iterable[Site], ops: OpSet, names: Iterable[str] | None) -> tuple[Site, ...]:
-    """The sites to mount, in the model's order: those named, or every one whose op the set provides.
+    """The sites to mount, in the model's order: those named, or every site whose op the set provides.
 
     Raises:
-        UsageError: an unknown site, one that this model does not have, one whose op the set lacks, or none.
+        UsageError: a site is unknown, missing in this model, or without an op in the set; or no site is left.
     """
     by_name = {site.name: site for site in available}
     if names is None:
@@ -104,9 +104,9 @@ def select_sites(available: Iterable[Site], ops: OpSet, names: Iterable[str] | N
 class Mount:
     """An op set mounted on some sites of a model, until `unmount` (or the end of the ``with`` block).
 
-    Every forward of the model is checked at its end: each site must have been called exactly as often as
-    `Site.calls` says, so that a path around an op is an error and never a silent fallback; and what the whole process
-    computes with (`validation.ops.surroundings`) must be what it was at the mount.
+    Every forward of the model is checked at its end: each site must have been called exactly `Site.calls` times, so
+    that a path around an op is an error and never a silent fallback; and process-wide settings
+    (`validation.ops.surroundings`) must be the same as at the mount.
 
     Attributes:
         sites: the mounted sites by name.
@@ -128,7 +128,7 @@ class Mount:
         return site in self.sites
 
     def replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Let calls of the module run ``forward`` (without ``self``) until `unmount`.
+        """Make calls of the module run ``forward`` (without ``self``) until `unmount`.
 
         Raises:
             UsageError: the module's forward is replaced already, by another mount or an offloading hook.
@@ -142,7 +142,7 @@ class Mount:
         def restore() -> None:
             module.__dict__.pop("forward", None)
 
-        # An attribute of the instance hides the method of the class; torch calls ``self.forward``.
+        # An instance attribute hides the class's method; torch calls ``self.forward``.
         module.__dict__["forward"] = forward
         self._undo.append(restore)
 
@@ -150,8 +150,7 @@ class Mount:
         """Call the op of a site. Every op of a site returns a tensor like its first argument.
 
         Raises:
-            SiteError: the op raised, or returned something else than a tensor of the shape, dtype and
-                device of ``x``.
+            SiteError: the op raised, or did not return a tensor of the shape, dtype and device of ``x``.
         """
         y = self.run(site, x, *arguments, **options)
         if not isinstance(y, Tensor):
@@ -160,7 +159,7 @@ class Mount:
         return y
 
     def run(self, site: str, *arguments: Any, **options: Any) -> Any:
-        """Count a call of a site's op and make it; SiteError if it raises."""
+        """Count a call of a site's op and make it. Raise SiteError if the op raises."""
         index = self.calls[site] - self._before[site]
         self.calls[site] += 1
         name = self.sites[site].op
@@ -177,7 +176,7 @@ class Mount:
             _running.reset(token)
 
     def require_like(self, site: str, y: Tensor, x: Tensor) -> None:
-        """SiteError unless ``y`` has the dtype, the shape and the device of ``x``."""
+        """Raise SiteError unless ``y`` has the dtype, the shape and the device of ``x``."""
         if y.dtype != x.dtype:
             raise self.wrong(Status.INCORRECT_DTYPE, site, str(y.dtype)[6:], str(x.dtype)[6:])
         if y.shape != x.shape:
@@ -186,11 +185,11 @@ class Mount:
             raise self.wrong(Status.INCORRECT_DEVICE, site, str(y.device), str(x.device))
 
     def wrong(self, status: Status, site: str, came: str, expected: str) -> SiteError:
-        """The error for something else than expected that a site's op returned."""
+        """The error for an unexpected result of a site's op."""
         return SiteError(status, f"{self.sites[site].op} returned {came} at site {site}, expected {expected}")
 
     def require_forwards(self, expected: int) -> None:
-        """SiteError unless the model has finished ``expected`` forwards since the mount."""
+        """Raise SiteError unless the model has finished ``expected`` forwards since the mount."""
         if self.forwards != expected:
             raise SiteError(
                 Status.SITE_NOT_REACHED,
@@ -198,7 +197,7 @@ class Mount:
             )
 
     def unmount(self) -> None:
-        """Leave the model as it was, and what torch computes with; does nothing the second time."""
+        """Restore the model and torch's process-wide settings; a second call does nothing."""
         if self._undo:
             self._around.put_back(Surroundings.now())
         while self._undo:

@@ -1,4 +1,4 @@
-"""Prompts: what to sample and how, and their embedding where a checkpoint has no text model."""
+"""Prompts: what to sample and how, and their embedding if a checkpoint has no text model."""
 
 import dataclasses
 import hashlib
@@ -24,10 +24,10 @@ class Prompt:
         text: the caption. negative_text: what to guide away from.
         seed: of the noise.
         height, width: in pixels, multiples of 16.
-        frames: asked for; the pipeline rounds to chunks of 33 and then to 4 n + 1.
-        steps: denoising steps of a chunk, or of each stage of a chunk where the model samples a pyramid.
-        guidance_scale: classifier-free guidance; 1 is without.
-        fps: frames a second of the previews.
+        frames: the requested number; the pipeline rounds to chunks of 33 and then to 4 n + 1.
+        steps: denoising steps of a chunk, or of each stage of a chunk if the model samples a pyramid.
+        guidance_scale: classifier-free guidance; 1 is no guidance.
+        fps: frames per second of the previews.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Prompt:
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, ...]:
-        """The prompts of a JSON file: fields for all at the top, and under ``prompts`` those of each.
+        """Read a JSON file: fields for all prompts at the top, each prompt's own under ``prompts``.
 
         Raises:
             UsageError: no such file, no JSON, an unknown or missing field, the same name and seed twice.
@@ -71,10 +71,10 @@ class Prompt:
 def embed_prompt(text: str, width: int) -> Tensor:
     """An embedding of a short prompt without a text model, ``[1, PROMPT_TOKENS, width]`` float32.
 
-    Token i is a word (lower case, split at white space; last the end token): the mean of two standard
-    normal vectors over sqrt(2) and sqrt(2), one keyed by the word and one by i, so that the same word
+    Token i is a word (lower case, split at white space; the end token last): the sum of two standard
+    normal vectors over sqrt(2), one keyed by the word and one by i, so that the same word
     looks alike at every place and another order is another prompt. Rows after the last token are zero, as
-    Helios pads its text. Keys go through SHA-256, so the vectors are the same everywhere.
+    in Helios' padded text. Keys are hashed with SHA-256, so the vectors are the same everywhere.
 
     Raises:
         UsageError: more than `PROMPT_TOKENS` - 1 words.
@@ -90,6 +90,6 @@ def embed_prompt(text: str, width: int) -> Tensor:
 
 
 def embed_key(key: str, width: int) -> Tensor:
-    """A standard normal vector ``[width]``, float32, that is the key's alone, by way of SHA-256."""
+    """A standard normal vector ``[width]``, float32, seeded by the key's SHA-256."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))

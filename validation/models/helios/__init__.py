@@ -1,7 +1,7 @@
 """Helios, a video model: diffusers' own transformer, VAE and pipeline, with op sets mounted on the transformer.
 
-sites     where ops are mounted, and how; modulation is what its blocks read there
+sites     where ops are mounted, and how; modulation: what its blocks read there
 loading   checkpoints
 sampling  latents of a prompt, and the frames of latents
-model     what `validation.samples.model` asks of a model
+model     implements `validation.samples.model`
 """

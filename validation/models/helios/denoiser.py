@@ -1,4 +1,4 @@
-"""Helios as `validate bench denoise` runs it. A forward has no guidance, which would run two."""
+"""Helios for `validate bench denoise`. There is no guidance, which would run two forwards."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from validation.samples.denoiser import ALL, BEFORE, COMPACT, Arm, Denoiser, For
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Latent pixels and frames: of the current chunk, and of its history (long, middle, short); text tokens."""
+    """Latent height, width and frames of the current chunk, history frames (long, middle, short), text tokens."""
 
     height: int
     width: int
@@ -32,7 +32,7 @@ class Inputs:
 SIZES = {
     "full": Inputs(48, 80, 9, (16, 2, 2), 512),  # 384x640: 8640 tokens behind 2400
     "tiny": Inputs(4, 6, 2, (4, 2, 2), 5),
-    # A legal replay turns one rounding in some ten thousand: a band of the norms alone needs many elements.
+    # A legal replay changes about one rounding in ten thousand: a band of the norms alone needs many elements.
     "embedded": Inputs(16, 24, 9, (16, 2, 2), 16),
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -51,7 +51,7 @@ TINY_VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_block
 
 
 class HeliosDenoiser(Denoiser):
-    """diffusers' Helios in bfloat16, its VAE in float32, one batch item a forward."""
+    """diffusers' Helios in bfloat16, its VAE in float32, one batch item per forward."""
 
     name = "helios"
     goal = Goal(COMPACT, 0.15, 0.19, less_memory=True)
@@ -93,7 +93,7 @@ class HeliosDenoiser(Denoiser):
         )
 
     def arms(self, ops: OpSet) -> tuple[Arm, ...]:
-        """As it is in diffusers, then the sites of sglang's change, then all."""
+        """diffusers unchanged, then the sites of sglang's change, then all sites."""
         sites = ("norm1", "norm2", "norm3", "norm_out")
         return (
             Arm(BEFORE, "diffusers' code, untouched"),
@@ -110,7 +110,7 @@ class HeliosDenoiser(Denoiser):
     def mount(
         self, ops: OpSet, sites: Iterable[str] | None, variant: str = ""
     ) -> contextlib.AbstractContextManager[Mount]:
-        """See `Denoiser.mount`; the variant `COMPACT` has modulation as `IndexedRows`."""
+        """See `Denoiser.mount`; the variant `COMPACT` gives modulation as `IndexedRows`."""
         return mount(self.model, ops, sites, compact=variant == COMPACT)
 
     def sample(self, forward: Forward, seed: int, steps: int) -> Iterator[Tensor]:
@@ -126,7 +126,7 @@ class HeliosDenoiser(Denoiser):
             yield x
 
     def decode(self, latents: Tensor, *, warm_up: bool = False) -> None:
-        """The VAE on all frames, or on two."""
+        """Run the VAE on all frames, or on two to warm up."""
         latents = latents[:, :, :2] if warm_up else latents
         self.vae.decode(latents.to(self.vae.dtype), return_dict=False)
 
@@ -143,7 +143,7 @@ class HeliosDenoiser(Denoiser):
             return t if generator is None else t.normal_(generator=generator)
 
         inputs = {"encoder_hidden_states": values(1, s.text, config.text_dim)}
-        # On the device: an index that comes from the host could not be captured in a graph.
+        # On the device: an index copied from the host cannot be captured in a graph.
         indices = torch.arange(sum(s.history) + s.frames, device=device).unsqueeze(0)
         *history, inputs["indices_hidden_states"] = torch.split(indices, [*s.history, s.frames], dim=1)
         for part, frames, index in zip(("long", "mid", "short"), s.history, history, strict=True):
@@ -158,7 +158,7 @@ def _random_model(config: Mapping[str, Any], dtype: torch.dtype, device: str, se
         model = HeliosTransformer3DModel.from_config(dict(config))
     cast_parameters(model, dtype)
     allocate(model, device)
-    # Its frequencies are no weights: they come from the configuration.
+    # Its frequencies are not weights: they follow from the configuration.
     model.rope = type(model.rope)(model.config.rope_dim, model.config.rope_theta).to(device)
     if seed is not None:
         draw_weights(model, seed)

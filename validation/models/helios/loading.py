@@ -1,7 +1,7 @@
-"""Helios checkpoints in diffusers' folder format: what they hold, checked, and the pipeline that samples them.
+"""Helios checkpoints in diffusers' folder format: check their content and load the pipeline that samples them.
 
-A checkpoint's scheduler says which pipeline samples it: a ``HeliosScheduler`` of one stage `HeliosPipeline`
-(Base), of several the pyramid with guidance (Mid), a ``HeliosDMDScheduler`` the distilled pyramid without.
+A checkpoint's scheduler decides the pipeline: a ``HeliosScheduler`` with one stage uses `HeliosPipeline` (Base),
+with several stages the pyramid with guidance (Mid); a ``HeliosDMDScheduler`` the distilled pyramid without guidance.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ _SCHEDULERS = {"HeliosScheduler": HeliosScheduler, "HeliosDMDScheduler": HeliosD
 
 
 def check(checkpoint: Path, ops: OpSet, sites: Iterable[str] | None = None) -> tuple[Site, ...]:
-    """The sites that `sites.mount` will choose for a checkpoint; reads its small files only.
+    """The sites that `sites.mount` will choose for a checkpoint; reads only its small files.
 
     Raises:
         UsageError: a file of the checkpoint is missing, or the sites cannot be mounted.
@@ -42,7 +42,7 @@ def check(checkpoint: Path, ops: OpSet, sites: Iterable[str] | None = None) -> t
 
 
 def check_prompts(checkpoint: Path, prompts: Iterable[Prompt]) -> None:
-    """UsageError where a prompt asks for what the checkpoint's pipeline cannot sample; reads small files only."""
+    """Raise UsageError if the checkpoint's pipeline cannot sample a prompt; reads only small files."""
     stages, distilled = _pyramid(checkpoint)
     multiple = 16 * 2 ** (stages - 1)
     for prompt in prompts:
@@ -62,17 +62,17 @@ def check_prompts(checkpoint: Path, prompts: Iterable[Prompt]) -> None:
 def load(
     checkpoint: Path, dtype: torch.dtype, device: torch.device | str, free_bytes: int | None = None
 ) -> HeliosPipeline | HeliosPyramidPipeline:
-    """A Helios pipeline from a folder in diffusers' format: the transformer in `dtype`, the VAE in float32.
+    """Load a Helios pipeline from a folder in diffusers' format: the transformer in `dtype`, the VAE in float32.
 
     The folder holds ``transformer/``, ``vae/`` and ``scheduler/``; ``text_encoder/`` and ``tokenizer/``
     may both be left out: prompts are then embedded by `embed_prompt`. Nothing is downloaded.
 
     Args:
         checkpoint: the folder.
-        dtype: of the transformer and the text encoder.
-        device: to sample on.
-        free_bytes: of the device's memory; None asks it. Where the parts take more than `offload.SHARE` of it, the
-            blocks of transformer and text encoder stay in main memory and visit the device one by one.
+        dtype: dtype of the transformer and the text encoder.
+        device: where to sample.
+        free_bytes: the device's free memory; None asks the device. If the parts take more than `offload.SHARE` of
+            it, the blocks of transformer and text encoder stay in main memory and visit the device one by one.
 
     Raises:
         UsageError: a file is missing or damaged, holds another class, or lacks weights.
@@ -126,12 +126,12 @@ def load(
 
 
 class _Pyramid(HeliosPyramidPipeline):  # type: ignore[misc]  # diffusers is untyped
-    """diffusers' pyramid, with a block noise that can be drawn where the covariance is singular.
+    """diffusers' pyramid, with a block noise that can be drawn even if the covariance is singular.
 
-    The noise that is added where a stage begins has the covariance (1 + gamma) I - gamma J within each block of n
+    The noise added at the start of a stage has the covariance (1 + gamma) I - gamma J within each block of n
     latent pixels (J is all ones). Its least eigenvalue 1 + gamma - n gamma is 0 for the published gamma = 1/3 and
-    blocks of four, which in float32 comes out as -3e-8, and the Cholesky factorisation that diffusers 0.42.1 asks
-    for raises. Its symmetric root is known: the eigenvectors are J's.
+    blocks of four; in float32 it becomes -3e-8, and the Cholesky factorisation of diffusers 0.42.1 raises. The
+    symmetric root is known in closed form: the eigenvectors are J's.
     """
 
     def sample_block_noise(
@@ -161,10 +161,10 @@ def _index(checkpoint: Path) -> dict[str, Any]:
 
 
 def _pyramid(checkpoint: Path) -> tuple[int, bool]:
-    """Stages of a checkpoint's pyramid (1: none), and whether it is distilled.
+    """Number of stages of a checkpoint's pyramid (1: no pyramid), and whether it is distilled.
 
     Raises:
-        UsageError: ``model_index.json``, where there is one, says otherwise.
+        UsageError: ``model_index.json`` exists and contradicts the scheduler.
     """
     config = read_json(checkpoint / "scheduler" / "scheduler_config.json")
     stages, distilled = int(config.get("stages", 3)), config["_class_name"] == "HeliosDMDScheduler"
@@ -223,7 +223,7 @@ def _pretrained(model: Any, folder: Path, dtype: torch.dtype) -> Any:
         )
     except Exception as error:
         raise UsageError(f"cannot load {folder}: {one_line(error)}") from error
-    # diffusers leaves weights that it does not find at random values, with a warning.
+    # diffusers leaves missing weights at random values, with a warning.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = ", ".join(str(key) for key in sorted(info[kind], key=str)[:3])

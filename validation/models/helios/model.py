@@ -1,4 +1,4 @@
-"""Helios as `validation.samples.model` asks for it."""
+"""Helios as a `validation.samples.model.Model`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -49,14 +49,14 @@ class Helios(Model[Prompt]):
         return loading.check(self.checkpoint, ops, names)
 
     def check_prompts(self) -> None:
-        """UsageError where the checkpoint's pipeline cannot sample a prompt, or nothing can embed it."""
+        """Raise UsageError if the checkpoint's pipeline cannot sample a prompt, or nothing can embed it."""
         loading.check_prompts(self.checkpoint, self.prompts)
         if not (self.checkpoint / "text_encoder").is_dir():
             for text in {text for prompt in self.prompts for text in (prompt.text, prompt.negative_text)}:
                 embed_prompt(text, 1)
 
     def load(self, device: Device) -> None:
-        """See `Model.load`; a mount proves that diffusers computes what is replaced."""
+        """See `Model.load`; a test mount proves that diffusers computes the code that sites replace."""
         self.pipeline = loading.load(self.checkpoint, self.dtype, device.torch)
         self.device = self.pipeline.transformer.device
         self.mount(load_op_set("reference_ops")).unmount()
@@ -74,11 +74,11 @@ class Helios(Model[Prompt]):
         return sites.mount(self.pipeline.transformer, ops, self.site_names)
 
     def steps(self, prompt: Prompt) -> int:
-        """Of all chunks, and of all stages of a pyramid."""
+        """Steps of all chunks, and of all stages of a pyramid."""
         return sampling.steps_of(self.pipeline, prompt)
 
     def forwards_per_step(self, prompt: Prompt) -> int:
-        """With and without the prompt where it is guided."""
+        """Two for a guided prompt (with and without the prompt), else one."""
         return sampling.forwards_per_step(prompt)
 
     def place_of(self, call: SiteCall) -> str:
@@ -96,7 +96,7 @@ class Helios(Model[Prompt]):
         return sampling.decode(self.pipeline, sample.latents, prompt.frames)
 
     def case(self, prompt: Prompt, reference: Sample | None) -> dict[str, Any]:
-        """Size and number of frames, as many as came."""
+        """Size and actual number of frames."""
         frames = prompt.frames if reference is None else len(reference.made.get("frames", range(prompt.frames)))
         ends = {"until": LATENTS} if self.until == LATENTS else {}
         return {"size": [prompt.height, prompt.width], "frames": frames, **ends}
@@ -107,7 +107,7 @@ class Helios(Model[Prompt]):
         return f"{case['frames']} frames of {height} x {width}"
 
     def keep(self, samples: Mapping[str, Sample], prompt: Prompt, folder: Path) -> Kept:
-        """Each arm's frames and a preview, and where they can be subtracted their amplified difference."""
+        """Write each arm's frames and a preview, and their amplified difference if they can be subtracted."""
         relative = Path("artifacts") / f"{self.name}-{prompt.name}-{prompt.seed}"
         frames = {arm: sample.made["frames"] for arm, sample in samples.items() if "frames" in sample.made}
         shown = {arm: video.to_uint8(of) for arm, of in frames.items()}
@@ -126,7 +126,7 @@ class Helios(Model[Prompt]):
         return Kept(artifacts, numbers, seconds)
 
     def players(self, prompt: Prompt, numbers: Numbers) -> list[Player]:
-        """One, of the frames."""
+        """One player, for the frames."""
         worst = numbers.get("worst_frame")
         if self.until == LATENTS:
             return []
@@ -138,7 +138,7 @@ class Helios(Model[Prompt]):
         return [metrics.psnr(a[None], b[None], 1.0) for a, b in pairs]
 
     def beside_record(self, arms: Mapping[str, list[float]], replays: Sequence[list[float]]) -> tuple[Numbers, Series]:
-        """As series over the frames."""
+        """The PSNR of each frame as series; see `Model.beside_record`."""
         series = {f"{arm}_psnr_to_truth_per_frame": row for arm, row in arms.items()}
         if replays:
             columns = list(zip(*replays, strict=True))

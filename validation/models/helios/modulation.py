@@ -1,4 +1,4 @@
-"""Helios' modulation as its blocks read it: a row for each token, or the distinct rows with their numbers."""
+"""Helios' modulation as its blocks read it: one row per token, or the distinct rows and an index per token."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from reference_ops.contract import IndexedRows, Modulation
 
 
 class EveryRow:
-    """Modulation as diffusers has it, a row for each token."""
+    """Modulation as in diffusers, one row per token."""
 
     def of_block(self, table: Tensor, modulation: Tensor) -> Sequence[Modulation]:
         """The six rows of a block: ``[B, L, D]`` each, or ``[B, 1, D]`` where modulation is ``[B, 6, D]``.
@@ -23,16 +23,16 @@ class EveryRow:
         return (table + modulation.float()).unsqueeze(2).unbind(1)
 
     def of_output(self, table: Tensor, time: Tensor) -> Sequence[Modulation]:
-        """Shift and scale of the output norm, ``[B, L, D]`` as time is."""
+        """Shift and scale of the output norm, ``[B, L, D]`` like time."""
         return (table.unsqueeze(0) + time.unsqueeze(2)).unbind(2)
 
 
 class DistinctRows:
-    """Modulation as the condition embedder makes it: a row for each call of it in a forward.
+    """Modulation as the condition embedder makes it: one row per embedder call in a forward.
 
-    diffusers embeds t = 0 for the history, where the configuration has that, and then the time of the current
-    tokens. `embed` takes the place of the embedder's forward, and `of_block` and `of_output` get, as modulation
-    ``[B, L, 6, 1]`` and time ``[B, L, 1]``, the number of each token's row.
+    diffusers embeds t = 0 for the history, if the configuration does so, and then the time of the current
+    tokens. `embed` replaces the embedder's forward; `of_block` and `of_output` then receive the index of each
+    token's row in place of modulation (``[B, L, 6, 1]``) and time (``[B, L, 1]``).
     """
 
     def __init__(self, transformer: HeliosTransformer3DModel) -> None:
@@ -44,7 +44,7 @@ class DistinctRows:
     def embed(
         self, timestep: Tensor, text: Tensor | None = None, is_return_encoder_hidden_states: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embed a time, and return the number of its row in place of time and modulation."""
+        """Embed a time, and return the index of its row in place of time and modulation."""
         time, modulation, text = type(self.embedder).forward(
             self.embedder, timestep, text, is_return_encoder_hidden_states
         )

@@ -22,14 +22,14 @@ Frames = npt.NDArray[np.float32]  # [T, H, W, 3]
 
 
 def steps_of(pipeline: Any, prompt: Prompt) -> int:
-    """Denoising steps of a prompt's whole video: of all chunks, and of all stages of a pyramid."""
+    """Denoising steps of a prompt's whole video: all chunks, and all stages of a pyramid."""
     stages = pipeline.scheduler.config.stages if isinstance(pipeline, HeliosPyramidPipeline) else 1
     chunks = -(-prompt.frames // CHUNK_FRAMES)
     return int(prompt.steps * stages * chunks)
 
 
 def forwards_per_step(prompt: Prompt) -> int:
-    """Forwards of the transformer in a step: with and without the prompt where it is guided."""
+    """Forwards of the transformer in a step: two for a guided prompt (with and without it), else one."""
     return 2 if prompt.guidance_scale > 1 else 1
 
 
@@ -39,7 +39,7 @@ def sample(
     mounted: Mount | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Sample:
-    """Sample the latents of one video. The seed decides everything; the caller's random state is left as it was.
+    """Sample the latents of one video. The seed decides everything; the caller's random state is unchanged.
 
     Args:
         pipeline: from `loading.load`.
@@ -48,11 +48,11 @@ def sample(
         progress: called with a few words after each denoising step.
 
     Returns:
-        Latents after each step, float32 ``[1, C, T, H, W]``; the steps of one chunk follow those of the chunk
-        before. Seconds of the stages ``encode`` (prompt) and ``denoise``.
+        Latents after each step, float32 ``[1, C, T, H, W]``, chunk after chunk. Seconds of the stages ``encode``
+        (prompt) and ``denoise``.
 
     Raises:
-        SiteError: a mounted site failed, or was not called as often as it must be.
+        SiteError: a mounted site failed, or was called the wrong number of times.
     """
     device = pipeline.transformer.device
     clock = Clock(device)
@@ -78,7 +78,7 @@ def sample(
         with clock.timed("encode"):
             embeds = _encode(pipeline, prompt.text, device)
             negative = _encode(pipeline, prompt.negative_text, device) if prompt.guidance_scale > 1 else None
-        # The pipeline decodes each chunk, whatever its output_type; its history is made of latents.
+        # The pipeline would decode each chunk for any output_type, but its history needs only latents.
         pipeline.vae.__dict__["decode"] = _decode_nothing
         stack.callback(pipeline.vae.__dict__.pop, "decode")
         with clock.timed("denoise"):
@@ -100,12 +100,12 @@ def sample(
 
 
 def decode(pipeline: HeliosPipeline | HeliosPyramidPipeline, latents: Sequence[Tensor], frames: int) -> Frames:
-    """The video of a trajectory of latents: the same bits as the pipeline itself gives.
+    """Decode the video of a trajectory of latents, with the same bits as the pipeline itself.
 
     Args:
-        pipeline: that sampled them.
+        pipeline: the one that sampled them.
         latents: after each step.
-        frames: that were asked for.
+        frames: the requested number.
 
     Returns:
         Frames as they leave the VAE, float32 RGB in [0, 1], ``[T, H, W, 3]``.
@@ -116,7 +116,7 @@ def decode(pipeline: HeliosPipeline | HeliosPyramidPipeline, latents: Sequence[T
                  for values in (vae.config.latents_mean, vae.config.latents_std))  # fmt: skip
     per_chunk = len(latents) // -(-frames // CHUNK_FRAMES)
     with _one_thread(device), torch.no_grad():
-        # Multiplied and divided as the pipeline does.
+        # Multiplied and divided in the pipeline's order.
         chunks = [
             vae.decode(last.to(device, vae.dtype) / (1.0 / std) + mean, return_dict=False)[0]
             for last in latents[per_chunk - 1 :: per_chunk]
@@ -128,8 +128,8 @@ def decode(pipeline: HeliosPipeline | HeliosPyramidPipeline, latents: Sequence[T
 
 
 def _one_thread(device: torch.device) -> AbstractContextManager[None]:
-    """On the CPU one thread: the same bits on any number of cores, and no waiting for a thread that other processes
-    keep from its core (measured on 2 cores at a load of 4: 35 s instead of 76 s)."""
+    """Use one thread on the CPU: the same bits on any number of cores, and no waiting for a thread whose core is busy
+    with other processes (measured on 2 cores at a load of 4: 35 s instead of 76 s)."""
     return one_thread() if device.type == "cpu" else nullcontext()
 
 

@@ -10,17 +10,17 @@ Sites, and the op that each calls (L layers; in one forward):
     norm3     layer_norm_scale_shift   before the feed-forward                              L
     norm_out  layer_norm_scale_shift   before the output projection                         1
 
-norm1, gate, norm2 and norm3 stand inside the block's ``forward``, so that is replaced; the output norm is
-a module of its own; q/k norms are modules too, and RoPE, which comes right after them, is done with them
-while the attention itself is told that there is none. Attention, projections, feed-forward and everything
+norm1, gate, norm2 and norm3 are inside the block's ``forward``, so that is replaced; the output norm is
+a module of its own; q/k norms are modules too, and RoPE, which comes right after them, is computed with them
+while the attention itself gets no embedding. Attention, projections, feed-forward and everything
 around the blocks stay diffusers' code. `mount` proves on a small random model that the installed diffusers
-still computes what is replaced here, bit for bit.
+still computes the replaced code, bit for bit.
 
 Modulation holds one row for the history's tokens (t = 0) and one for the current tokens, but diffusers repeats
 them for every token before it adds each block's table: float32 ``[B, L, 6, D]``, 1.36 GB a block at full size.
-Mounted with ``compact=True`` neither is done: ops get `IndexedRows`. The condition embedder then keeps its rows
-and hands on their numbers in their place, one channel wide, so that diffusers' own repeating and concatenating
-says which token takes which row.
+``compact=True`` does neither: ops get `IndexedRows`. The condition embedder then keeps its rows and passes on
+their indices instead, one channel wide, so that diffusers' own repeating and concatenating assigns a row to each
+token.
 """
 
 import functools
@@ -45,7 +45,7 @@ from validation.ops import OpSet, op_set_from
 SITE_NAMES = ("norm1", "rope", "qk_norm", "gate", "norm2", "norm3", "norm_out")
 
 _OTHER_BLOCK = re.compile(r"blocks\.[1-9]")
-# Which calls a block makes of a site, in order; of the others, one.
+# The calls that a block makes of a site, in order; one call for sites not listed.
 _WITHIN_BLOCK = {
     "rope": ("q", "k"),
     "qk_norm": ("self-attention q", "self-attention k", "cross-attention q", "cross-attention k"),
@@ -69,7 +69,7 @@ def sites_of(config: Mapping[str, Any]) -> tuple[Site, ...]:
 
 
 def place_of(call: SiteCall) -> str:
-    """Where in the transformer a site call is, such as ``block 3`` or ``block 3 self-attention q``; or ``output``."""
+    """Name the place of a site call, such as ``block 3``, ``block 3 self-attention q`` or ``output``."""
     if call.site == "norm_out":
         return "output"
     within = _WITHIN_BLOCK.get(call.site, ("",))
@@ -89,8 +89,8 @@ def mount(
         compact: give modulation as `IndexedRows`, computed for the distinct rows only; the same bits.
 
     Raises:
-        UsageError: `sites` cannot be mounted, the transformer is none of diffusers' Helios, or the
-            installed diffusers does not compute what is to be replaced.
+        UsageError: `sites` cannot be mounted, the transformer is not diffusers' Helios, or the
+            installed diffusers does not compute the code to be replaced.
     """
     _require_helios(transformer)
     chosen = select_sites(sites_of(transformer.config), ops, sites)
@@ -152,7 +152,7 @@ def _block_forward(
     rotary: Tensor,
     current_length: int,
 ) -> Tensor:
-    """A block's forward: hidden ``[B, L, D]``, history tokens first, the last `current_length` current."""
+    """A block's forward; hidden is ``[B, L, D]``: history tokens, then `current_length` current ones."""
     shift1, scale1, gate1, shift3, scale3, gate3 = rows.of_block(block.scale_shift_table, modulation)
 
     def add_gated(residual: Tensor, x: Tensor, gate: Modulation) -> Tensor:
@@ -195,13 +195,13 @@ def _norm_out_forward(
     time: Tensor,
     current_length: int,
 ) -> Tensor:
-    """The output norm: hidden and time are ``[B, L, D]``; only the current tokens come out."""
+    """The output norm: hidden and time are ``[B, L, D]``; returns only the current tokens."""
     shift, scale = rows.of_output(norm_out.scale_shift_table, time[:, -current_length:])
     return _modulated_norm(mounted, "norm_out", norm_out.norm, hidden[:, -current_length:], shift, scale)
 
 
 def _attach_attention(mounted: Mount, attention: Any, *, rope: bool) -> None:
-    """Mount q/k norm, and RoPE where asked, on an attention's ``norm_q`` and ``norm_k``."""
+    """Mount q/k norm, and RoPE if `rope`, on an attention's ``norm_q`` and ``norm_k``."""
     rotary: list[Tensor] = []  # the embedding of the call that is running
 
     def attend(
@@ -215,7 +215,7 @@ def _attach_attention(mounted: Mount, attention: Any, *, rope: bool) -> None:
         if embedding is not None:
             rotary.append(embedding)
         try:
-            # Without an embedding the processor rotates nothing; `normalise` has done it.
+            # Without an embedding the processor does not rotate; `normalise` has already rotated.
             return type(attention).forward(attention, hidden, text, mask, None, current_length, **options)
         finally:
             rotary.clear()
@@ -248,13 +248,13 @@ def _cos_sin(embedding: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _prove(config: str, dtypes: tuple[tuple[str, torch.dtype], ...], sites: tuple[str, ...], compact: bool) -> None:
-    """Hold the forwards above against the installed diffusers: one small block, random weights, equal bits.
+    """Check the forwards above against the installed diffusers: one small block, random weights, equal bits.
 
-    Everything that changes which code runs comes from the configuration and the parameters' dtypes; only
-    the sizes are small. Runs on the CPU in about 20 ms, once for each of its arguments.
+    The configuration and the parameters' dtypes, which decide the code that runs, are the real ones; only
+    the sizes are small. Runs on the CPU in about 20 ms, once for each set of arguments.
 
     Raises:
-        UsageError: diffusers cannot run the configuration, or the outputs differ, or nothing fits together.
+        UsageError: diffusers cannot run the configuration, the outputs differ, or the code does not fit together.
     """
     sizes = {
         "num_attention_heads": 2,

@@ -19,7 +19,7 @@ NORM = "layer_norm_scale_shift"
 
 
 def workloads() -> list[Workload]:
-    """All of them, by resolution."""
+    """Helios' workloads, grouped by resolution."""
     found = []
     for label, full in STAGES.items():
 
@@ -77,7 +77,7 @@ def workloads() -> list[Workload]:
             return case_of("rms_norm", tensors, eps=1e-6, casting_mode="float32")
 
         def rope(whole: bool, tokens: Any = tokens) -> Case:
-            # Each frequency stands twice in diffusers' table, cos in the first half: every second one is read.
+            # diffusers' table has each frequency twice, cosines in the first half: every second one is read.
             length, head = sum(tokens(whole)), WIDTH // HEADS
             strides = (length * 2 * head, 2 * head, 2)
             angles = (1, length, head // 2)

@@ -1,10 +1,10 @@
-"""Hunyuan3D-2's shape model, whose blocks ask a table for the op of each site.
+"""Hunyuan3D-2's shape model, whose blocks look up the op of each site in a table.
 
-sites          which op runs where; dit is the denoiser, flow_matching its noise levels and steps
-parts          of a checkpoint; loading reads their configuration and weights
-shapes, dinov2 what a shape is conditioned on: a formula, or a picture
-sampling       latents of a prompt; field (by shape_vae), mesh and views are made of them
-rungs, model   what `validation.samples.model` asks of a model
+sites          which op runs where; dit: the denoiser; flow_matching: its noise levels and steps
+parts          the parts of a checkpoint; loading reads their configuration and weights
+shapes, dinov2 the condition of a shape: a formula, or a picture
+sampling       latents of a prompt; field (by shape_vae), mesh and views are made from them
+rungs, model   implement `validation.samples.model`
 """
 
 from pathlib import Path

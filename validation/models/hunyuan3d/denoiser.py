@@ -1,4 +1,4 @@
-"""Hunyuan3D-2 as `validate bench denoise` runs it. A forward computes both halves of the guidance at once."""
+"""Hunyuan3D-2 for `validate bench denoise`. A forward computes both halves of the guidance at once."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from validation.samples.denoiser import ALL, BEFORE, COMPACT, Arm, Denoiser, For
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Latents, context tokens, and cells along an edge of the grid on which a field is decoded."""
+    """Numbers of latents, of context tokens, and of cells along an edge of the decoded field's grid."""
 
     latents: int
     context: int
@@ -64,7 +64,7 @@ class Hunyuan3DDenoiser(Denoiser):
     def __init__(
         self, size: Size, device: str, *, checkpoint: Path | None = None, seed: int = 0, weights: bool = True
     ) -> None:
-        """See `Denoiser`; of a checkpoint, in the official layout, shapes have as many latents as its decoder."""
+        """See `Denoiser`; with a checkpoint (official layout) its decoder decides the number of latents."""
         self._size, self._dtype = SIZES[size], sampling.DTYPE
         self.vae: ShapeVAE | None = None
         if checkpoint is not None and weights:
@@ -104,7 +104,8 @@ class Hunyuan3DDenoiser(Denoiser):
         )
         if generator is not None:
             self._context.normal_(generator=generator)
-        # The official code normalises q and k out of place, where they lie; written once, as a compiler guards it.
+        # The official code normalises q and k out of place, without copying them first. The partial is made once,
+        # since a compiler guards on it.
         self._eager_qk_norm = functools.partial(self.model.sites.ops["qk_norm"], inplace=False)
 
     @property
@@ -117,7 +118,7 @@ class Hunyuan3DDenoiser(Denoiser):
         )
 
     def arms(self, ops: OpSet) -> tuple[Arm, ...]:
-        """As the official code is, then sglang's change, then all sites."""
+        """The official code, then sglang's change, then all sites."""
         upstream = OpSet(f"{ops.name} with addcmul", {**ops.functions, "residual_gate_add": _addcmul}, ops.origin)
         about = "sglang #24287: fused norms, q/k norm of contiguous copies, addcmul"
         one_row = "modulation has one row a batch item already"
@@ -141,7 +142,7 @@ class Hunyuan3DDenoiser(Denoiser):
 
     @contextlib.contextmanager
     def mount(self, ops: OpSet, sites: Iterable[str] | None, variant: str = "") -> Iterator[Mount]:
-        """See `Denoiser.mount`; the variant `COPIES` makes contiguous copies of q and k before it normalises them."""
+        """See `Denoiser.mount`; the variant `COPIES` normalises contiguous copies of q and k."""
         with self.path_before(), mount(self.model, ops, sites) as mounted:
             if "qk_norm" in mounted:
                 self.model.sites.packed_qk_norm = variant != COPIES
@@ -157,7 +158,7 @@ class Hunyuan3DDenoiser(Denoiser):
         yield from denoise(velocity, noise, schedule.sigmas(steps), schedule.num_train_timesteps)
 
     def decode(self, latents: Tensor, *, warm_up: bool = False) -> None:
-        """The decoder, and the field on its grid, or on a small one."""
+        """Run the decoder, and compute the field on its grid, or on a small one to warm up."""
         assert self.vae is not None
         decoded = self.vae.decode(latents.float())
         self.vae.latents_to_grid(decoded, min(self._size.resolution, 32) if warm_up else self._size.resolution)
@@ -168,5 +169,5 @@ class Hunyuan3DDenoiser(Denoiser):
 
 
 def _addcmul(residual: Tensor, x: Tensor, gate: Modulation, **_: Any) -> Tensor:
-    """``residual + x * gate`` as #24287 has it: product and sum are rounded together."""
+    """``residual + x * gate`` as in #24287: product and sum are rounded together."""
     return torch.addcmul(residual, x, expand_modulation(gate, x)).to(x.dtype)

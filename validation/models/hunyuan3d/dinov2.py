@@ -1,15 +1,15 @@
-"""The condition of Hunyuan3D-2 from a picture: the tokens of DINOv2, by way of transformers.
+"""The condition of Hunyuan3D-2 from a picture: the tokens of DINOv2, computed with transformers.
 
-Facts of the official pipeline that are followed here (``ImageProcessorV2`` and ``DinoImageEncoder`` of hy3dgen):
+This follows the official pipeline (``ImageProcessorV2`` and ``DinoImageEncoder`` of hy3dgen):
 
-* The background is where alpha is 0; removing one is left to the user. A picture without alpha is all subject.
-* The subject's bounding box, the last row and column left out, is scaled so that its longer side is 85 % of the
-  picture's longer side, put in the middle of a square, and laid on white. The square becomes 512 pixels wide.
-* DINOv2 gets it at its own size (518) by bilinear interpolation with antialiasing, less ImageNet's mean and over
-  its deviation, and runs in the denoiser's dtype. The context is the last hidden state, class token first: 1370
+* The background is where alpha is 0; removing it is left to the user. A picture without alpha is all subject.
+* The subject's bounding box, without its last row and column, is scaled so that its longer side is 85 % of the
+  picture's longer side, centred in a square, and laid on white. The square becomes 512 pixels wide.
+* DINOv2 gets it at its own size (518) by bilinear interpolation with antialiasing, minus ImageNet's mean and divided
+  by its deviation, and runs in the denoiser's dtype. The context is the last hidden state, class token first: 1370
   tokens. The unconditional context is zeros.
 
-Resampling is Pillow's and PyTorch's here, OpenCV's and torchvision's there: pixels differ by a few grey levels.
+Resampling uses Pillow and PyTorch here, OpenCV and torchvision there: pixels differ by a few grey levels.
 Both arms get the same context.
 """
 
@@ -39,11 +39,11 @@ _PREFIX = "conditioner.main_image_encoder.model."
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
-    """A picture to make a shape of, and how.
+    """A picture to make a shape from, with the sampling settings.
 
     Attributes:
         name: short, for file names: lower-case letters, digits and hyphens.
-        image: the file's path. digest: of its content.
+        image: the file's path. digest: digest of its content.
         seed: of the noise. steps: denoising steps. guidance_scale: classifier-free guidance, or the model's input.
         octree_resolution: cells along an edge of the grid on which the field is decoded.
     """
@@ -58,15 +58,15 @@ class ImagePrompt:
 
     @property
     def text(self) -> str:
-        """What is asked for, in words."""
+        """The prompt in words."""
         return f"image {Path(self.image).name}"
 
     @classmethod
     def read(cls, path: Path, *, steps: int, guidance_scale: float, octree_resolution: int) -> Self:
-        """A prompt of seed 0.
+        """Read a picture as a prompt with seed 0.
 
         Raises:
-            UsageError: the file is no picture, or has no subject.
+            UsageError: the file is not a picture, or has no subject.
         """
         prepare_image(path)
         name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "image"
@@ -75,10 +75,10 @@ class ImagePrompt:
 
 
 def prepare_image(path: Path, size: int = SIZE, border: float = BORDER) -> Tensor:
-    """The subject of a picture in the middle of a white square: float32 ``[1, 3, size, size]`` in [0, 1].
+    """Centre a picture's subject in a white square: float32 ``[1, 3, size, size]`` in [0, 1].
 
     Raises:
-        UsageError: no such file, no picture, or nothing in it is opaque.
+        UsageError: no such file, not a picture, or nothing in it is opaque.
     """
     try:
         with Image.open(path) as file:
@@ -106,7 +106,7 @@ def prepare_image(path: Path, size: int = SIZE, border: float = BORDER) -> Tenso
 
 
 def _resized(pixels: Any, height: int, width: int) -> Any:
-    """``[H, W, 4]`` at another size, channel by channel: Pillow would weigh the colours with alpha."""
+    """Resize ``[H, W, 4]`` channel by channel: Pillow would weight the colours by alpha."""
     shrinks = height * width < pixels.shape[0] * pixels.shape[1]
     how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     channels = (Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(4))
@@ -114,13 +114,13 @@ def _resized(pixels: Any, height: int, width: int) -> Any:
 
 
 class ImageEncoder:
-    """DINOv2 with what comes before it: ``encoder(path) -> context [1, T, C]`` in the model's dtype.
+    """DINOv2 with its preprocessing: ``encoder(path) -> context [1, T, C]`` in the model's dtype.
 
     Attributes:
         model: a ``Dinov2Model``.
-        image_size: of its input, pixels. use_cls_token: whether the class token is part of the context.
+        image_size: pixels along its input's edge. use_cls_token: whether the class token is part of the context.
         mean, std: of a pixel's channels.
-        size, border: of `prepare_image`.
+        size, border: arguments of `prepare_image`.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class ImageEncoder:
         """See the class. UsageError as in `prepare_image`."""
         edge = (self.image_size, self.image_size)
         pixels = prepare_image(path, self.size, self.border)
-        # In float32 on the CPU: PyTorch has no such interpolation of float16 there.
+        # In float32: PyTorch lacks this interpolation for float16 on the CPU.
         pixels = functional.interpolate(pixels, edge, mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(row).view(1, 3, 1, 1) for row in (self.mean, self.std))
         hidden: Tensor = self.model(((pixels - mean) / std).to(next(self.model.parameters()))).last_hidden_state
@@ -150,14 +150,14 @@ class ImageEncoder:
 
 
 def load_image_encoder(folder: Path, dtype: torch.dtype, device: torch.device | str) -> ImageEncoder:
-    """DINOv2 from a folder as transformers saves it, or from an official denoiser's folder.
+    """Load DINOv2 from a folder saved by transformers, or from an official denoiser's folder.
 
     The first holds ``config.json``, weights, and ``preprocessor_config.json`` (mean and deviation of the channels;
-    without it ImageNet's). The second has a ``conditioner`` in its ``config.yaml``, and keys that begin with
+    ImageNet's if it is missing). The second has a ``conditioner`` in its ``config.yaml``, and keys that begin with
     ``conditioner.main_image_encoder.model.`` in its weights. Nothing is downloaded.
 
     Raises:
-        UsageError: a file is missing or damaged, another encoder, keys missing or too many.
+        UsageError: a file is missing or damaged, it is another encoder, or keys are missing or too many.
     """
     from transformers import Dinov2Config, Dinov2Model
 
@@ -200,7 +200,7 @@ def encoder_section(folder: Path) -> dict[str, Any]:
     """The main image encoder of a denoiser's ``config.yaml``: ``type`` and ``kwargs``.
 
     Raises:
-        UsageError: there is none, or it is another one than DINOv2 for a single picture.
+        UsageError: there is none, or it is not DINOv2 for a single picture.
     """
     path = folder / "config.yaml"
     conditioner = read_config(folder).get("conditioner")

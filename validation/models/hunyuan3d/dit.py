@@ -1,4 +1,4 @@
-"""Hunyuan3D-2's denoiser, whose blocks ask a table (`sites.Sites`) for the op of each site."""
+"""Hunyuan3D-2's denoiser, whose blocks look up the op of each site in a table (`sites.Sites`)."""
 
 import dataclasses
 import math
@@ -21,9 +21,9 @@ TIME_CHANNELS = 256
 
 
 class Hunyuan3DDiT(nn.Module):
-    """The denoiser: ``Hunyuan3DDiT(**config)``, the names being those of `Hunyuan3DDiTConfig`.
+    """The denoiser: ``Hunyuan3DDiT(**config)``, with the names of `Hunyuan3DDiTConfig`.
 
-    Made for inference: its parameters do not require grad until ``requires_grad_()`` says so (and to train,
+    Made for inference: its parameters do not require grad until ``requires_grad_()`` is called (and to train,
     the ops must be differentiable; ``reference_ops`` and ``fused_ops`` refuse).
 
     Attributes:
@@ -33,7 +33,7 @@ class Hunyuan3DDiT(nn.Module):
     Args:
         ops: a module or an `OpSet` that provides all four ops; `mount` replaces them site by site.
         packed_qk_norm: give the op at ``qk_norm`` views of the packed q, k, v projection, to be normalised
-            where they lie, instead of contiguous copies of q and k. The result is the same.
+            in place, instead of contiguous copies of q and k. The result is the same.
         config: the configuration.
 
     Raises:
@@ -67,7 +67,7 @@ class Hunyuan3DDiT(nn.Module):
             ``[B, L, in_channels]`` in the latents' dtype.
 
         Raises:
-            ValueError: another shape, or a guidance that the configuration does not have, or none that it has.
+            ValueError: a wrong shape, or guidance given without ``guidance_embed`` or missing with it.
         """
         self._check(latents, timestep, context, guidance)
         vec: Tensor = self.time_in(self._embed(timestep).to(latents.dtype))
@@ -107,8 +107,8 @@ def time_embedding(t: Tensor, channels: int, max_period: float, scale: float = 1
     """Cosines, then sines, of ``scale * t`` at channels / 2 frequencies from 1 down to nearly 1 / max_period.
 
     The official code passes the configuration's ``time_factor`` where the maximum period is expected, so
-    that the longest period is 1000 and not the customary 10000; the golden vectors say so (with 10000 they
-    are missed by 4e-2). It computes in float32 whatever the dtype, and float64 results follow it.
+    that the longest period is 1000 and not the customary 10000; the golden vectors confirm this (with 10000 the
+    error is 4e-2). It computes in float32 for every dtype, and float64 results follow it.
 
     Args:
         t: ``[B]``, multiplied by `scale` in its own dtype.
@@ -140,7 +140,7 @@ class MLPEmbedder(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """The weight of an RMSNorm: ``scale`` in the checkpoint, ``weight`` to those who read it."""
+    """The weight of an RMSNorm: named ``scale`` in the checkpoint, read as ``weight``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class QKNorm(nn.Module):
 
     @property
     def weights(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Of queries and of keys, each ``[head_dim]``."""
+        """The weights for queries and keys, each ``[head_dim]``."""
         return self.query_norm.weight, self.key_norm.weight
 
 
@@ -177,7 +177,7 @@ class SelfAttention(nn.Module):
 
 
 class ModulationRows(NamedTuple):
-    """One row a batch item, each ``[B, 1, hidden_size]``, as strided views."""
+    """Modulation with one row per batch item, each ``[B, 1, hidden_size]``, as strided views."""
 
     shift: Tensor
     scale: Tensor
@@ -185,7 +185,7 @@ class ModulationRows(NamedTuple):
 
 
 class Modulation(nn.Module):
-    """Shift, scale, gate, one or two times over, from the embedding of time (and guidance)."""
+    """One or two sets of shift, scale and gate from the embedding of time (and guidance)."""
 
     def __init__(self, dim: int, *, double: bool) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Modulation(nn.Module):
 
 
 class DoubleStreamBlock(nn.Module):
-    """Image (latents) and text (context) with weights of their own, attending to both together."""
+    """Image (latents) and text (context) streams with separate weights and joint attention."""
 
     def __init__(self, c: Hunyuan3DDiTConfig) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class DoubleStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Attention and feed-forward side by side, on text and image in one sequence."""
+    """Attention and feed-forward in parallel, on text and image in one sequence."""
 
     def __init__(self, c: Hunyuan3DDiTConfig) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ def _feed_forward(c: Hunyuan3DDiTConfig) -> nn.Sequential:
 
 
 def mount(model: Hunyuan3DDiT, ops: OpSet, sites: Iterable[str] | None = None) -> SiteMount:
-    """Mount an op set; by default on every site whose op it provides. Other sites keep what they run.
+    """Mount an op set; by default on every site whose op it provides. Other sites keep their ops.
 
     Args:
         model: the denoiser.

@@ -1,4 +1,4 @@
-"""From the latents of a shape to its field."""
+"""Decode the latents of a shape to its field."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,14 +20,14 @@ def sample_field(
     memory_limit: int = MEMORY_LIMIT,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Field:
-    """Decode the latents of one shape and ask for the logits of the dense grid.
+    """Decode the latents of one shape and compute the logits of the dense grid.
 
-    The same bits on any number of cores, and with any limit that has room for a whole chunk of points.
+    The bits are the same on any number of cores, and with any limit that has room for a whole chunk of points.
 
     Args:
         vae: the decoder; it computes in the dtype and on the device of its parameters.
         latents: ``[1, L, embed_dim]``, the denoiser's. One shape at a time: in a batch it would have other bits.
-        resolution: cells along an edge of the grid, which has ``resolution + 1`` points there.
+        resolution: cells along an edge of the grid, which has ``resolution + 1`` points per edge.
         memory_limit: bytes for the points in flight, see `ShapeVAE.latents_to_grid`.
         progress: called with a few words after each chunk; an exception that it raises ends the work.
 
@@ -35,9 +35,9 @@ def sample_field(
         The field, ``n = resolution + 1``. Its logits may hold NaN: `validation.media.mesh.extract` refuses them.
 
     Raises:
-        ShapeError: MISSING_LATENTS, fewer than the decoder was trained with. It would decode them, to a
+        ShapeError: MISSING_LATENTS, fewer than the decoder was trained with. It would decode them to a
             coarser shape or to none.
-        ValueError: another shape of latents, a resolution below 1, a limit too small for one point.
+        ValueError: latents of another shape, a resolution below 1, a limit too small for one point.
     """
     if latents.dim() != 3 or len(latents) != 1:
         raise ValueError(f"latents has shape {list(latents.shape)}, expected [1, L, embed_dim], one shape at a time")

@@ -25,7 +25,7 @@ class Schedule(Protocol):
 
     @property
     def num_train_timesteps(self) -> int:
-        """How many timesteps the interval from noise to data was divided into in training."""
+        """Number of timesteps from noise to data in training."""
 
     def sigmas(self, steps: int) -> Tensor:
         """float32 ``[steps + 1]`` on the CPU, from 0 up to 1."""
@@ -41,7 +41,7 @@ class FlowMatchEuler:
     num_train_timesteps: int = 1000
 
     def __post_init__(self) -> None:
-        """ValueError unless there is a timestep."""
+        """Raise ValueError unless there is at least one timestep."""
         _require("num_train_timesteps", self.num_train_timesteps, 1)
 
     def sigmas(self, steps: int) -> Tensor:
@@ -64,7 +64,7 @@ class ConsistencyFlowMatchEuler:
     pcm_timesteps: int = 50
 
     def __post_init__(self) -> None:
-        """ValueError unless the levels fit into the timesteps."""
+        """Raise ValueError unless the levels fit into the timesteps."""
         _require("pcm_timesteps", self.pcm_timesteps, 1)
         _require("num_train_timesteps", self.num_train_timesteps, self.pcm_timesteps)
 
@@ -94,7 +94,7 @@ def guided(model: Denoiser, context: Tensor, scale: float, unconditional: Tensor
     Args:
         model: the denoiser.
         context: ``[B, T, C]``, what to sample.
-        scale: 5.0 in production; 1 is the conditional velocity but for roundings.
+        scale: 5.0 in production; 1 is the conditional velocity, apart from roundings.
         unconditional: of context's shape and dtype; None is zeros, the official condition of no image.
     """
     if unconditional is None:
@@ -122,9 +122,9 @@ def guidance_embedded(model: Denoiser, context: Tensor, scale: float) -> Velocit
 def denoise(velocity: Velocity, noise: Tensor, sigmas: Tensor, num_train_timesteps: int = 1000) -> Iterator[Tensor]:
     """Yield the latents after each Euler step ``x + (s_next - s) * v(x, t = s)``; stop iterating to cancel.
 
-    Each step depends on its latents alone: to go on after step n, start again with these and ``sigmas[n:]``.
+    Each step depends only on its latents: to continue after step n, start again with these and ``sigmas[n:]``.
 
-    As in the official pipeline, t reaches the model by way of a timestep in the latents' dtype,
+    As in the official pipeline, t reaches the model as a timestep in the latents' dtype,
     ``(s * num_train_timesteps).to(dtype) / num_train_timesteps``; the sum is taken in float32 (float64 for
     float64 latents) and rounded to the latents' dtype after each step.
 
@@ -132,12 +132,12 @@ def denoise(velocity: Velocity, noise: Tensor, sigmas: Tensor, num_train_timeste
         velocity: from `guided` or `guidance_embedded`.
         noise: ``[B, L, C]``, the latents at ``sigmas[0]``, in the model's dtype.
         sigmas: from a `Schedule`.
-        num_train_timesteps: of that schedule.
+        num_train_timesteps: the schedule's.
     """
     latents = noise
     wide = torch.promote_types(noise.dtype, torch.float32)
     for sigma, sigma_next in itertools.pairwise(sigmas):
-        # Else each step would wait until the device has done the one before.
+        # Otherwise each step would wait until the device has finished the previous one.
         timestep = (sigma * num_train_timesteps).to(latents, non_blocking=True).expand(len(latents))
         v = velocity(latents, timestep / num_train_timesteps)
         # The step is a 0-d tensor, which does not promote: the product is rounded to v's dtype.

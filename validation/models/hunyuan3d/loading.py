@@ -1,4 +1,4 @@
-"""Hunyuan3D-2's checkpoints in the official layout: which parts there are, and the parts with their weights."""
+"""Load the parts of Hunyuan3D-2's checkpoints in the official layout: configuration and weights."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def load_denoiser(
     ops: ModuleType | OpSet = reference_ops,
     packed_qk_norm: bool = False,
 ) -> Hunyuan3DDiT:
-    """The denoiser of a folder in the official layout, such as ``hunyuan3d-dit-v2-0``.
+    """Load the denoiser of a folder in the official layout, such as ``hunyuan3d-dit-v2-0``.
 
     The folder holds ``config.yaml``, whose ``model`` has a ``target`` (a class name) and ``params`` (the
     configuration), and ``model.fp16.safetensors`` or else ``model.safetensors``. Official files hold the
@@ -43,7 +43,7 @@ def load_denoiser(
         ops, packed_qk_norm: as in `Hunyuan3DDiT`.
 
     Raises:
-        UsageError: a file is missing or damaged, another model, keys missing, too many, or of other shapes.
+        UsageError: a file is missing or damaged, it is another model, or keys are missing, too many or of other shapes.
     """
     params = _section(folder, "model", "Hunyuan3DDiT")
     build = functools.partial(Hunyuan3DDiT, ops=ops, packed_qk_norm=packed_qk_norm)
@@ -51,10 +51,10 @@ def load_denoiser(
 
 
 def load_shape_vae(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> ShapeVAE:
-    """The decoder of a folder in the official layout, such as ``hunyuan3d-vae-v2-0``, or of a denoiser's.
+    """Load the decoder of a folder in the official layout, such as ``hunyuan3d-vae-v2-0``, or of a denoiser's.
 
-    Its ``config.yaml`` has ``target`` and ``params`` at the top and the file the decoder's keys; in a
-    denoiser's folder they are under ``vae`` and begin with ``vae.``.
+    In its own folder, ``config.yaml`` has ``target`` and ``params`` at the top and the weights have the decoder's
+    keys; in a denoiser's folder the section is ``vae`` and the keys begin with ``vae.``.
 
     Raises:
         UsageError: as in `load_denoiser`.
@@ -63,10 +63,10 @@ def load_shape_vae(folder: Path, dtype: torch.dtype = torch.float32, device: tor
 
 
 def load_schedule(folder: Path) -> Schedule:
-    """The scheduler of a denoiser's folder: under ``scheduler`` in its ``config.yaml``.
+    """Load the scheduler of a denoiser's folder: ``scheduler`` in its ``config.yaml``.
 
     Raises:
-        UsageError: no such file or section, another scheduler, an option that it does not have.
+        UsageError: no such file or section, another scheduler, or an unknown option.
     """
     schedules: dict[str, Callable[..., Schedule]] = {
         "FlowMatchEulerDiscreteScheduler": FlowMatchEuler,
@@ -79,10 +79,10 @@ def load_schedule(folder: Path) -> Schedule:
 
 
 def denoiser_params(folder: Path) -> dict[str, Any]:
-    """The configuration of the denoiser in a folder, for `Hunyuan3DDiTConfig`; no weights are read.
+    """Read the configuration of the denoiser in a folder, for `Hunyuan3DDiTConfig`; no weights are read.
 
     Raises:
-        UsageError: no such file or section, another model, an option that it does not have.
+        UsageError: no such file or section, another model, or an unknown option.
     """
     params = _section(folder, "model", "Hunyuan3DDiT")
     _build(Hunyuan3DDiTConfig, params, folder)
@@ -90,7 +90,7 @@ def denoiser_params(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's ``config.yaml``; empty where that holds something else than names and values.
+    """Read a folder's ``config.yaml``; empty if it does not hold names and values.
 
     Raises:
         UsageError: it cannot be read.
@@ -111,7 +111,7 @@ def _section(folder: Path, section: str, expected: str) -> dict[str, Any]:
 
 
 def _target(folder: Path, section: str) -> tuple[str, dict[str, Any]]:
-    """The class name, without its module, and the parameters of a section of ``config.yaml``."""
+    """The class name (without its module) and the parameters of a section of ``config.yaml``."""
     path = folder / "config.yaml"
     config: Any = read_config(folder)
     if section in config:
@@ -146,7 +146,7 @@ def _load(
     path = next((p for p in (folder / "model.fp16.safetensors", folder / "model.safetensors") if p.is_file()), None)
     if path is None:
         raise UsageError(f"{folder} lacks model.fp16.safetensors (or model.safetensors), expected the official layout")
-    with torch.device("meta"):  # nothing is allocated or drawn for weights that are about to be replaced
+    with torch.device("meta"):  # do not allocate or draw weights that are about to be replaced
         model = _build(build, params, folder)
     expected = model.state_dict()
     try:
@@ -171,7 +171,7 @@ def _load(
                         f"{path} has {len(wrong)} {kind} keys ({listed}), "
                         "expected the weights that its config.yaml describes"
                     )
-            # Always a copy: a file's tensors lie at any address, and on the CPU a float32 matrix product of
+            # Always copied: a file's tensors may be at any address, and on the CPU a float32 matrix product of
             # one row has other bits with weights off a 64-byte boundary (measured: 1.2e-7 in the time embedding).
             weights = {name: file.get_tensor(key).to(device, dtype, copy=True) for name, key in names.items()}
     except (OSError, SafetensorError) as error:

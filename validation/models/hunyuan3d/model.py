@@ -1,4 +1,4 @@
-"""Hunyuan3D-2's shape model as `validation.samples.model` asks for it."""
+"""Hunyuan3D-2's shape model as a `validation.samples.model.Model`."""
 
 import dataclasses
 import time
@@ -31,21 +31,21 @@ from validation.verdict import Numbers
 
 CAMERAS = FIXTURES / "cameras" / "views.json"
 
-# Of a picture, where nothing else is asked for: the official pipeline's defaults.
+# Defaults for a picture, which are the official pipeline's.
 STEPS, GUIDANCE = 50, 5.0
 
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 24, 192
-PANE = 256  # pixels: reference, candidate and difference stand beside each other
-VIEW_KINDS = ("shaded", "normals")  # that are kept
+PANE = 256  # pixels: reference, candidate and difference are shown side by side
+VIEW_KINDS = ("shaded", "normals")  # the kinds that are kept
 
 
 class Hunyuan3D(Model[Prompt]):
     """A checkpoint: the denoiser in float16, as in production, the decoder in float32.
 
     Attributes:
-        parts: of the checkpoint.
+        parts: where the checkpoint's parts are.
         packed: whether the q/k norm works on the packed projection.
-        cameras: of the views.
+        cameras: cameras of the views.
         pipeline: the loaded parts.
     """
 
@@ -77,7 +77,7 @@ class Hunyuan3D(Model[Prompt]):
         return chosen
 
     def read_prompts(self, path: Path | None) -> Sequence[Prompt]:
-        """Formulas, or the pictures that were given where the checkpoint has an image encoder."""
+        """Read formulas, or the given pictures if the checkpoint has an image encoder."""
         images, resolution = self.own("image"), self.own("octree_resolution")
         if self.parts.encoder is None:
             if images:
@@ -97,7 +97,7 @@ class Hunyuan3D(Model[Prompt]):
         ]
 
     def check_prompts(self) -> None:
-        """UsageError where the schedule does not have a prompt's steps."""
+        """Raise UsageError if the schedule does not allow a prompt's number of steps."""
         schedule = loading.load_schedule(self.parts.denoiser)
         for prompt in self.prompts:
             try:
@@ -107,7 +107,7 @@ class Hunyuan3D(Model[Prompt]):
 
     @property
     def site_names(self) -> list[str]:
-        """As ``--sites`` names them."""
+        """See `Model.site_names`."""
         return [sites.PACKED if site.name == "qk_norm" and self.packed else site.name for site in self.sites]
 
     def load(self, device: Device) -> None:
@@ -118,7 +118,7 @@ class Hunyuan3D(Model[Prompt]):
             self.pipeline.condition(prompt)
 
     def identity(self) -> dict[str, Any]:
-        """The checkpoint's content. The q/k norm has one truth, on copies and on the packed projection."""
+        """The checkpoint's content. Both forms of the q/k norm, on copies and packed, have the same truth."""
         kinds = (".json", ".yaml", ".safetensors")
         files = [file for folder in self.parts.folders for file in sorted(folder.iterdir()) if file.suffix in kinds]
         return {"checkpoint": hash_files(files)}
@@ -143,7 +143,7 @@ class Hunyuan3D(Model[Prompt]):
     def make(
         self, rung: str, sample: Sample, made: Mapping[str, Any], prompt: Prompt, progress: Progress = silent
     ) -> Any:
-        """The field, the mesh or the views."""
+        """Make the field, the mesh or the views."""
         with rungs.named():
             if rung == "field":
                 return sample_field(self.pipeline.vae, sample.latents[-1], prompt.octree_resolution, progress=progress)
@@ -159,7 +159,7 @@ class Hunyuan3D(Model[Prompt]):
         return f"octree resolution {case['octree_resolution']}, until {case['until']}"
 
     def keep(self, samples: Mapping[str, Sample], prompt: Prompt, folder: Path) -> Kept:
-        """Each arm's latents, and its mesh, views and turntable; without a mesh the field, which is the shape."""
+        """Write each arm's latents, mesh, views and turntable; if there is no mesh, the field instead."""
         start = time.perf_counter()
         relative = Path("artifacts") / f"{self.name}-{prompt.name}-{prompt.seed}"
         artifacts: dict[str, str] = {}
@@ -186,7 +186,7 @@ class Hunyuan3D(Model[Prompt]):
         return Kept(artifacts, seconds={"save": time.perf_counter() - start})
 
     def players(self, _prompt: Prompt, numbers: Numbers) -> list[Player]:
-        """The views, and the turntable."""
+        """Players for the views and the turntable."""
         if self.until != "views":
             return []
         names = [camera.name for camera in self.cameras]

@@ -17,8 +17,8 @@ class Parts:
 
     Attributes:
         denoiser: its folder, in the official layout.
-        vae: the decoder's; may be the denoiser's.
-        encoder: the image encoder's, official or as transformers saves it; None: conditioned on formulas.
+        vae: the decoder's folder; may be the denoiser's.
+        encoder: the image encoder's folder, official or saved by transformers; None: conditioned on formulas.
     """
 
     denoiser: Path
@@ -27,20 +27,20 @@ class Parts:
 
     @property
     def folders(self) -> list[Path]:
-        """All of them, each once."""
+        """The distinct folders."""
         return list(dict.fromkeys(folder for folder in (self.denoiser, self.vae, self.encoder) if folder is not None))
 
 
 def find_parts(checkpoint: Path, image_encoder: Path | None = None) -> Parts:
-    """The parts of a checkpoint; no weights are read.
+    """Find the parts of a checkpoint; no weights are read.
 
     Args:
-        checkpoint: a denoiser's folder such as ``hunyuan3d-dit-v2-0``, or the folder around exactly one. The
-            decoder is the denoiser's own or, where it has none, the only one among its siblings.
+        checkpoint: a denoiser's folder such as ``hunyuan3d-dit-v2-0``, or a folder that contains exactly one. The
+            decoder is the denoiser's own or, if it has none, the only one among its siblings.
         image_encoder: DINOv2's folder; None is the denoiser's own ``conditioner``, if it has one.
 
     Raises:
-        UsageError: no such folder or part, or several.
+        UsageError: a folder or part is missing or ambiguous.
     """
     for option, folder in (("--checkpoint", checkpoint), ("--image-encoder", image_encoder)):
         if folder is not None and not folder.is_dir():
@@ -69,7 +69,7 @@ def _the_only(folder: Path, what: str, section: str) -> Path:
 def _has(folder: Path, section: str) -> bool:
     config = read_config(folder)
     if section == "vae":
-        # A decoder in a folder of its own: a denoiser's is used with that denoiser only.
+        # A decoder with its own folder: one in a denoiser's folder is used with that denoiser only.
         return str(config.get("target", "")).rpartition(".")[2] == "ShapeVAE"
     return section in config
 

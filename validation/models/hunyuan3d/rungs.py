@@ -1,4 +1,4 @@
-"""The rungs of a sampled shape: from noise to field, mesh and views, and how two are compared on each."""
+"""The rungs of a sampled shape: field, mesh and views, and how two shapes are compared on each."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from validation.verdict import Numbers, Series, Status
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Raise what is wrong with a shape as what is wrong with a sample."""
+    """Re-raise a ShapeError as a SampleError."""
     try:
         yield
     except ShapeError as error:
@@ -24,7 +24,7 @@ def named() -> Iterator[None]:
 
 
 class Field(Rung):
-    """Logits on the grid: RMS, points that change sides, IoU."""
+    """Logits on the grid: RMS, points that change sign, IoU."""
 
     name = "field"
     measures = (
@@ -58,7 +58,7 @@ class Field(Rung):
 
 
 class Mesh(Rung):
-    """The surface: distances from points of either mesh to the other, volume, and whether it is closed."""
+    """The surface: distances from points of each mesh to the other, volume, and whether it is closed."""
 
     name = "mesh"
     stage = "mesh"
@@ -80,12 +80,12 @@ class Mesh(Rung):
         return numbers, {}
 
     def demands(self, numbers: Numbers) -> list[str]:
-        """A mesh that is open where the reference's is closed is wrong whatever the gates are."""
+        """An open mesh is wrong, regardless of the gates, if the reference's is closed."""
         opened = numbers["mesh_watertight_reference"] and not numbers["mesh_watertight_candidate"]
         return ["the mesh is not watertight, as the reference is"] if opened else []
 
     def words(self, numbers: Numbers) -> str:
-        """RMS distance."""
+        """The RMS distance."""
         return f"surface {numbers['mesh_candidate_rms']:.2g} of the diagonal away (RMS)"
 
 
@@ -112,6 +112,6 @@ class Views(Rung):
         return shape_metrics.compare_views(reference, candidate).numbers(), {}
 
     def words(self, numbers: Numbers) -> str:
-        """Of the shaded views."""
+        """PSNR of the worst shaded view and of the worst tile."""
         view, tile = numbers["shaded_psnr_worst_view"], numbers["shaded_psnr_worst_tile"]
         return f"worst view {view:.1f} dB, worst tile {tile:.1f} dB"

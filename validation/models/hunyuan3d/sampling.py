@@ -1,8 +1,8 @@
 """Sampling Hunyuan3D-2's shape model: the loaded parts, the condition, and the latents of a prompt step by step.
 
 The denoiser works in float16 and the decoder in float32, as in production. The checkpoint decides what a shape is
-conditioned on: DINOv2's tokens of a picture where it has an image encoder, otherwise the formula of
-`validation.models.hunyuan3d.shapes`, as the small trained model has it.
+conditioned on: DINOv2's tokens of a picture if it has an image encoder, otherwise the formula of
+`validation.models.hunyuan3d.shapes`, as for the small trained model.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class ShapePipeline:
 
     Attributes:
         denoiser, vae, schedule: see `loading`.
-        encoder: of pictures, or None.
-        num_latents: that a shape has; what the decoder was trained with.
+        encoder: the image encoder, or None.
+        num_latents: latents per shape, as the decoder was trained with.
     """
 
     denoiser: Hunyuan3DDiT
@@ -49,14 +49,14 @@ class ShapePipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where the pipeline computes."""
         return self.denoiser.latent_in.weight.device
 
     def condition(self, prompt: Prompt) -> Tensor:
         """The context ``[1, T, C]`` of a prompt, in the denoiser's dtype and on its device.
 
         Raises:
-            UsageError: a picture for a model without an image encoder, a formula for one that has it, or tokens
+            UsageError: a picture for a model without an image encoder, a formula for a model with one, or tokens
                 of another width.
         """
         width = self.denoiser.config.context_in_dim
@@ -76,7 +76,7 @@ class ShapePipeline:
 def load(
     parts: Parts, device: torch.device | str, *, packed_qk_norm: bool = False, dtype: torch.dtype = DTYPE
 ) -> ShapePipeline:
-    """The parts with their weights, the denoiser with ``reference_ops`` at its sites.
+    """Load the parts with their weights, the denoiser with ``reference_ops`` at its sites.
 
     Raises:
         UsageError: a file is missing or damaged, or the parts do not fit together.
@@ -105,17 +105,17 @@ def sample(
     mounted: Mount | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> list[Tensor]:
-    """Sample latents; the seed decides everything, and no random state is read or left behind.
+    """Sample latents; the seed decides everything, and no global random state is read or changed.
 
     Args:
         model: the denoiser; in production float16.
         context: ``[B, T, context_in_dim]``, in the model's dtype and on its device.
         schedule: from `loading.load_schedule`.
         steps: 50 in production, for turbo 5.
-        num_latents: latents a shape; what the decoder was trained with (`ShapeVAEConfig`).
+        num_latents: latents per shape, as the decoder was trained with (`ShapeVAEConfig`).
         seed: of the noise, drawn in float32 on the CPU so that every dtype and device starts alike.
-        guidance_scale: classifier-free guidance, or the model's own input where it embeds it.
-        unconditional: as in `guided`; not used where the model embeds its guidance.
+        guidance_scale: classifier-free guidance, or the model's own input if it embeds it.
+        unconditional: as in `guided`; not used if the model embeds its guidance.
         mounted: a fresh mount on the model, whose calls are counted.
         progress: called with a few words after each step; an exception that it raises ends the sampling.
 
@@ -123,8 +123,8 @@ def sample(
         The latents ``[B, num_latents, in_channels]`` after each step, on the CPU, in the model's dtype.
 
     Raises:
-        SiteError: a mounted site failed, or was not called as often as it must be.
-        ValueError: a wrong shape, or a number of steps that the schedule does not have.
+        SiteError: a mounted site failed, or was called the wrong number of times.
+        ValueError: a wrong shape, or a number of steps that the schedule does not allow.
     """
     sigmas = schedule.sigmas(steps)
     velocity = (
@@ -154,7 +154,7 @@ def sample_prompt(
     mounted: Mount | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[list[Tensor], dict[str, float]]:
-    """The latents of a prompt after each step, and the seconds of the stages ``condition`` and ``denoise``.
+    """Sample a prompt: its latents after each step, and the seconds of the stages ``condition`` and ``denoise``.
 
     Arguments and errors as in `sample` and `ShapePipeline.condition`.
     """

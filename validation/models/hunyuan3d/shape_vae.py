@@ -30,15 +30,15 @@ class ShapeVAEConfig:
     """The official configuration's names; those with a default may be absent from a ``config.yaml``.
 
     Attributes:
-        num_latents: latents of a shape, as trained (3072 in v2-0, 512 in mini). Any number can be decoded;
-            who decodes fewer than the model was trained with must say so.
-        embed_dim: channels of a latent. width: channels inside. heads: of each attention.
+        num_latents: latents of a shape in training (3072 in v2-0, 512 in mini). Any number can be decoded;
+            callers that decode fewer must say so.
+        embed_dim: channels of a latent. width: channels inside. heads: heads of each attention.
         num_decoder_layers: transformer layers between latents and geometry decoder.
         num_freqs: octaves of the points' Fourier embedding. include_pi: multiply them by pi.
         qkv_bias: biases in the q, k, v projections. qk_norm: LayerNorm of q and k.
         scale_factor: the denoiser's latents are this many times the decoder's.
         geo_decoder_mlp_expand_ratio, geo_decoder_downsample_ratio: of the geometry decoder, whose width and
-            heads are divided by the latter (turbo). geo_decoder_ln_post: with a last LayerNorm; without it
+            heads are divided by the latter (turbo). geo_decoder_ln_post: add a last LayerNorm; without it
             the geometry decoder has no q/k norm either.
     """
 
@@ -57,7 +57,7 @@ class ShapeVAEConfig:
     geo_decoder_ln_post: bool = True
 
     def __post_init__(self) -> None:
-        """ValueError unless the widths can be divided as asked."""
+        """Raise ValueError unless the widths can be divided as configured."""
         heads = self.heads // self.geo_decoder_downsample_ratio
         for name, value, divisor in (
             ("width", self.width, self.heads),
@@ -70,9 +70,9 @@ class ShapeVAEConfig:
 
 
 class ShapeVAE(nn.Module):
-    """``ShapeVAE(**config)``, the names being those of `ShapeVAEConfig`; in production float32.
+    """``ShapeVAE(**config)``, with the names of `ShapeVAEConfig`; in production float32.
 
-    Made for inference: its parameters do not require grad until ``requires_grad_()`` says so.
+    Made for inference: its parameters do not require grad until ``requires_grad_()`` is called.
     """
 
     def __init__(self, **config: object) -> None:
@@ -98,11 +98,11 @@ class ShapeVAE(nn.Module):
         Args:
             decoded: ``[B, L, width]`` from `decode`.
             points: ``[B, P, 3]``, x, y, z.
-            memory_limit: bytes for the points in flight; they are taken in chunks that fit. The keys and
-                values of the latents, ``2 * B * L * width`` numbers, and the result come on top.
+            memory_limit: bytes for the points in flight; they are processed in chunks that fit. The keys and
+                values of the latents, ``2 * B * L * width`` numbers, and the result are not included.
 
         Raises:
-            ValueError: another shape, or a limit too small for one point.
+            ValueError: a wrong shape, or a limit too small for one point.
         """
         _check_shape("decoded", decoded, "[B, L, width]", self.config.width)
         _check_shape("points", points, "[B, P, 3]", 3)
@@ -133,7 +133,7 @@ class ShapeVAE(nn.Module):
             progress: called with a few words after each chunk; an exception that it raises ends the work.
 
         Raises:
-            ValueError: another shape of latents, a resolution below 1, a limit too small for one point.
+            ValueError: latents of another shape, a resolution below 1, a limit too small for one point.
         """
         _check_shape("decoded", decoded, "[B, L, width]", self.config.width)
         axis = grid_axis(resolution, box).to(decoded.device)
@@ -151,11 +151,11 @@ class ShapeVAE(nn.Module):
         return logits.reshape(-1, n, n, n)
 
     def _chunk(self, decoded: Tensor, memory_limit: int) -> int:
-        """How many points of each shape fit into `memory_limit` bytes.
+        """The number of points of each shape that fit into `memory_limit` bytes.
 
-        The feed-forward holds the projected points, its input, the norm of that, and twice its inner width;
-        the embedding is gone by then, so their sum is an upper bound (measured on the CPU at full width:
-        98 % of it). Attention is taken for flash attention, which keeps no scores.
+        The feed-forward holds the projected points, its input, the norm of its input, and twice its inner width;
+        the embedding is freed by then, so their sum is an upper bound (measured on the CPU at full width:
+        98 % of it). Attention is assumed to be flash attention, which keeps no scores.
         """
         c = self.config
         width = c.width // c.geo_decoder_downsample_ratio
@@ -240,7 +240,7 @@ class CrossAttention(nn.Module):
 
 
 class QKNorm(nn.Module):
-    """LayerNorm of the queries and of the keys over head_dim, or neither."""
+    """LayerNorm of the queries and of the keys over head_dim, or no norm."""
 
     def __init__(self, head_dim: int, enabled: bool) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class GeometryDecoder(nn.Module):
         self.output_proj = nn.Linear(width, 1)
 
     def keys_values(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
-        """What all points attend to, computed once: ``[B, L, width]`` -> twice ``[B, L, heads, head_dim]``."""
+        """Keys and values for all points, computed once: ``[B, L, width]`` -> two ``[B, L, heads, head_dim]``."""
         if self.latents_proj is not None:
             decoded = self.latents_proj(decoded)
         block = self.cross_attn_decoder
@@ -315,7 +315,7 @@ class GeometryDecoder(nn.Module):
 def fourier_embedding(points: Tensor, num_freqs: int, include_pi: bool) -> Tensor:
     """``[..., 3]`` -> ``[..., 3 + 6 * num_freqs]``: the point, the sines, the cosines.
 
-    Angles are coordinate times 2^i (times pi where asked), all octaves of x first, then those of y and z.
+    Angles are coordinate times 2^i (times pi if `include_pi`): all octaves of x first, then those of y and z.
     """
     octaves = 2.0 ** torch.arange(num_freqs, dtype=points.dtype, device=points.device)
     if include_pi:

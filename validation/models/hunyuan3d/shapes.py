@@ -1,7 +1,7 @@
-"""Shapes with a formula: what the small trained shape model is asked for, and the truth that it is held to.
+"""Shapes with a formula: the prompts of the small trained shape model, and the truth for its results.
 
-A shape is a kind and a few lengths, inside the cube ``[-1, 1]^3``, y up. `signed_distance` is its surface as a
-signed distance function, `embed_shape` the context that a denoiser gets in place of an image's tokens.
+A shape is a kind and a few lengths, inside the cube ``[-1, 1]^3``, y up. `signed_distance` gives its surface as a
+signed distance function, `embed_shape` the context that a denoiser gets instead of an image's tokens.
 """
 
 import dataclasses
@@ -62,17 +62,17 @@ def _sphere_with_hole(p: Tensor, radius: Length, hole: Length) -> Tensor:
 
 
 def _box_and_sphere(p: Tensor, half: Length, radius: Length) -> Tensor:
-    """A cube that stands low with a sphere on it, sunk in by 0.4 of its radius."""
+    """A low cube with a sphere on top, sunk in by 0.4 of the sphere's radius."""
     return torch.minimum(_box(p, half, half, half, -0.35), _sphere(p, radius, half - 0.35 + 0.6 * radius))
 
 
 def _box_without_sphere(p: Tensor, half: Length, cut: Length) -> Tensor:
-    """A cube whose six faces are opened by a sphere of ``half * cut`` in its middle."""
+    """A cube minus a sphere of radius ``half * cut`` at its centre, which opens all six faces."""
     return torch.maximum(_box(p, half, half, half), -_sphere(p, half * cut))
 
 
 def _planet(p: Tensor, radius: Length, ring: Length, tube: Length) -> Tensor:
-    """A sphere inside a lying ring that it does not touch."""
+    """A sphere inside a horizontal ring that it does not touch."""
     return torch.minimum(_sphere(p, radius), _torus(p, ring, tube, axis=1))
 
 
@@ -81,9 +81,9 @@ class Kind:
     """A family of shapes.
 
     Attributes:
-        ranges: by name of a parameter, its least and greatest value; in the order of `distance`.
-        distance: ``(points [..., 3], *parameters) -> [...]``, negative inside: the distance itself for a
-            single body, and a lower bound of its size inside a union and around a cut, the sign being right.
+        ranges: least and greatest value by parameter name, in the order of `distance`.
+        distance: ``(points [..., 3], *parameters) -> [...]``, negative inside: the exact distance for a
+            single body; inside a union and around a cut a lower bound of its size, with the right sign.
     """
 
     ranges: Mapping[str, tuple[float, float]]
@@ -135,11 +135,11 @@ def shape_iou(field: npt.NDArray[np.float32], kind: str, parameters: Mapping[str
 
 
 def embed_shape(kind: str, parameters: Mapping[str, float], width: int) -> Tensor:
-    """A shape as context, ``[1, CONTEXT_TOKENS, width]`` float32.
+    """Embed a shape as context, ``[1, CONTEXT_TOKENS, width]`` float32.
 
-    The first token is the kind's `embed_key`. Each parameter has one more: the mean of the embedding of its
+    The first token is the kind's `embed_key`. Each parameter adds a token: the mean of the embedding of its
     name and a Fourier embedding of its value v (cosine and sine of ``pi * f * v``, width / 2 frequencies f
-    evenly from 1/4 to 4, each of mean square 1), times sqrt(2). The rest is zero.
+    evenly from 1/4 to 4, each of mean square 1), times sqrt(2). The remaining tokens are zero.
     """
     rows = torch.zeros(1, CONTEXT_TOKENS, width)
     rows[0, 0] = embed_key(f"kind {kind}", width)
@@ -159,7 +159,7 @@ class ShapePrompt:
         name: short, for file names: lower-case letters, digits and hyphens.
         kind: a name in `KINDS`. parameters: a value for each of its parameters, within its range.
         seed: of the noise.
-        steps: denoising steps. guidance_scale: classifier-free guidance; 1 is without.
+        steps: denoising steps. guidance_scale: classifier-free guidance; 1 is no guidance.
         octree_resolution: cells along an edge of the grid on which the field is decoded.
     """
 
@@ -197,7 +197,7 @@ class ShapePrompt:
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, ...]:
-        """The shapes of a JSON file: fields for all at the top, and under ``prompts`` those of each.
+        """Read a JSON file: fields for all shapes at the top, each shape's own under ``prompts``.
 
         Raises:
             UsageError: no such file, no JSON, an unknown or missing field, the same name and seed twice.

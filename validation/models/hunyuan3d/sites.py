@@ -12,8 +12,8 @@ Sites, and the op that each calls (D double blocks, S single blocks; in one forw
     norm_final  layer_norm_scale_shift                  before the last linear layer                1
 
 Every op is called with ``casting_mode="input"``: with ``reference_ops`` the model is the eager code before
-the fusion, bit for bit. The blocks ask a table (`Sites`) for the op of each site, so that `dit.mount` can put
-another in its place and count it; there is no second path around a site.
+the fusion, bit for bit. The blocks look up the op of each site in a table (`Sites`), so that `dit.mount` can
+replace and count it; there is no other path around a site.
 """
 
 import dataclasses
@@ -51,12 +51,12 @@ class Hunyuan3DDiTConfig:
     """The official configuration's names and, as defaults, the values of ``hunyuan3d-dit-v2-0``.
 
     Attributes:
-        in_channels: channels of a latent. context_in_dim: of a context token (DINOv2 giant's 1536).
-        hidden_size: channels inside. mlp_ratio: the feed-forward's width over it. num_heads: of attention.
+        in_channels: channels of a latent. context_in_dim: channels of a context token (DINOv2 giant's 1536).
+        hidden_size: channels inside. mlp_ratio: the feed-forward's width over it. num_heads: attention heads.
         depth, depth_single_blocks: numbers of double and of single blocks (16 and 32; mini has 8 and 16).
-        axes_dim, theta: of a rotary embedding that the model does not have; official files carry them.
+        axes_dim, theta: for a rotary embedding that the model does not have; official files contain them.
         qkv_bias: bias in the double blocks' q, k, v projection.
-        time_factor: the longest period of the time embedding, whatever its name says; see `time_embedding`.
+        time_factor: despite its name, the longest period of the time embedding; see `time_embedding`.
         guidance_embed: the guidance scale is an input (turbo, fast).
     """
 
@@ -74,7 +74,7 @@ class Hunyuan3DDiTConfig:
     guidance_embed: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError unless hidden_size is a multiple of num_heads."""
+        """Raise ValueError unless hidden_size is a multiple of num_heads."""
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size is {self.hidden_size}, expected a multiple of num_heads = {self.num_heads}")
 
@@ -94,8 +94,8 @@ def sites_of(config: Mapping[str, Any]) -> tuple[Site, ...]:
 
 
 def place_of(call: SiteCall, depth: int) -> str:
-    """Where in a denoiser of `depth` double blocks a site call is: ``double block 1 image``, ``single block 0``, or
-    ``output``."""
+    """Name the place of a site call in a denoiser of `depth` double blocks: ``double block 1 image``,
+    ``single block 0``, or ``output``."""
     if call.site == "norm_final":
         return "output"
     if call.site == "pre_norm" or call.index >= 2 * depth:
@@ -104,10 +104,10 @@ def place_of(call: SiteCall, depth: int) -> str:
 
 
 class Sites:
-    """Which op runs at which site of one model: ``sites[name](...)``, its options filled in.
+    """The op of each site of one model: ``sites[name](...)``, its options filled in.
 
     Attributes:
-        ops: by site, the op called with what the model computes.
+        ops: op by site.
         packed_qk_norm: as in `dit.Hunyuan3DDiT`.
     """
 
@@ -134,15 +134,15 @@ class Sites:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k (normalised) and v, each ``[B, L, H, head_dim]``, from a projection laid out ``[3, H, head_dim]``.
 
-        ``qkv`` is overwritten where the norm is packed. The official norm computes in float32 even for a
-        float64 model, and so the golden vectors' float64 was made: there the op normalises float32 copies.
+        ``qkv`` is overwritten if the norm is packed. The official norm computes in float32 even for a float64
+        model, as in the golden vectors' float64: there the op normalises float32 copies.
         """
         q, k, v = qkv.view(*qkv.shape[:2], 3, num_heads, -1).unbind(2)
         if q.dtype is torch.float64:
             q, k = self["qk_norm"](q.float(), k.float(), None, None)
             return q * q_weight, k * k_weight, v
         if not self.packed_qk_norm:
-            # contiguous() would not copy a single token of a single item, and the op would write to qkv.
+            # contiguous() would not copy if there is one token of one item, and the op would write to qkv.
             q, k = (t.clone(memory_format=torch.contiguous_format) for t in (q, k))
         q, k = self["qk_norm"](q, k, q_weight, k_weight)
         return q, k, v
@@ -152,17 +152,17 @@ class SiteMount(Mount):
     """A `Mount` on the table of a model's sites; two of the ops return a pair of tensors."""
 
     def replace_op(self, sites: Sites, site: Site) -> None:
-        """Let a site call the mounted op until `unmount`."""
+        """Make a site call the mounted op until `unmount`."""
         known = sites.ops[site.name]
         call = self.call_pair if site.op in _RETURN_PAIRS else self.call
         sites.ops[site.name] = functools.partial(call, site.name, **_OPTIONS[site.op])
         self._undo.append(lambda: sites.ops.__setitem__(site.name, known))
 
     def call_pair(self, site: str, first: Tensor, second: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        """Call an op that returns two tensors like its first two arguments, or in place these two.
+        """Call an op that returns two tensors like its first two arguments, or these two in place.
 
         Raises:
-            SiteError: the op raised, or returned something else.
+            SiteError: the op raised, or returned anything else.
         """
         pair = self.run(site, first, second, *rest, **options)
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(y, Tensor) for y in pair)):

@@ -13,7 +13,7 @@ NORM = "layer_norm_scale_shift"
 
 
 def workloads() -> list[Workload]:
-    """All of them, by stream."""
+    """Hunyuan3D-2's workloads, grouped by stream."""
     width, heads = WIDTH, HEADS
     head = width // heads
     found = []
