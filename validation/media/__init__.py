@@ -1,1 +1,1 @@
-"""What a model makes: videos, fields, meshes and their renders, and how far two of them are apart."""
+"""A model's output: videos, fields, meshes and their renders, and the distance between two of them."""

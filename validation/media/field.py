@@ -1,4 +1,4 @@
-"""The field of a shape, and what can be wrong with a shape.
+"""The field of a shape, and the error for an invalid shape.
 
 A field is float32 ``[n, n, n]``, indices x, y, z, over the cube of `validation.media.grid`; above 0 is
 inside the shape.
@@ -13,12 +13,12 @@ Field = npt.NDArray[np.float32]
 
 
 class ShapeError(Exception):
-    """A sampled shape is none: what came is known, and there is nothing further to make of it.
+    """A sampled shape is invalid, and nothing further can be made from it.
 
     Attributes:
-        status: its name, as records have it: MISSING_LATENTS, INCORRECT_NONFINITE, NO_SURFACE or DEGENERATE_MESH.
-        check: the rung that it was found on: ``latents``, ``field`` or ``mesh``.
-        numbers: what was found, by name, for `Record.numbers`.
+        status: name of the record's status: MISSING_LATENTS, INCORRECT_NONFINITE, NO_SURFACE or DEGENERATE_MESH.
+        check: the rung where it was found: ``latents``, ``field`` or ``mesh``.
+        numbers: findings by name, for `Record.numbers`.
     """
 
     def __init__(self, status: str, check: str, reason: str, numbers: Mapping[str, float | int]) -> None:

@@ -29,8 +29,8 @@ def grid_to_world(
     """Vertices ``[V, 3]`` in grid indices -> coordinates, as upstream scales them.
 
     ``v / (resolution + 1) * (2 * box) - box``. The grid has resolution + 1 points and resolution cells, so
-    this shrinks a shape by resolution / (resolution + 1) towards the cube's lowest corner; what upstream
-    shows is what must be compared.
+    this shrinks a shape by resolution / (resolution + 1) towards the cube's lowest corner; it is kept because
+    the comparison must be of the shape that upstream shows.
     """
     scaled: npt.NDArray[np.floating] = vertices / (resolution + 1) * (2 * box) - box
     return scaled

@@ -1,4 +1,4 @@
-"""From a field to a triangle mesh, and its files."""
+"""Extract a triangle mesh from a field, and write mesh files."""
 
 import math
 from pathlib import Path
@@ -15,16 +15,16 @@ from validation.media.grid import BOX, grid_to_world
 
 SUFFIXES = (".glb", ".obj", ".stl")
 
-# 17 decimals tell apart all float32 above 1e-9; with trimesh's 8, one coordinate in ten comes back changed.
+# 17 decimals distinguish all float32 above 1e-9; with trimesh's 8, one coordinate in ten comes back changed.
 _OBJ_DECIMALS = 17
 
 
 def extract(field: Field, *, box: float = BOX) -> trimesh.Trimesh:
-    """The surface of a field at logit 0, as upstream extracts it: marching cubes by Lewiner's tables.
+    """Extract the surface of a field at logit 0 as upstream does: marching cubes with Lewiner's tables.
 
-    Vertices are scaled by `grid_to_world` in float64 and rounded to float32, which is what files keep. Faces
+    Vertices are scaled by `grid_to_world` in float64 and rounded to float32, the precision of files. Faces
     wind counter-clockwise seen from outside (logits below 0), so that a closed surface has a positive volume;
-    one that the cube cuts off stays open there. No vertex is merged and no face left out.
+    a surface that the cube cuts off stays open there. No vertex is merged and no face left out.
 
     Args:
         field: float32 ``[n, n, n]``, n at least 2, indices x, y, z; above 0 is inside.
@@ -33,21 +33,21 @@ def extract(field: Field, *, box: float = BOX) -> trimesh.Trimesh:
     Raises:
         ShapeError: INCORRECT_NONFINITE, a logit is NaN or infinite; NO_SURFACE, none or all are above 0;
             DEGENERATE_MESH, no faces, or all in one plane or point.
-        ValueError: another shape or dtype.
+        ValueError: a wrong shape or dtype.
     """
     if field.dtype != np.float32 or field.ndim != 3 or len(set(field.shape)) != 1 or len(field) < 2:
         raise ValueError(f"field is {field.dtype} {list(field.shape)}, expected float32 [n, n, n] with n >= 2")
     require_surface(field)
     vertices, faces, _normals, _values = marching_cubes(field, 0.0, method="lewiner")
     vertices = grid_to_world(vertices.astype(np.float64), len(field) - 1, box).astype(np.float32)
-    # scikit-image winds left-handed where the inside is above the level.
+    # scikit-image winds left-handed if the inside is above the level.
     mesh = trimesh.Trimesh(vertices, faces[:, ::-1], process=False)
     require_solid(mesh)
     return mesh
 
 
 def require_surface(field: Field) -> None:
-    """ShapeError unless all logits are finite and some are above 0, others not."""
+    """Raise ShapeError unless all logits are finite, and some but not all are above 0."""
     finite = np.isfinite(field)
     if not finite.all():
         count, nan = int((~finite).sum()), int(np.isnan(field).sum())
@@ -71,7 +71,7 @@ def require_surface(field: Field) -> None:
 
 
 def require_solid(mesh: trimesh.Trimesh) -> None:
-    """ShapeError unless the mesh has faces, an area, and vertices that are finite and not all in one plane."""
+    """Raise ShapeError unless the mesh has faces, an area, and finite vertices that are not all in one plane."""
     numbers: dict[str, float | int] = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
     if not len(mesh.faces):
         reason = f"the mesh has {len(mesh.vertices)} vertices and no faces"
@@ -80,7 +80,7 @@ def require_solid(mesh: trimesh.Trimesh) -> None:
     area = thickness = math.nan
     if np.isfinite(corners).all():
         area = float(mesh.area)
-        # The root mean square distance of the corners from the plane that fits them best.
+        # The RMS distance of the corners from their best-fitting plane.
         thickness = math.sqrt(max(np.linalg.eigvalsh(np.cov(corners.T, bias=True))[0], 0.0))
     # Written so that a NaN fails. Float32 coordinates are known to 6e-8; the surface of a single cell at
     # resolution 384 is 1e-3 thick.
@@ -97,15 +97,15 @@ def require_solid(mesh: trimesh.Trimesh) -> None:
 def write_mesh(path: Path, mesh: trimesh.Trimesh) -> None:
     """Write a mesh to a file whose suffix is one of `SUFFIXES`; makes its folder.
 
-    The same mesh gives the same bytes. Vertices that are float32, as `extract` makes them, come back equal from
-    all three (from OBJ, once rounded to it); faces from GLB and OBJ too, while an STL holds each triangle by
-    itself. A GLB carries smooth normals, for the viewers' sake.
+    The same mesh gives the same bytes. All three formats keep float32 vertices, as `extract` makes them, exactly
+    (OBJ after rounding back to float32); GLB and OBJ also keep the faces, while an STL stores each triangle
+    separately. A GLB has smooth normals, for viewers.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: an unknown suffix.
         UsageError: the file cannot be written.
     """
-    # What trimesh writes otherwise depends on whether somebody has asked for the normals before.
+    # Otherwise trimesh's output depends on whether the normals were accessed before.
     options: dict[str, dict[str, Any]] = {
         ".glb": {"include_normals": True},
         ".obj": {"include_normals": False, "digits": _OBJ_DECIMALS, "header": None},

@@ -1,25 +1,25 @@
-"""How far apart two videos are: PSNR, SSIM, and where it is worst.
+"""The distance between two videos: PSNR, SSIM, and the worst places.
 
 Frames are ``[T, H, W, C]`` arrays of one floating dtype or of integers; ``data_range`` is the distance
 between black and white (1.0, or 255). All arithmetic is float64. PSNR is the dB of the pooled mean
 squared error, ``10 log10(data_range^2 / MSE)``; identical frames have infinite PSNR, which is never
 averaged. A NaN or an infinity makes the numbers of the frames it touches NaN, which is below every floor.
 
-SSIM is that of Wang et al., "Image quality assessment: from error visibility to structural similarity"
+SSIM is defined by Wang et al., "Image quality assessment: from error visibility to structural similarity"
 (2004): Gaussian weights of sigma 1.5 cut at 3.5 sigma, biased covariances, the mean over all windows that
-lie inside the frame, then over channels; what scikit-image computes in float64 with
-``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``. (Of float32 frames scikit-image computes in
-float32, which lies up to 6e-6 from its own float64 on flat frames and on small ones.)
+lie inside the frame, then over channels; scikit-image computes the same in float64 with
+``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``. (For float32 frames scikit-image computes in
+float32, which is up to 6e-6 from its own float64 on flat frames and on small ones.)
 
-Runs of frames are read in bands of rows, so that the memory taken does not depend on the count of frames, and hardly
-on their size. With ``s = x + y`` and ``d = x - y`` four filtered planes do where x, y, x^2, y^2 and xy would be five:
-the weighted variances of s and d add up to ``2 (var x + var y)`` and differ by ``4 cov(x, y)``, as their squared
-means do likewise, so that SSIM is ``(1 - 2 a) (1 - 2 b)`` with the shares of d in the sums of the squared means
+Runs of frames are read in bands of rows, so that memory does not depend on the number of frames, and hardly on
+their size. With ``s = x + y`` and ``d = x - y`` four filtered planes suffice; x, y, x^2, y^2 and xy would be five.
+The weighted variances of s and d add up to ``2 (var x + var y)`` and differ by ``4 cov(x, y)``, and likewise their
+squared means, so that SSIM is ``(1 - 2 a) (1 - 2 b)`` with the shares of d in the sums of the squared means
 (with C1) and of the variances (with C2): exactly 1 where d is 0.
 
-float32 would take 0.6 of the time, and is not enough: it was off by 6e-6 on a noisy clip and by up to 1e-4 on flat
-frames. The variance of a flat part is the difference of two numbers up to data_range^2, whose roundings of 6e-8 stand
-against C2 = 9e-4 data_range^2, and no colour that is subtracted first suits a frame of several flat parts.
+float32 would take 0.6 of the time but is not accurate enough: it was off by 6e-6 on a noisy clip and by up to 1e-4 on
+flat frames. The variance of a flat part is the difference of two numbers up to data_range^2, whose roundings of 6e-8
+compare with C2 = 9e-4 data_range^2, and subtracting one colour first does not suit a frame of several flat parts.
 """
 
 import dataclasses
@@ -44,21 +44,21 @@ RADIUS = int(3.5 * SIGMA + 0.5)
 SSIM_WINDOW = 2 * RADIUS + 1
 K1, K2 = 0.01, 0.03
 
-# Rows of windows in a band. On a core with 1 MB of second-level cache, which others used too, a frame of 832 x 480 took
-# 20.5 ms with 96, 22.8 ms with 64 and 27.5 ms with 32; 160 took 7 % and 240 took 11 % more than 96. On a GPU launches
-# would cost more than memory does.
+# Rows of windows in a band. On a shared core with 1 MB of second-level cache, a frame of 832 x 480 took 20.5 ms with
+# 96, 22.8 ms with 64 and 27.5 ms with 32; 160 took 7 % and 240 took 11 % more than 96. On a GPU, launches would cost
+# more than memory does.
 BAND_ROWS = {"cpu": 96, "cuda": 512}
-# Rows and columns of windows that one small matrix product makes. Down, 8 took 5.1 ms a frame, 4 and 12 5.3 ms, 16 and
-# 24 took 5.7 and 6.8 ms; across, 12 took 5.3 ms and 24 took 6.7 ms.
+# Rows and columns of windows per small matrix product. Down, 8 took 5.1 ms a frame, 4 and 12 took 5.3 ms, 16 and 24
+# took 5.7 and 6.8 ms; across, 12 took 5.3 ms and 24 took 6.7 ms.
 DOWN, ACROSS = 8, 12
-# Frames that a thread measures in a row: of all but the first, the difference that a step begins from is at hand.
+# Consecutive frames per thread: for all but the first, the previous frame's difference is already computed.
 RUN = 16
 
 Frames = npt.NDArray[Any]
 
 
 class FramesDifferError(ValueError):
-    """Two videos differ in count or size of their frames, so that there is nothing to compare."""
+    """Two videos cannot be compared because count or size of their frames differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Comparison:
     Attributes:
         psnr: dB over all frames.
         psnr_per_frame: dB of each.
-        psnr_worst_frame, worst_frame: the lowest of them (NaN before any number), and its index.
+        psnr_worst_frame, worst_frame: the lowest per frame (NaN counts as lowest), and its index.
         psnr_worst_tile: dB of the worst tile of 32 x 32 pixels (smaller at the right and lower edge).
         worst_tile: its frame, and the row and column of its upper left pixel.
         psnr_temporal: dB between the differences of successive frames; NaN for a single frame.
         ssim_per_frame, ssim_mean, ssim_worst_frame: structural similarity.
-        worst_ssim_frame: index of the lowest.
+        worst_ssim_frame: index of the frame with the lowest.
     """
 
     psnr: float
@@ -106,10 +106,10 @@ def compare(reference: Frames, candidate: Frames, data_range: float, device: tor
     """Compare two videos frame by frame.
 
     Args:
-        reference, candidate: ``[T, H, W, C]``; memory-mapped files will do, one band of rows is read at a time.
+        reference, candidate: ``[T, H, W, C]``; may be memory-mapped: one band of rows is read at a time.
         data_range: the distance between black and white.
-        device: where to compute. On the CPU, as many frames at a time as this process may use cores, each on
-            one thread: the same bits on any number of cores.
+        device: where to compute. On the CPU, one frame per core that this process may use, each on one thread:
+            the same bits on any number of cores.
 
     Raises:
         FramesDifferError: count or size of the frames differ; nothing is trimmed.
@@ -124,7 +124,7 @@ def compare(reference: Frames, candidate: Frames, data_range: float, device: tor
     size = reference[0].size
     per_frame = [_decibels(frame.squared_error / size, data_range) for frame in frames]
     worst = _lowest(per_frame)
-    # A NaN for the greatest, as numpy's argmax takes it.
+    # NaN counts as the greatest, as in numpy's argmax.
     at_tile = max(range(len(frames)), key=lambda t: (math.isnan(frames[t].worst_tile), frames[t].worst_tile, -t))
     similarity = [frame.ssim for frame in frames]
     worst_similarity = _lowest(similarity)
@@ -169,7 +169,7 @@ def _mean(sums: list[float], count: int) -> float:
 
 
 def _finite(value: float) -> float:
-    """NaN for an infinity, which is as little a colour as NaN is."""
+    """Replace an infinity by NaN: neither is a valid colour."""
     return value if math.isfinite(value) else math.nan
 
 
@@ -177,7 +177,7 @@ def _finite(value: float) -> float:
 class _Frame:
     """One frame's sums: squared error over all its values, mean squared error of its worst tile, SSIM.
 
-    step_error is the squared error of the step from the frame before; 0 for the first.
+    step_error is the squared error of the difference from the previous frame; 0 for the first.
     """
 
     squared_error: float
@@ -200,19 +200,19 @@ def _measure_all(reference: Frames, candidate: Frames, data_range: float, device
 
     frames = len(reference)
     threads = min(frames, len(os.sched_getaffinity(0))) if device.type == "cpu" else 1
-    # As many runs for one thread as for another, where there are frames enough.
+    # The same number of runs for each thread, if there are enough frames.
     count = min(frames, threads * math.ceil(frames / (threads * RUN)))
     runs = itertools.pairwise(frames * i // count for i in range(count + 1))
     if device.type != "cpu":
         return [frame for run in runs for frame in measure(run)]
-    # Threads over frames rather than inside an operation: a frame is tens of milliseconds of work without a
-    # point where one thread waits (spinning, with OpenMP) for another whose core is taken.
+    # Threads over frames rather than inside an operation: a frame is tens of milliseconds of work in which no
+    # thread waits (spinning, with OpenMP) for another whose core is busy.
     with one_thread(), ThreadPoolExecutor(threads) as pool:
         return [frame for run in pool.map(measure, runs) for frame in run]
 
 
 class _Bands:
-    """The memory in which one thread measures frames of one size, one channel of one band of rows at a time."""
+    """Buffers of one thread, which measures frames of one size, one channel of one band of rows at a time."""
 
     def __init__(self, shape: tuple[int, ...], data_range: float, device: torch.device) -> None:
         _, self.height, self.width, self.channels = shape
@@ -241,15 +241,15 @@ class _Bands:
                 matrix.diagonal(offset).fill_(weight)
 
     def measure(self, reference: Frames, candidate: Frames, skip: int) -> list[_Frame]:
-        """Measure successive frames without the first `skip`, 0 or 1: of that one only the step to the next counts."""
+        """Measure successive frames after the first `skip`, 0 or 1; a skipped frame only starts the next one's step."""
         errors = self.down.new_zeros(len(reference), self.height, self.down.shape[1] // TILE)
-        # 1 - SSIM summed over all windows, and the squared error of the step from the frame before.
+        # 1 - SSIM summed over all windows, and the squared error of the step from the previous frame.
         totals = self.down.new_zeros(len(reference), 2)
         for start in range(0, self.windows[0], self.outputs):
             end = min(self.height, start + self.outputs + 2 * RADIUS)
-            # The last rows of a band are the first of the next one, and count there.
+            # The last rows of a band are the first of the next one and are counted there.
             counted = end - start if end == self.height else self.outputs
-            # Nothing of the band before may be left below a shorter one, not even to be multiplied by 0: it may be NaN.
+            # Clear what the previous band left below a shorter one: it may be NaN, and NaN times 0 is NaN.
             self.planes[:, end - start :] = 0
             for t in range(len(reference)):
                 x, y = self._rows(reference[t, start:end]), self._rows(candidate[t, start:end])
@@ -275,7 +275,7 @@ class _Bands:
     def _rows(self, rows: Frames) -> Frames | Tensor:
         if self.down.device.type == "cpu":
             return rows
-        # As they are to the device, float64 there: a quarter of the bytes, or an eighth.
+        # Copied to the device unchanged and cast to float64 there: a quarter or an eighth of the bytes.
         return torch.from_numpy(np.array(rows)).to(self.down.device)
 
     def _load(self, d: Tensor, reference: Frames | Tensor, candidate: Frames | Tensor) -> None:
@@ -290,7 +290,7 @@ class _Bands:
         x.add_(y)
 
     def _filter(self, plane: Tensor, filtered: Tensor, outputs: int) -> None:
-        """Filter so many rows of windows; each block reads the first rows, or columns, of the next one too."""
+        """Filter `outputs` rows of windows; each block also reads the first rows, or columns, of the next one."""
         down, across = self.weights
         bands, padded = math.ceil(outputs / DOWN), plane.shape[1]
         blocks = plane.as_strided((bands, DOWN + 2 * RADIUS, padded), (DOWN * padded, padded, 1))
@@ -299,7 +299,7 @@ class _Bands:
         torch.bmm(across.expand(len(filtered), -1, -1), blocks, out=filtered)
 
     def _dissimilarity(self, d: Tensor, outputs: int) -> Tensor:
-        """1 - SSIM summed over so many rows of windows, from the s that is loaded and d; leaves d^2 in planes[1]."""
+        """1 - SSIM summed over `outputs` rows of windows, from the loaded s and d; leaves d^2 in planes[1]."""
         s, square = self.planes
         means, mean, variances, variance = self.both.flatten(1, 2)[:, : self.windows[1], :outputs]
         # Each plane is used while it is in the cache: means become squared means, of both and of d,

@@ -1,7 +1,7 @@
 """Views of a mesh from fixed cameras: shaded, normals, depth, silhouette; and a turntable.
 
-One primary ray for each sample of a pixel, by Embree (trimesh, embreex); which triangle it hits is Embree's
-float32 answer, where it hits is computed in float64. No randomness: the same mesh and camera give the same bits.
+Embree (trimesh, embreex) casts one primary ray for each sample of a pixel. Embree finds the triangle in float32;
+the hit point is computed in float64. No randomness: the same mesh and camera give the same bits.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _SKY_LIGHT, _GROUND_LIGHT = 0.22, 0.06
 _ALBEDO = (0.80, 0.78, 0.75)
 _BACKGROUND = (0.86, 0.87, 0.88)
 
-# Rays at once: some 30 MB. A view of 1024 x 1024 pixels with 4 samples each would take 2 GB in one piece.
+# Rays per batch: about 30 MB. A view of 1024 x 1024 pixels with 4 samples each would take 2 GB in one piece.
 _BAND = 2**16
 
 
@@ -42,7 +42,7 @@ class Camera:
     """A pinhole camera on a sphere around the origin, looking at it, y up.
 
     Attributes:
-        name: of the view.
+        name: the view's.
         azimuth: degrees around y; 0 looks from +z, 90 from +x.
         elevation: degrees above the xz plane, between -90 and 90, both excluded.
         distance: from the origin, in the mesh's units; more than `sqrt(3) * BOX`, outside the cube.
@@ -86,10 +86,10 @@ class Camera:
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, ...]:
-        """The cameras of a JSON file: fields for all at the top, and under ``cameras`` those of each.
+        """Read a JSON file: fields for all cameras at the top, each camera's own under ``cameras``.
 
         Raises:
-            UsageError: no such file, no JSON, an unknown or missing field, a name twice, images of two sizes.
+            UsageError: no such file, no JSON, an unknown or missing field, a duplicate name, images of two sizes.
         """
         shared = read_json(path)
         shared.pop("about", None)
@@ -109,23 +109,23 @@ class Camera:
         return read
 
     def turned(self, pixels: float) -> Self:
-        """The camera turned about itself so that what is at the centre moves this many pixels to the left."""
+        """The camera turned about its own axis so that the centre of the image moves this many pixels to the left."""
         pixel = 2 * math.tan(math.radians(self.field_of_view) / 2) / self.height
         return dataclasses.replace(self, yaw=self.yaw + math.degrees(math.atan(pixels * pixel)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """What some cameras see: float32 in [0, 1], averaged over the samples of each pixel.
+    """Images from V cameras: float32 in [0, 1], averaged over the samples of each pixel.
 
     Attributes:
-        names: of the cameras, ``V`` of them.
+        names: the cameras'.
         shaded: sRGB, ``[V, H, W, 3]``: Lambert with smooth normals, lit from the camera's upper left, on light grey.
         normal: smooth normals in the camera's frame (right, up, towards it), as ``(n + 1) / 2``; 0.5 is
             background. ``[V, H, W, 3]``.
         depth: along the line of sight, 0 at ``distance - sqrt(3) * BOX`` and 1 at ``distance + sqrt(3) * BOX``,
             which hold the cube between them; 1 is background. ``[V, H, W, 1]``.
-        silhouette: the share of the pixel that is covered, ``[V, H, W, 1]``.
+        silhouette: the covered share of the pixel, ``[V, H, W, 1]``.
     """
 
     names: tuple[str, ...]
@@ -136,7 +136,7 @@ class Views:
 
 
 def render(mesh: trimesh.Trimesh, cameras: Sequence[Camera]) -> Views:
-    """Views of a mesh, on one thread.
+    """Render views of a mesh, on one thread.
 
     Raises:
         ValueError: no cameras, cameras of several sizes, or a mesh without faces.
@@ -150,9 +150,9 @@ def render(mesh: trimesh.Trimesh, cameras: Sequence[Camera]) -> Views:
 
 
 def turntable(mesh: trimesh.Trimesh, camera: Camera, frames: int = 48) -> Image:
-    """The mesh turning once around y before a camera: shaded frames ``[frames, H, W, 3]`` for `video.write_video`.
+    """Render one turn of the mesh around y: shaded frames ``[frames, H, W, 3]`` for `video.write_video`.
 
-    The camera goes around, and the lights with it; the first frame is the camera's own view.
+    In fact the camera and its lights go around the mesh; the first frame is the camera's own view.
 
     Raises:
         ValueError: fewer than one frame, or a mesh without faces.
@@ -178,7 +178,7 @@ class _Scene:
         self.normals = np.asarray(mesh.vertex_normals)[mesh.faces]
 
     def view(self, camera: Camera) -> Image:
-        """All kinds of image as channels, ``[H, W, 8]``."""
+        """Render all kinds of image as channels, ``[H, W, 8]``."""
         n = camera.supersample
         rows = max(1, _BAND // (camera.width * n * n))
         image = np.empty((camera.height, camera.width, 8), np.float32)
@@ -189,7 +189,7 @@ class _Scene:
         return image
 
     def _samples(self, camera: Camera, rows: slice) -> Floats:
-        """One row of channels for each ray of some rows of pixels."""
+        """Channels of each ray in some rows of pixels: one row per ray."""
         frame, position = _frame(camera)
         directions = _directions(camera, rows)  # in the camera's frame
         rays = directions @ frame
@@ -198,7 +198,7 @@ class _Scene:
         depth, normals = self._surface(hit_faces[hit], position, rays[hit])
         normals = normals @ frame.T
         reach = math.sqrt(3) * BOX
-        # The third component of a direction is minus its part along the line of sight.
+        # The third component of a direction is minus its component along the line of sight.
         depth = (-directions[hit, 2] * depth - (camera.distance - reach)) / (2 * reach)
         samples = np.empty((len(rays), 8))
         samples[:] = (*_srgb(np.array(_BACKGROUND)), 0.5, 0.5, 0.5, 1.0, 0.0)
@@ -211,8 +211,8 @@ class _Scene:
     def _surface(self, faces: npt.NDArray[Any], origin: Floats, rays: Floats) -> tuple[Floats, Floats]:
         """Distances along the rays to the triangles that they hit, and the unit normals there.
 
-        Möller and Trumbore 1997. A ray that Embree's float32 lets hit a triangle just beside its edge has the
-        nearest barycentric coordinates inside it.
+        Möller and Trumbore 1997. If Embree's float32 reports a hit just outside a triangle's edge, the nearest
+        barycentric coordinates inside it are used.
         """
         a, b, c = (self.triangles[faces, i] for i in range(3))
         ab, ac, oa = b - a, c - a, origin - a

@@ -1,15 +1,15 @@
-"""How far two shapes are apart, rung by rung: field, mesh, views.
+"""The distance between two shapes, rung by rung: field, mesh, views.
 
 Fields are compared in their logits' units, meshes in shares of the reference's bounding-box diagonal, views by
 `validation.media.metrics`. Shapes that are equal bit for bit have distances of exactly 0 and infinite PSNR,
 which is never averaged; a NaN makes the numbers that it touches NaN, which is below every floor and above every
 ceiling when a gate is written as ``not value <= ceiling``.
 
-**Why point to surface.** The Chamfer distance of points drawn on each surface by itself is mostly the gap between
-the points: 10 000 on the same torus twice are 6.3e-5 apart (squared, over the squared diagonal, both ways).
-Shift its field by a tenth of a voxel of a 97^3 grid and they are 6.2e-5 apart, by a whole voxel 9.6e-5. The mean
+**Why point to surface.** If points are drawn on each surface separately, their Chamfer distance is mostly the gap
+between the points: 10 000 on the same torus twice are 6.3e-5 apart (squared, over the squared diagonal, both ways).
+With its field shifted by a tenth of a voxel of a 97^3 grid they are 6.2e-5 apart, by a whole voxel 9.6e-5. The mean
 distance from the points to the other *surface* goes from 0 to 3.3e-4 and 3.4e-3 of the diagonal: the shift,
-times the mean cosine between it and the normals. Chamfer distance is here because others quote it.
+times the mean cosine between it and the normals. Chamfer distance is reported because others quote it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from validation.media.render import KINDS, Views
 SAMPLES = 10_000
 """Points drawn on each surface."""
 
-# Points times faces that are measured at once: some 100 MB.
+# Points times faces per batch: about 100 MB.
 _PAIRS = 2**17
 
 Floats = npt.NDArray[np.float64]
@@ -38,11 +38,11 @@ class FieldDistance:
     """The distance of a candidate's field from a reference's.
 
     Attributes:
-        rms: of the logits' difference, in logits.
-        max: of its absolute value, in logits. worst: its index x, y, z.
+        rms: RMS of the logits' difference, in logits.
+        max: maximum of its absolute value, in logits. worst: index x, y, z of the maximum.
         flips: share of the grid's points that are inside in one field and outside in the other, 0 to 1. A
             point where either is NaN or infinite counts as flipped.
-        iou: points inside in both over points inside in either, 0 to 1; NaN where nothing is inside.
+        iou: points inside in both over points inside in either, 0 to 1; NaN if no point is inside.
     """
 
     rms: float
@@ -60,16 +60,16 @@ class MeshDistance:
     the diagonal of the reference's bounding box.
 
     Attributes:
-        candidate_mean, candidate_rms, candidate_max: from the candidate's points to the reference; what is there
-            and should not be.
-        reference_mean, reference_rms, reference_max: from the reference's points to the candidate; what is
-            missing.
+        candidate_mean, candidate_rms, candidate_max: from the candidate's points to the reference: surplus
+            surface.
+        reference_mean, reference_rms, reference_max: from the reference's points to the candidate: missing
+            surface.
         chamfer: mean squared distance to the nearest of the other mesh's points, summed over both directions,
             over the squared diagonal: the normalised Chamfer distance, no lower than about 5e-5 unless the
             meshes are equal.
         euler_number_reference, euler_number_candidate: vertices - edges + faces; 2 for a ball, 0 for a torus.
-        volume_reference, volume_candidate: signed, in the cube's units; of a mesh that is not watertight no
-            volume but a sum.
+        volume_reference, volume_candidate: signed, in the cube's units; only a formal sum if the mesh is not
+            watertight.
         watertight_reference, watertight_candidate: whether each edge has two faces.
         faces_reference, faces_candidate: their number.
     """
@@ -96,12 +96,12 @@ class ViewDistance:
     """The distance of a candidate's views from a reference's.
 
     Attributes:
-        names: of the views.
-        shaded, normal, depth, silhouette: each kind as `metrics.compare` has it, a view being a frame; its
+        names: the views'.
+        shaded, normal, depth, silhouette: result of `metrics.compare` for each kind, with views as frames; its
             temporal number means nothing here.
-        silhouette_iou: of each view: the covered area in both over that in either, 0 to 1; NaN where neither
+        silhouette_iou: per view, the area covered in both over that covered in either, 0 to 1; NaN if neither
             covers anything.
-        silhouette_iou_worst_view: the lowest of them (NaN before any number). worst_silhouette: its index.
+        silhouette_iou_worst_view: the lowest (NaN counts as lowest). worst_silhouette: its index.
     """
 
     names: tuple[str, ...]
@@ -133,7 +133,7 @@ def compare_fields(reference: Field, candidate: Field) -> FieldDistance:
     """Compare two fields point by point; the level is 0.
 
     Raises:
-        ValueError: the shapes differ, or there are no points.
+        ValueError: the shapes differ or are empty.
     """
     if reference.shape != candidate.shape or reference.ndim != 3 or not reference.size:
         raise ValueError(f"candidate field is {list(candidate.shape)}, expected {list(reference.shape)}, [n, n, n]")
@@ -141,7 +141,7 @@ def compare_fields(reference: Field, candidate: Field) -> FieldDistance:
         distance = np.abs(candidate.astype(np.float64) - reference)
     bad = ~(np.isfinite(reference) & np.isfinite(candidate))
     distance[bad] = np.nan
-    # argmax takes a NaN for the greatest.
+    # argmax counts NaN as the greatest.
     x, y, z = (int(i) for i in np.unravel_index(np.argmax(distance), distance.shape))
     inside, inside_candidate = reference > 0, candidate > 0
     either = int(np.count_nonzero(inside | inside_candidate | bad))
@@ -162,7 +162,7 @@ def compare_meshes(reference: trimesh.Trimesh, candidate: trimesh.Trimesh, *, sa
 
     Args:
         reference, candidate: the meshes.
-        samples: points drawn on each; the seed is fixed, and another one for each mesh.
+        samples: points drawn on each; the seeds are fixed, one for each mesh.
 
     Raises:
         ValueError: fewer than one sample, or a mesh without faces.
@@ -174,7 +174,7 @@ def compare_meshes(reference: trimesh.Trimesh, candidate: trimesh.Trimesh, *, sa
             raise ValueError(f"{name} has no faces, expected a surface to measure")
     diagonal = float(np.linalg.norm(np.ptp(reference.vertices[reference.faces].reshape(-1, 3), axis=0)))
     if _same(reference, candidate):
-        # A drawn point misses its own triangle by some 1e-17.
+        # A drawn point misses its own triangle by about 1e-17.
         to_reference = to_candidate = np.zeros(1)
         chamfer = 0.0
     else:
@@ -204,7 +204,7 @@ def compare_meshes(reference: trimesh.Trimesh, candidate: trimesh.Trimesh, *, sa
 
 
 def compare_views(reference: Views, candidate: Views) -> ViewDistance:
-    """Compare the views of two meshes, from the same cameras.
+    """Compare the views of two meshes from the same cameras.
 
     Raises:
         ValueError: the cameras' names differ, or images smaller than 11 pixels.
@@ -229,8 +229,8 @@ def point_to_surface(points: Floats, mesh: trimesh.Trimesh) -> Floats:
 
     The point q of a face that is nearest to p is a mean of those corners v for which v - q is perpendicular to
     p - q, and one of these is within rho = longest edge / sqrt(3) of q. So a face at distance d has a corner
-    within ``sqrt(d^2 + rho^2)`` of p, and the faces around the nearest vertices are tried up to there. Fast
-    where edges are of one size, as marching cubes makes them.
+    within ``sqrt(d^2 + rho^2)`` of p, and the faces around the nearest vertices are tried up to that distance.
+    Fast if edges have similar lengths, as from marching cubes.
     """
     triangles: Floats = np.asarray(mesh.triangles)
     around = mesh.vertex_faces  # padded with -1: the last face, which does no harm
@@ -254,8 +254,8 @@ def point_to_surface(points: Floats, mesh: trimesh.Trimesh) -> Floats:
 def _squared_distance(points: Floats, triangles: Floats) -> Floats:
     """Squared distances of points ``[..., 3]`` to triangles ``[..., 3, 3]``, which may be degenerate.
 
-    `trimesh.triangles.closest_point` takes products of four edges below 1e-13 for zero: on 387 000 faces of a
-    257^3 grid it has points of the surface 1e-4 beside it.
+    `trimesh.triangles.closest_point` treats products of four edges below 1e-13 as zero: on 387 000 faces of a
+    257^3 grid it puts points of the surface 1e-4 beside it.
     """
     a, b, c = (points - triangles[..., i, :] for i in range(3))
     ab, ac = a - b, a - c
@@ -272,7 +272,7 @@ def _squared_distance(points: Floats, triangles: Floats) -> Floats:
 
 
 def _to_segment(to_point: Floats, edge: Floats) -> Floats:
-    """Squared distance to a segment of a point as seen from its start."""
+    """Squared distance from a point, given relative to a segment's start, to the segment."""
     with np.errstate(divide="ignore", invalid="ignore"):
         along = np.nan_to_num(_dot(to_point, edge) / _dot(edge, edge)).clip(0, 1)
     beside = to_point - along[..., None] * edge

@@ -1,8 +1,8 @@
 """Video files: lossless ones to compare later, mp4 previews to look at.
 
 The suffix decides: ``.npz`` (raw, key ``frames``) and ``.mkv`` (FFV1 in RGB) give back every bit;
-``.mp4`` (H.264, 4:2:0, for browsers) does not, and is for the eye alone. Frames are uint8 RGB,
-``[T, H, W, 3]``. Reading never trims: a file with another count or size than expected is an error.
+``.mp4`` (H.264, 4:2:0, for browsers) does not, and is only for viewing. Frames are uint8 RGB,
+``[T, H, W, 3]``. Reading never trims: a file with an unexpected count or size is an error.
 """
 
 from pathlib import Path
@@ -26,11 +26,11 @@ SUFFIXES = (".npz", *_ENCODERS)
 
 
 class VideoError(Exception):
-    """A video file is missing, damaged, or holds other frames than expected."""
+    """A video file is missing, damaged, or holds unexpected frames."""
 
 
 def to_uint8(frames: npt.NDArray[np.floating[Any]]) -> UInt8Frames:
-    """Frames in [0, 1] as 8-bit values, rounded to nearest; NaN becomes 0, so compare before."""
+    """Round frames in [0, 1] to 8-bit values, to nearest; NaN becomes 0, so compare before converting."""
     eight_bit: UInt8Frames = np.rint(np.nan_to_num(frames.clip(0, 1)) * 255).astype(np.uint8)
     return eight_bit
 
@@ -38,10 +38,10 @@ def to_uint8(frames: npt.NDArray[np.floating[Any]]) -> UInt8Frames:
 def difference(
     reference: npt.NDArray[np.floating[Any]], candidate: npt.NDArray[np.floating[Any]]
 ) -> tuple[UInt8Frames, int]:
-    """The absolute difference of two videos in [0, 1], amplified, and the factor.
+    """The amplified absolute difference of two videos in [0, 1], and the factor.
 
-    The factor is the greatest power of two, at most 4096, under which at most 1 % of the values pass
-    white. A value that is not finite in one of the two is white.
+    The factor is the greatest power of two, at most 4096, with which at most 1 % of the values exceed
+    white. A value that is not finite in either video becomes white.
     """
     with np.errstate(invalid="ignore"):
         distance = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))
@@ -57,7 +57,7 @@ def write_video(path: Path, frames: UInt8Frames, fps: int = 16) -> None:
     """Write frames to a file whose suffix is one of `SUFFIXES`; makes its folder.
 
     Raises:
-        ValueError: another suffix, or frames that are not uint8 ``[T >= 1, H, W, 3]`` (of even H and W for mp4).
+        ValueError: an unknown suffix, or frames that are not uint8 ``[T >= 1, H, W, 3]`` (even H and W for mp4).
         UsageError: the file cannot be written.
     """
     _require_suffix(path)
@@ -85,11 +85,11 @@ def read_video(path: Path, shape: tuple[int, int, int] | None = None) -> UInt8Fr
 
     Args:
         path: the file.
-        shape: the count, height and width that are expected.
+        shape: the expected count, height and width.
 
     Raises:
-        ValueError: a suffix that is none of `SUFFIXES`.
-        VideoError: no such file, damaged or cut short, or other frames than `shape` says.
+        ValueError: a suffix that is not in `SUFFIXES`.
+        VideoError: the file is missing, damaged or cut short, or its frames do not have `shape`.
     """
     _require_suffix(path)
     if not path.is_file():
@@ -110,7 +110,7 @@ def read_video(path: Path, shape: tuple[int, int, int] | None = None) -> UInt8Fr
 
 
 def read_rate(path: Path) -> float:
-    """Frames a second of a file that `read_video` reads; errors as there."""
+    """Frames per second of a file that `read_video` reads; raises the same errors."""
     _require_suffix(path)
     try:
         if path.suffix != ".npz":
@@ -130,8 +130,8 @@ def _read_npz(path: Path) -> UInt8Frames:
 def _read_encoded(path: Path) -> UInt8Frames:
     about = iio.immeta(path, plugin="FFMPEG")
     frames: UInt8Frames = iio.imread(path, plugin="FFMPEG")
-    # ffmpeg decodes what there is of a file that was cut short; its header still tells the duration,
-    # in hundredths of a second.
+    # ffmpeg decodes as much as a truncated file has; its header still has the full duration, in hundredths of a
+    # second.
     missing = about["duration"] * about["fps"] - len(frames)
     if missing > 0.5 + 0.01 * about["fps"]:
         raise ValueError(f"{len(frames)} frames of {about['duration']} s at {about['fps']} fps")
