@@ -16,7 +16,7 @@ from validation.chains.contract import checked
 from validation.errors import UsageError
 from validation.ops import OpSet, load_op_set
 
-# Name -> the op set that `load_op_set` finds.
+# Name -> argument of `load_op_set`.
 OWN = {"reference": "reference_ops", "fused": "fused_ops"}
 ADAPTERS = {"torch_native": "validation.adapters.torch_native", "torch_compile": "validation.adapters.torch_compile"}
 NAMES = (*OWN, *ADAPTERS, *ARITHMETIC)
@@ -43,10 +43,10 @@ def op_set(name: str) -> OpSet:
 
 
 def _rows_together(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Hand activations with a strided last dimension over as contiguous copies.
+    """Pass activations with a strided last dimension as contiguous copies.
 
-    Inductor's C++ (torch 2.13) sums such a row in one chain. Of 1024 squares it is 121 roundings short where torch's
-    own sum is 0.4 (docs/third-party.md): that is no correct control, and the adapter is flagged for it.
+    Inductor's C++ (torch 2.13) sums such a row in one chain. For 1024 squares the sum is 121 roundings short; torch's
+    own is 0.4 short (docs/third-party.md). That is not a correct control, and the adapter is flagged for it.
     """
 
     @functools.wraps(function)

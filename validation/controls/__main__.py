@@ -28,7 +28,7 @@ from validation.samples import registry
 from validation.samples.request import Request
 from validation.verdict import Tier
 
-# Where --cases is not given.
+# Cases per op if --cases is not given.
 DEFAULT_CASES = {
     **dict.fromkeys(controls.NAMES, 1_000),
     **dict.fromkeys(("reference", "fused", "torch_native"), 10_000),
@@ -36,14 +36,14 @@ DEFAULT_CASES = {
 }
 
 
-# What each control claims, and is held to: each differs from the reference path in the order of a sum, or rounds
-# where that does or less often, which is no loss. What loses nothing but in special rows is `close` by right, such as
-# sums in 32 lanes: of a constant float32 row the reference's mean is exact, and theirs is not.
+# The tier that each control must reach: a control differs from the reference path in the order of a sum, or rounds at
+# the same places or fewer, so nothing is lost. An op set that loses accuracy only in special rows is rightly `close`,
+# such as sums in 32 lanes: for a constant float32 row the reference's mean is exact, and theirs is not.
 REQUIRED_TIER = Tier.LOSSLESS
 
 
 def judge_control(op: str, ops: OpSet, device: Device, *, cases: int, seed: int) -> Iterator[Record]:
-    """Sweep one op of a control: each declared corner twice, then free draws up to that many cases or more.
+    """Sweep one op of a control: each declared corner twice, then free draws up to at least ``cases`` cases.
 
     Held to `REQUIRED_TIER`.
     """
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    # NumPy says so under the interpreter wherever a case holds NaN or inf on purpose.
+    # Under the interpreter NumPy warns about every case that holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     try:
         return _run(arguments) if arguments.model is None else _run_model(arguments)
@@ -127,9 +127,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _columns(summary: Record) -> str:
-    """The tier, the most of the budget used, mean RMS and maximum error over the reference path's by dtype.
+    """The tier, the largest share of the budget used, mean RMS and maximum error over the reference path's by dtype.
 
-    How near right arithmetic comes to the limits of `tiers`, which say what is still called lossless.
+    These show how near correct arithmetic comes to the limits of `tiers`, which define lossless.
     """
     names = (f"mean_{kind}_ratio_{dtype}" for kind, dtype in LOSSLESS_MEAN_RATIO)
     ratios = (summary.numbers.get(name) for name in names)

@@ -1,7 +1,8 @@
-"""How far right and wrong lie apart in a sampled model: each control, judged like any op set.
+"""The distance between right and wrong op sets in a sampled model: each control, judged like any op set.
 
-Right are the controls of this package, wrong those that a model's module ``faults`` has (`validation.samples.planted`).
-The reference is sampled once for all, and the band comes from the cache. Every control is held to ``lossless``.
+The right ones are this package's controls, the wrong ones those of a model's module ``faults``
+(`validation.samples.planted`). The reference is sampled once for all, and the band comes from the cache. Every control
+is held to ``lossless``.
 """
 
 import dataclasses
@@ -29,15 +30,15 @@ from validation.verdict import Status, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Separation:
-    """What became of one control.
+    """The result of one control.
 
     Attributes:
-        name: of the control.
+        name: the control's.
         failed: the checks that failed, in order.
-        inconclusive: the checks that could not say.
-        expected: True if the verdict is the one it must be; None where none is asked for.
-        teacher, band: the verdicts of the drift; None for a fault of what was sampled.
-        measure: the least of the model's telling number over all prompts; NaN where it could not be measured.
+        inconclusive: the checks without an answer.
+        expected: whether the verdict is the required one; None if none is required.
+        teacher, band: the verdicts of the drift; None for a fault in the sample.
+        measure: the least of the model's ``MEASURE`` over all prompts; NaN if it could not be measured.
     """
 
     name: str
@@ -53,7 +54,7 @@ def faults_of(model: str) -> ModuleType:
     """A model's module of planted faults.
 
     Raises:
-        UsageError: there is no such model, or it has none.
+        UsageError: there is no such model, or it has no planted faults.
     """
     module = model_class(model).__module__.rpartition(".")[0] + ".faults"
     try:
@@ -75,12 +76,11 @@ def separate(model: str, chosen: Sequence[str], request: Request) -> Iterator[Se
 
     Args:
         model: its name.
-        chosen: of `names`.
-        request: what is sampled, and how; its sites are the default ones.
+        chosen: some of `names`.
+        request: what to sample, and how; its sites are the default ones.
 
     Raises:
-        UsageError: an unknown control, a bad file, no replays, or a reference that is no sample or does not repeat
-            itself.
+        UsageError: an unknown control, a bad file, no replays, or a reference that fails or does not repeat itself.
     """
     faults = faults_of(model)
     planted: dict[str, Planted] = {**faults.FAULTS, **faults.SHOWN}
@@ -100,7 +100,7 @@ def separate(model: str, chosen: Sequence[str], request: Request) -> Iterator[Se
         cache = request.cache_folder
         return SampleRun(made, ops, request.device, gates=gates, cache=cache, replays=replays, beside=False)
 
-    # The reference's latents are the same bits wherever its ops are mounted.
+    # The reference's latents have the same bits at any choice of sites.
     references = _references(run_of(None, reference_ops, 0))
     for name in chosen:
         fault = planted.get(name)
@@ -174,7 +174,7 @@ def header(model: str) -> str:
 def line(found: Separation) -> str:
     """One line of the table: the verdict, the first site, and where the candidate lies against the band.
 
-    The distance is that of the tested step where the lossless band tells most (the least p, then the greatest
+    The distance is taken at the tested step where the lossless band is most telling (the least p, then the greatest
     share), as a multiple of the band's upper edge.
     """
     verdict = {True: "as it must", False: "WRONG", None: "shown"}[found.expected]
