@@ -21,7 +21,7 @@ RESIDUAL = "residual not rounded before the norm"
 TRUNCATED = "truncated"
 STATISTICS = "statistics in the input dtype"
 
-# Placements by op; the first wins a tie. A rotation alone has one rounding and no other place for it.
+# Placements by op; the first wins a tie. A lone rotation has one rounding and no other place for it.
 _MODULATED = (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS)
 PLACEMENTS: dict[str, tuple[str, ...]] = {
     "layer_norm": (ONCE, TRUNCATED, STATISTICS),

@@ -1,4 +1,4 @@
-"""``python -m validation.controls``: judge what is right, and count the alarms, of which there should be none.
+"""``python -m validation.controls``: judge correct op sets and count the false alarms; there should be none.
 
 With ``--model helios`` (or hunyuan3d), right and wrong op sets on a sampled model, and how far they lie apart.
 """

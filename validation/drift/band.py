@@ -86,7 +86,7 @@ def ranks(candidate: Distances, replays: Distances) -> Ranks:
 
 
 def rank_sum_p(found: Ranks, replays: int) -> float:
-    """P(sum of the ranks >= that found) if every rank is uniform on 0 to ``replays``; exact but for float64."""
+    """P(sum of the ranks >= that found) if every rank is uniform on 0 to ``replays``; exact up to float64 rounding."""
     uniform = np.full(replays + 1, 1 / (replays + 1))
     total = functools.reduce(np.convolve, [uniform] * len(found))
     return float(min(1.0, total[int(found.sum()) :].sum()))

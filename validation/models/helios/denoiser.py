@@ -32,7 +32,7 @@ class Inputs:
 SIZES = {
     "full": Inputs(48, 80, 9, (16, 2, 2), 512),  # 384x640: 8640 tokens behind 2400
     "tiny": Inputs(4, 6, 2, (4, 2, 2), 5),
-    # A legal replay changes about one rounding in ten thousand: a band of the norms alone needs many elements.
+    # A legal replay changes about one rounding in ten thousand: a band over only the norms needs many elements.
     "embedded": Inputs(16, 24, 9, (16, 2, 2), 16),
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {

@@ -48,7 +48,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "depth_single_blocks": 1,
     },
 }
-# Of hunyuan3d-vae-v2-0.
+# Configuration of hunyuan3d-vae-v2-0.
 FULL_VAE = {"width": 1024, "heads": 16, "num_decoder_layers": 16, "num_freqs": 8}
 TINY_VAE = {"width": 32, "heads": 2, "num_decoder_layers": 1, "num_freqs": 2}
 GUIDANCE = 5.0

@@ -1,7 +1,7 @@
 """Flow matching: the noise levels, the guidance and the Euler steps that sample Hunyuan3D-2's shape latents.
 
 A latent moves along a straight line from noise at sigma = 0 to data at sigma = 1; the model gives the
-velocity. Sigmas are float32, as the official scheduler keeps them, whatever the model's dtype.
+velocity. Sigmas are float32, as the official scheduler keeps them, for any dtype of the model.
 """
 
 import dataclasses
