@@ -21,7 +21,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         y, of x's shape and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_norm("layer_norm", x, {"weight": weight, "bias": bias}, eps, float64=True)

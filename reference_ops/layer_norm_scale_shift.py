@@ -36,7 +36,7 @@ def layer_norm_scale_shift(
         y ``[B, L, D]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_modulated_norm(
@@ -60,7 +60,7 @@ def modulated_layer_norm(
     eps: float,
     casting_mode: str,
 ) -> Tensor:
-    """The chain itself, for arguments that were checked."""
+    """The chain itself, for checked arguments."""
     if casting_mode == "float32":
         return modulate(float32_layer_norm(x, weight, bias, eps), shift, scale, casting_mode).to(x.dtype)
     normalised = functional.layer_norm(x, x.shape[-1:], eps=eps)

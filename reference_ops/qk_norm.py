@@ -25,14 +25,14 @@ def qk_norm(
         eps: added to the mean square, inside the square root.
         casting_mode: as in `rms_norm`.
         inplace: write the results into q and k, whatever their strides, and return those tensors. Views of
-            one packed buffer are fine as long as they interleave without sharing an element (the exact
-            rule: `reference_ops.contract.may_overlap`); q and k that share memory are refused.
+            one packed buffer are fine if they interleave without sharing an element (the exact rule:
+            `reference_ops.contract.may_overlap`); q and k that overlap are refused.
 
     Returns:
         (q, k) normalised, each of its input's shape and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_qk("qk_norm", q, k, q_weight, k_weight, eps, casting_mode, inplace, rank=None, float64=True)

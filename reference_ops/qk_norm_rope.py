@@ -41,7 +41,7 @@ def qk_norm_rope(
         (q, k) normalised and rotated, each of its input's shape and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_qk_rope(q, k, q_weight, k_weight, cos, sin, eps, interleaved, casting_mode, inplace, float64=True)

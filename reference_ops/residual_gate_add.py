@@ -20,7 +20,7 @@ def residual_gate_add(residual: Tensor, x: Tensor, gate: Modulation | None, *, c
         y ``[B, L, D]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_modulated("residual_gate_add", x, {"gate": gate}, casting_mode, float64=True, like_x={"residual": residual})
@@ -28,7 +28,7 @@ def residual_gate_add(residual: Tensor, x: Tensor, gate: Modulation | None, *, c
 
 
 def gated_sum(residual: Tensor, x: Tensor, gate: Modulation | None, casting_mode: str) -> Tensor:
-    """The chain itself, rounded to x's dtype, for arguments that were checked."""
+    """The chain itself, rounded to x's dtype, for checked arguments."""
     dtype = x.dtype
     factor = None if gate is None else expand_modulation(gate, x)
     if casting_mode == "float32":

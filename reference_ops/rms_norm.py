@@ -14,8 +14,8 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, cast
         x: ``[..., D]``, float32, float16, bfloat16 (or float64: the truth).
         weight: ``[D]`` of any of those dtypes, or None.
         eps: added to the mean square, inside the square root.
-        casting_mode: ``"float32"``: every step in float32 and one rounding at the end, which is what
-            ``torch.nn.RMSNorm`` computes (Helios' norm_q and norm_k over the full width).
+        casting_mode: ``"float32"``: every step in float32 and one rounding at the end, as in
+            ``torch.nn.RMSNorm`` (Helios' norm_q and norm_k over the full width).
             ``"input"``: FLUX' and Hunyuan3D-2's own RMSNorm: the normalised value is computed in float32
             and rounded to ``x.dtype``; the product with the weight follows PyTorch's promotion.
 
@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, cast
         y, of x's shape and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_norm("rms_norm", x, {"weight": weight}, eps, float64=True)

@@ -32,7 +32,7 @@ def rms_norm_scale_shift(
         y ``[B, L, D]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_modulated_norm(
@@ -50,6 +50,6 @@ def rms_norm_scale_shift(
 def modulated_rms_norm(
     x: Tensor, shift: Modulation, scale: Modulation, weight: Tensor | None, eps: float, casting_mode: str
 ) -> Tensor:
-    """The chain itself, for arguments that were checked."""
+    """The chain itself, for checked arguments."""
     norm = float32_rms_norm if casting_mode == "float32" else input_rms_norm
     return modulate(norm(x, weight, eps), shift, scale, casting_mode).to(x.dtype)

@@ -22,10 +22,10 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
         inplace: write the result into x, whatever its strides, and return x.
 
     Returns:
-        y ``[B, S, H, head_dim]`` in ``x.dtype``; x itself where inplace.
+        y ``[B, S, H, head_dim]`` in ``x.dtype``; x itself if inplace.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_rotary(x, cos, sin, interleaved, inplace, float64=True)
@@ -35,7 +35,7 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
 
 
 def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, out: Tensor) -> None:
-    """The chain itself, for arguments that were checked; rounds once into out ``[B, S, H, head_dim]``."""
+    """The chain itself, for checked arguments; rounds once into out ``[B, S, H, head_dim]``."""
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     pairs = cos.shape[-1]
     firsts, seconds = (

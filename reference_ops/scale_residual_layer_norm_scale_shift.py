@@ -1,4 +1,4 @@
-"""The gated residual, its LayerNorm and the modulation of that."""
+"""The gated residual, then LayerNorm, then modulation."""
 
 from torch import Tensor
 
@@ -30,13 +30,13 @@ def scale_residual_layer_norm_scale_shift(
         weight, bias: ``[D]`` each or None, independently; applied before the modulation.
         eps: added to the biased variance, inside the square root.
         casting_mode: as in those two ops. In both modes ``residual_out`` is rounded to its dtype and the
-            norm reads that rounded value.
+            norm reads the rounded value.
 
     Returns:
         (y, residual_out), each ``[B, L, D]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_modulated_norm(

@@ -1,4 +1,4 @@
-"""The gated residual, its RMSNorm and the modulation of that."""
+"""The gated residual, then RMSNorm, then modulation."""
 
 from torch import Tensor
 
@@ -28,13 +28,13 @@ def scale_residual_rms_norm_scale_shift(
         weight: ``[D]`` or None; applied before the modulation.
         eps: added to the mean square, inside the square root.
         casting_mode: as in those two ops. In both modes ``residual_out`` is rounded to its dtype and the
-            norm reads that rounded value.
+            norm reads the rounded value.
 
     Returns:
         (y, residual_out), each ``[B, L, D]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_modulated_norm(

@@ -15,7 +15,7 @@ def scale_shift(
     Args:
         x: ``[B, L, D]``, float32, float16, bfloat16 (or float64: the truth).
         shift, scale: any form of `modulation_strides`, any of those dtypes.
-        scale_constant: what is added to the scale; 0 makes the scale a plain factor.
+        scale_constant: added to the scale; 0 makes the scale a plain factor.
         casting_mode: ``"float32"``: every step in float32, one rounding at the end. ``"input"``: sum,
             product and sum each follow PyTorch's promotion and rounding.
 
@@ -23,7 +23,7 @@ def scale_shift(
         y ``[B, L, D]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_modulated("scale_shift", x, {"shift": shift, "scale": scale}, casting_mode, float64=True)
@@ -33,10 +33,10 @@ def scale_shift(
 
 
 def modulate(x: Tensor, shift: Modulation, scale: Modulation, casting_mode: str, scale_constant: float = 1.0) -> Tensor:
-    """The modulation before its last rounding, for arguments that were checked.
+    """The modulation before its last rounding, for checked arguments.
 
-    Scalars stand on the right: on the CPU ``scalar + tensor`` rounds the scalar to a 16-bit tensor's dtype
-    first for most of the elements, ``tensor + scalar`` does not (torch 2.13).
+    Scalars stand on the right: on the CPU ``scalar + tensor`` first rounds the scalar to a 16-bit tensor's
+    dtype for most elements, ``tensor + scalar`` does not (torch 2.13).
     """
     shift, scale = expand_modulation(shift, x), expand_modulation(scale, x)
     if casting_mode == "float32":

@@ -19,7 +19,7 @@ def split_rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         y ``[B, S, H*Dh]`` in ``x.dtype``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: the message names the argument, its value and what is expected.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     check_split_rotary(x, cos, sin, float64=True)

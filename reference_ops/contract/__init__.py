@@ -1,8 +1,8 @@
-"""What every op asks of its arguments, and how it refuses a bad call.
+"""The requirements on every op's arguments, and the errors for a bad call.
 
 Both op packages check their arguments here, so that a bad call gets the same message from either.
-Shapes: ``x`` is ``[B, L, D]`` where an op modulates, ``[B, S, H, head_dim]`` where it rotates, ``[..., D]``
-elsewhere. A modulation argument (``shift``, ``scale``, ``gate``) is one of the forms of `forms.modulation_strides`.
+Shapes: ``x`` is ``[B, L, D]`` if an op modulates, ``[B, S, H, head_dim]`` if it rotates, else ``[..., D]``.
+A modulation argument (``shift``, ``scale``, ``gate``) is one of the forms of `forms.modulation_strides`.
 """
 
 from reference_ops.contract.arguments import check_casting_mode, check_number, check_same, compute_dtype

@@ -24,7 +24,7 @@ def require_tensor(op: str, name: str, t: Tensor) -> None:
 
 
 def check_float(op: str, name: str, t: Tensor, float64: bool) -> None:
-    """TypeError unless t is float32, float16, bfloat16, or float64 where `float64` allows it."""
+    """Raise a TypeError unless t is float32, float16, bfloat16, or float64 if `float64` allows it."""
     if t.dtype in ACTIVATION_DTYPES or (float64 and t.dtype is torch.float64):
         return
     allowed = "float32, float16, bfloat16" + (" or float64" if float64 else "")
@@ -56,7 +56,7 @@ def check_same(op: str, name: str, t: Tensor, x: Tensor, x_name: str = "x") -> N
 
 
 def check_device(op: str, name: str, t: Tensor, x: Tensor, x_name: str = "x") -> None:
-    """Check that t lies where x lies."""
+    """Check that t is on x's device."""
     if t.device != x.device:
         raise ValueError(f"{op}: {name} is on {t.device}, expected {x.device}, where {x_name} is")
 
@@ -75,30 +75,30 @@ def check_row(op: str, name: str, t: Tensor | None, x: Tensor, *, float64: bool,
 
 
 def check_number(op: str, name: str, value: float) -> None:
-    """TypeError unless value is an int or a float."""
+    """Raise a TypeError unless value is an int or a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a float")
 
 
 def check_eps(op: str, eps: float) -> None:
-    """TypeError unless eps is a number, ValueError unless it is finite and not negative."""
+    """Raise a TypeError unless eps is a number, a ValueError unless it is finite and not negative."""
     check_number(op, "eps", eps)
     if not 0.0 <= eps < float("inf"):
         raise ValueError(f"{op}: eps is {eps}, expected a finite number >= 0")
 
 
 def check_casting_mode(op: str, casting_mode: str) -> None:
-    """ValueError unless casting_mode is one of `CASTING_MODES`."""
+    """Raise a ValueError unless casting_mode is one of `CASTING_MODES`."""
     if casting_mode not in CASTING_MODES:
         raise ValueError(f"{op}: casting_mode is {casting_mode!r}, expected 'float32' or 'input'")
 
 
 def check_flag(op: str, name: str, value: bool) -> None:
-    """TypeError unless value is a bool."""
+    """Raise a TypeError unless value is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a bool")
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of ``casting_mode="float32"`` arithmetic: float32, or float64 where the truth is computed."""
+    """The dtype of ``casting_mode="float32"`` arithmetic: float32, or float64 if x is float64 (the truth)."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32

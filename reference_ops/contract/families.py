@@ -23,7 +23,7 @@ from reference_ops.contract.memory import check_inplace
 
 
 def check_no_grad(op: str, **arguments: Modulation | None) -> None:
-    """NotImplementedError if grad mode is on and an argument requires grad: these are inference ops."""
+    """Raise a NotImplementedError if grad mode is on and an argument requires grad: these are inference ops."""
     if not torch.is_grad_enabled():
         return
     for name, t in arguments.items():
@@ -63,7 +63,7 @@ def check_modulated(
 ) -> dict[str, ModulationStrides | None]:
     """Check the arguments of an op that modulates ``x [B, L, D]``.
 
-    modulation: shift, scale, gate by name; a gate may be None, which means 1. like_x: tensors that share
+    modulation: shift, scale, gate by name; a gate may be None, which means 1. like_x: tensors that must have
     x's shape, dtype and device, by name. Returns the strides of each modulation argument, None for a None.
     """
     check_activation(op, "x", x, rank=3, float64=float64)
@@ -90,7 +90,7 @@ def check_modulated_norm(
     float64: bool,
     like_x: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, ModulationStrides | None]:
-    """`check_modulated`, and the norm's own arguments; rows: weight, bias by name."""
+    """`check_modulated`, then check the norm's own arguments; rows: weight, bias by name."""
     strides = check_modulated(op, x, modulation, casting_mode, float64=float64, like_x=like_x)
     for name, row in rows.items():
         check_row(op, name, row, x, float64=float64)
@@ -138,7 +138,7 @@ def check_qk(
     rank: int | None,
     float64: bool,
 ) -> None:
-    """Check what `qk_norm` and `qk_norm_rope` share."""
+    """Check the arguments that `qk_norm` and `qk_norm_rope` share."""
     check_activation(op, "q", q, rank=rank, float64=float64)
     check_activation(op, "k", k, rank=rank, float64=float64)
     if k.shape[-1] != q.shape[-1]:

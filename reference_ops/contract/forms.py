@@ -1,4 +1,4 @@
-"""The forms of a modulation argument, and where its rows lie."""
+"""The forms of a modulation argument, and the place of its rows in memory."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,7 +9,7 @@ from reference_ops.contract.arguments import check_device, check_float, dtype_te
 
 
 class IndexedRows(NamedTuple):
-    """Modulation given as a few distinct rows and, for each token, which of them it takes.
+    """Modulation given as a few distinct rows and, for each token, the index of its row.
 
     table: ``[n, D]`` or ``[B, n, D]``, floating point.
     index: ``[B, L]``, int32 or int64, values in ``[0, n)``.
@@ -20,7 +20,7 @@ class IndexedRows(NamedTuple):
 
 
 class SupportsIndexedRows(Protocol):
-    """Anything with the two attributes of `IndexedRows`; ops ask for no class."""
+    """Anything with the two attributes of `IndexedRows`; ops require no class."""
 
     @property
     def table(self) -> Tensor:
@@ -35,10 +35,11 @@ Modulation = Tensor | SupportsIndexedRows
 
 
 class ModulationStrides(NamedTuple):
-    """Where the row of token l of batch item b lies in a modulation tensor.
+    """The place of each token's row in a modulation tensor.
 
-    Element d of it is at ``b * batch + (l // tokens_per_row) * token + d * column``, in elements from
-    the tensor's first; for `IndexedRows`, ``l // tokens_per_row`` is replaced by ``index[b, l]``.
+    Element d of the row of token l of batch item b is at ``b * batch + (l // tokens_per_row) * token +
+    d * column``, in elements from the tensor's first; for `IndexedRows`, ``index[b, l]`` replaces
+    ``l // tokens_per_row``.
     """
 
     batch: int
@@ -48,14 +49,14 @@ class ModulationStrides(NamedTuple):
 
 
 def modulation_strides(op: str, name: str, m: Modulation, x: Tensor, *, float64: bool) -> ModulationStrides:
-    """Check a modulation argument against ``x [B, L, D]`` and say where its rows lie.
+    """Check a modulation argument against ``x [B, L, D]`` and return the strides of its rows.
 
     Forms: a 0-d or ``[1]`` tensor; ``[D]``; ``[B, D]`` (one row a batch item, also when B == L);
     ``[1|B, 1, D]``; ``[1|B, L, D]``; ``[B, F, 1, D]`` with L % F == 0 (one row for each frame of
     L // F tokens); `IndexedRows`.
 
-    Raises TypeError for a dtype or a class that is none of these, ValueError for a shape, a device or
-    (on the CPU, where looking costs no synchronisation) an index out of range.
+    Raises TypeError for another dtype or class, ValueError for another shape or device or (on the CPU,
+    where looking costs no synchronisation) an index out of range.
     """
     B, L, D = x.shape
     if not isinstance(m, Tensor):
@@ -116,7 +117,7 @@ def _indexed_strides(op: str, name: str, m: SupportsIndexedRows, x: Tensor, *, f
 
 
 def expand_modulation(m: Modulation, x: Tensor) -> Tensor:
-    """A checked modulation as a tensor that broadcasts against ``x [B, L, D]`` row for row.
+    """Expand a checked modulation to a tensor that broadcasts against ``x [B, L, D]`` row for row.
 
     0-d tensors stay 0-d: PyTorch's type promotion treats them as scalars, and so do the eager chains.
     """

@@ -1,4 +1,4 @@
-"""Which tensors share memory, and what an in-place call may write."""
+"""Decide which tensors share memory, and which an in-place call may write."""
 
 from collections.abc import Mapping
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from reference_ops.contract.arguments import shape_text
 
-# Steps that numpy's solver may take on whether two views share memory: 5 ms at worst (measured).
+# Steps that numpy's solver may take to decide whether two views share memory: 5 ms at worst (measured).
 OVERLAP_WORK = 10_000
 
 
 def check_inplace(op: str, targets: Mapping[str, Tensor], inputs: Mapping[str, Tensor | None]) -> None:
-    """Check that the tensors of an in-place call may be written: no element twice, none that is read.
+    """Check that an in-place call may write its targets: no element twice, and none that it reads.
 
-    Refused with a ValueError are a target that holds an element twice (see `overlaps_itself`), and a
-    target that shares memory with another target or an input (see `may_overlap`). While torch.compile
-    traces, tensors have no addresses and nothing is refused.
+    Raises a ValueError for a target that holds an element twice (see `overlaps_itself`), and for a target
+    that shares memory with another target or an input (see `may_overlap`). While torch.compile traces,
+    tensors have no addresses and nothing is refused.
     """
     if torch.compiler.is_compiling():
         return
@@ -41,8 +41,8 @@ def check_inplace(op: str, targets: Mapping[str, Tensor], inputs: Mapping[str, T
 def overlaps_itself(t: Tensor) -> bool:
     """False if each stride steps over everything that the smaller strides reach; else True.
 
-    Sufficient and, but for strides that no slicing of a dense tensor gives, necessary for t to hold each
-    element once.
+    False guarantees that t holds each element once. True means that it holds one twice, except for strides
+    that no slicing of a dense tensor gives.
     """
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1):
@@ -55,8 +55,8 @@ def overlaps_itself(t: Tensor) -> bool:
 def may_overlap(a: Tensor, b: Tensor) -> bool:
     """True if a and b share a byte of memory; exact, whatever their strides.
 
-    q and k in a packed QKV buffer share none, nor do ``x[..., ::2]`` and ``x[..., 1::2]``. Also True where
-    the strides are so tangled that `OVERLAP_WORK` steps do not decide; a packed buffer takes a handful.
+    q and k in a packed QKV buffer share none, nor do ``x[..., ::2]`` and ``x[..., 1::2]``. Also True if the
+    strides are so tangled that `OVERLAP_WORK` steps do not decide; a packed buffer takes a handful.
     """
     return _share(_addresses(a), _addresses(b))
 
@@ -74,7 +74,7 @@ def _share(a: Addresses, b: Addresses) -> bool:
 
 
 def _addresses(t: Tensor) -> Addresses:
-    """An array of t's addresses, to be computed with and never read: it may be the GPU's memory."""
+    """An array over t's memory, for address computations only: it may be GPU memory, so never read it."""
     return np.asarray(_Memory(t))
 
 
