@@ -17,7 +17,7 @@ from fused_ops._plan import planned
 
 OP_NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
 
-# Importing a submodule binds the module under its name; the function of that name takes its place.
+# Importing a submodule binds the module under its name; the function of that name replaces it.
 for _name in OP_NAMES:
     globals()[_name] = planned(getattr(import_module(f"{__name__}.{_name}"), _name))
 

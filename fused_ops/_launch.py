@@ -1,18 +1,18 @@
-"""What the kernels and their launchers share: tiles, addresses, roundings.
+"""Code that the kernels and their launchers share: tiles, addresses, roundings.
 
-Tiles. A program takes ``BLOCK_R`` rows of ``BLOCK_D`` columns. Both depend on the width alone, never
-on the number of rows, so that a row is added up in the same order whatever batch it comes in:
+Tiles. A program takes ``BLOCK_R`` rows of ``BLOCK_D`` columns. Both depend only on the width, never
+on the number of rows, so that a row is summed in the same order whatever its batch:
 
     width            BLOCK_D             BLOCK_R                     columns
     1 .. 8192        next power of two   TILE // BLOCK_D, at least 1   one block
     beyond 8192      8192                1                             a loop over blocks
 
-TILE is 2048 elements: with 4 warps, two 16-byte loads of bfloat16 a thread (one where a warp is 64
+TILE is 2048 elements: with 4 warps, two 16-byte loads of bfloat16 a thread (one if a warp has 64
 threads); blocks of 8192 have 8 warps. Twice that makes the kernels for unaligned memory spill on sm_90
 (measured: up to 136 bytes a thread). Under the interpreter, where a program costs the same 2 ms whatever
 its tile, TILE is 8192. The grid has one axis, which takes 2^31 - 1 programs.
 
-Addresses. Tensors travel to the kernels as tuples with their strides: `Rows` for ``[..., D]``,
+Addresses. Tensors are passed to the kernels as tuples with their strides: `Rows` for ``[..., D]``,
 `ModulationRows` for a modulation argument, `Vector` for a weight or bias. Strides are plain integers, so
 that Triton specialises on 1 and on divisibility by 16 and can use 16-byte loads. Row offsets are 64-bit:
 one multiplication a row costs nothing, and B * L * D passes 2^31 in real use. Row numbers and column
@@ -31,10 +31,10 @@ from torch import Tensor
 
 from reference_ops.contract import IndexedRows, Modulation, ModulationStrides
 
-# TRITON_INTERPRET is read by triton when a kernel is decorated: after that the answer is fixed.
+# Triton reads TRITON_INTERPRET when a kernel is decorated: after that the answer is fixed.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-# Where the memory lies that a kernel can reach.
+# Devices whose memory a kernel can reach.
 DEVICE_TYPES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 TILE = 8192 if INTERPRETED else 2048
@@ -42,9 +42,9 @@ MAX_BLOCK_D = 8192
 
 
 class Tile(NamedTuple):
-    """How a launch cuts rows of one width into programs.
+    """The tile with which a launch splits rows of one width into programs.
 
-    one_block says that a row fits in one block.
+    one_block: a row fits in one block.
     """
 
     block_r: int
@@ -53,20 +53,20 @@ class Tile(NamedTuple):
     num_warps: int
 
     def programs(self, rows: int) -> int:
-        """How many programs ``rows`` rows take."""
+        """The number of programs for ``rows`` rows."""
         return -(-rows // self.block_r)
 
 
 @cache
 def tile_for(width: int) -> Tile:
-    """The tile of the rule above."""
+    """The tile for rows of a width, by the rule in the module's docstring."""
     block_d = min(triton.next_power_of_2(width), MAX_BLOCK_D)
     block_r = max(1, TILE // block_d)
     return Tile(block_r, block_d, width <= block_d, 8 if block_d > 4096 else 4)
 
 
 class Vector(NamedTuple):
-    """A ``[D]`` tensor as kernels take it."""
+    """A ``[D]`` tensor in the form that kernels take."""
 
     data: Tensor
     column: int
@@ -76,12 +76,12 @@ _YES, _NO = tl.constexpr(True), tl.constexpr(False)
 
 
 class Rows(NamedTuple):
-    """The rows of a ``[..., D]`` tensor as kernels take them.
+    """The rows of a ``[..., D]`` tensor in the form that kernels take.
 
-    sizes and strides are those of the row dimensions, innermost first; the outermost has no size, since
-    it is what remains of the row number. LAST says nothing: Triton 3.6 takes the type of a tuple before it knows the
-    constants in a tuple within, such as a size of 1, and anew at each constant of the outer one; what an ``if`` hands
-    on by a type taken too early has None for the 1.
+    sizes and strides: of the row dimensions, innermost first; the outermost has no size, since it is the rest of the
+    row number. LAST carries no information: Triton 3.6 determines a tuple's type before it knows the constants in an
+    inner tuple, such as a size of 1, and again at each constant of the outer one; a value that an ``if`` returns with
+    a type determined too early has None for the 1.
     """
 
     data: Tensor
@@ -92,12 +92,12 @@ class Rows(NamedTuple):
 
 
 class ModulationRows(NamedTuple):
-    """A modulation argument as kernels take it.
+    """A modulation argument in the form that kernels take.
 
-    data: the tensor (for `IndexedRows`, the table). row_index: the row of each token where INDEXED; else
+    data: the tensor (for `IndexedRows`, the table). row_index: the row of each token if INDEXED; else
     data again, unread (Triton 3.6 cannot pass a tuple with a None on to a device function). batch, token,
     column, tokens_per_row: as in `ModulationStrides`. index_batch, index_token: strides of row_index.
-    PROMOTES: False for a tensor of no dimensions, which PyTorch's type promotion treats as a scalar.
+    PROMOTES: False for a 0-d tensor, which PyTorch's type promotion treats as a scalar.
     """
 
     data: Tensor
@@ -113,7 +113,7 @@ class ModulationRows(NamedTuple):
 
 
 def vector(t: Tensor | None) -> Vector | None:
-    """A weight or bias for a kernel; None stays None."""
+    """Convert a weight or bias for a kernel; None stays None."""
     return None if t is None else Vector(t, t.stride(0))
 
 
@@ -138,7 +138,7 @@ def contiguous_rows(t: Tensor) -> Rows:
 
 
 def token_rows(x: Tensor) -> Rows:
-    """The rows of ``x [B, L, D]``, uncollapsed: the kernels that modulate need b and l in any case."""
+    """The rows of ``x [B, L, D]``, uncollapsed: kernels that modulate always need b and l."""
     batch, token, column = x.stride()
     return Rows(x, column, (x.shape[1],), (token, batch))
 
@@ -156,7 +156,7 @@ def angle_rows(t: Tensor, x: Tensor) -> Rows:
 
 
 def modulation_rows(m: Modulation | None, strides: ModulationStrides | None) -> ModulationRows | None:
-    """A checked modulation argument for a kernel; None stays None."""
+    """Convert a checked modulation argument for a kernel; None stays None."""
     if m is None or strides is None:
         return None
     if isinstance(m, Tensor):
@@ -166,7 +166,7 @@ def modulation_rows(m: Modulation | None, strides: ModulationStrides | None) -> 
 
 
 def table_and_index(m: Modulation | None) -> tuple[Tensor | None, Tensor | None]:
-    """A modulation argument as registered ops take it; `modulation` puts it together again."""
+    """Split a modulation argument as registered ops take it; `modulation` joins it again."""
     return (m, None) if m is None or isinstance(m, Tensor) else (m.table, m.index)
 
 
@@ -181,7 +181,7 @@ def gate_modulation(table: Tensor | None, index: Tensor | None) -> Modulation | 
 
 
 def require_device(op: str, name: str, x: Tensor) -> None:
-    """ValueError unless x lies where a kernel can reach it."""
+    """Raise a ValueError unless x is on a device that a kernel can reach."""
     if x.device.type not in DEVICE_TYPES:
         raise ValueError(
             f"{op}: {name} is on {x.device}, expected a GPU tensor "
@@ -190,12 +190,12 @@ def require_device(op: str, name: str, x: Tensor) -> None:
 
 
 def empty(x: Tensor) -> Tensor:
-    """A contiguous tensor for an output of x's shape, dtype and device."""
+    """An uninitialised contiguous tensor of x's shape, dtype and device, for an output."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 class Launch(NamedTuple):
-    """A launch that was made.
+    """A launch that has been made.
 
     kernel: as Triton compiled it. programs: how many. arguments: all of the kernel's, in its order.
     """
@@ -205,7 +205,7 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-# Where launches are noted while an op runs that is to be kept (`fused_ops._plan`).
+# Records the launches of an op while it runs for a new plan (`fused_ops._plan`).
 launches: ContextVar[list[Launch] | None] = ContextVar("launches", default=None)
 
 
@@ -244,7 +244,7 @@ def launch(
         noted.append(Launch(compiled, programs, (*in_order, *rest)))
 
 
-# Fused, a product and a sum in 16 bits become one fma.rn.bf16x2, which skips the rounding of the product that
+# With fusion, a 16-bit product and sum become one fma.rn.bf16x2, which skips the rounding of the product that
 # casting_mode="input" declares. The other mode is right either way: TRITON_DEFAULT_FP_FUSION decides.
 _NO_FUSION = {"enable_fp_fusion": False}
 

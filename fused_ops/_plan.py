@@ -1,11 +1,11 @@
-"""How a call was launched, kept for the next call that is like it.
+"""Launch plans: a call's launch is kept and repeated for the next call that is like it.
 
 Checking the arguments and Triton's own search for the compiled kernel take longer than the launch: 16 to 41 us a call,
-and 6 to 12 us where the launch is known (``benchmarks/host_time.py``; the driver's part not counted). Two calls are
-alike if everything is the same that a check or the launch looks at: of each tensor dtype, shape, strides, device,
-whether it requires grad, and whether it begins at a multiple of 16 bytes; which arguments are one tensor; the others
-by type and value; which are given by name; grad mode. Nothing of a tensor's content or of its address is kept, but for
-one distance: tensors that an in-place call writes to must lie apart from the others, or, where their ranges of memory
+and 6 to 12 us with a plan (``benchmarks/host_time.py``; the driver's part not counted). Two calls are alike if they
+agree in everything that a check or the launch looks at: each tensor's dtype, shape, strides, device, whether it
+requires grad, and whether it begins at a multiple of 16 bytes; which arguments are the same tensor; type and value of
+the other arguments; which are given by name; grad mode. A plan keeps neither a tensor's content nor its address, except
+one distance: tensors that an in-place call writes to must lie apart from the others, or, if their ranges of memory
 interleave, as far from one another as when they were checked.
 
 A call that raised, launched nothing, or had an argument of another class (a tensor's subclass too) is not kept.
@@ -21,19 +21,19 @@ from torch import Tensor
 from fused_ops._launch import INTERPRETED, Launch, current_device, empty, launches
 from reference_ops import IndexedRows
 
-MOST_PLANS = 4096  # an op; then all are forgotten
+MOST_PLANS = 4096  # per op; beyond that all are dropped
 
 _PLAIN = frozenset({type(None), bool, int, str})
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 
 class Plan(NamedTuple):
-    """What is kept.
+    """A launch that can be repeated with other tensors.
 
-    run: launches the kernel. arguments: the kernel's, without tensors. rows: of those that begin with tensors, the
-    place, the tensors' numbers and what follows them. new: of each new tensor, the number of one that is like it.
-    result: the numbers of what is returned. single: not as a tuple. apart: pairs of tensors that may not share memory,
-    with how many bytes each spans and how far the second began behind the first.
+    run: launches the kernel. arguments: the kernel's arguments, without tensors. rows: for each argument that begins
+    with tensors, its position, the tensors' numbers and the rest of it. new: for each new tensor, the number of one
+    like it. result: the numbers of the returned tensors. single: the result is one tensor, not a tuple. apart: pairs of
+    tensors that may not share memory, with the bytes that each spans and the distance from the first to the second.
 
     Numbers count the tensors of the arguments, in order, and then the new ones.
     """
@@ -48,9 +48,10 @@ class Plan(NamedTuple):
 
 
 def planned(op: Callable[..., Any]) -> Callable[..., Any]:
-    """An op that launches as it did before where a call is like an earlier one.
+    """Wrap an op so that a call like an earlier one repeats its launch.
 
-    Under the interpreter, and on AMD GPUs, where Triton also looks at how large a tensor's memory is, the op itself.
+    Returns the op itself under the interpreter, and on AMD GPUs, where Triton also looks at the size of a tensor's
+    memory.
     """
     if INTERPRETED or torch.version.hip:
         return op
@@ -84,7 +85,7 @@ def planned(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
-    """What two calls that are alike share; None where a call cannot be kept. Appends the tensors."""
+    """The key that calls share if they are alike; None if a call cannot be kept. Appends its tensors to `tensors`."""
     key: list[Any] = [torch.is_grad_enabled(), *kwargs]
     for value in (*args, *kwargs.values()):
         kind = type(value)
@@ -94,13 +95,13 @@ def _key(args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -
         elif kind in _PLAIN:
             key.append((kind, value))
         elif kind is float:
-            key.append(value.hex())  # 0.0 equals -0.0
+            key.append(value.hex())  # because 0.0 == -0.0
         elif kind is IndexedRows and type(value.table) in _TENSORS and type(value.index) in _TENSORS:
             tensors += value
             key.append((_looked_at(value.table), _looked_at(value.index)))
         else:
             return None
-    if len(set(map(id, tensors))) < len(tensors):  # which are one tensor, such as an index of several tables
+    if len(set(map(id, tensors))) < len(tensors):  # some are the same tensor, such as an index of several tables
         key.append(tuple([_number(tensors, t) for t in tensors]))
     return tuple(key)
 
@@ -129,7 +130,7 @@ def _follow(plan: Plan, tensors: list[Tensor]) -> Any:
 
 
 def _plan(made: list[Launch], tensors: list[Tensor], result: Any) -> Plan | None:
-    """A plan of these launches, which were one op's for these tensors; None unless it is one launch, of its own."""
+    """The plan of an op's launches for these tensors; None unless it is one launch, of these tensors alone."""
     if len(made) != 1:
         return None
     results = [result] if isinstance(result, Tensor) else [*result]

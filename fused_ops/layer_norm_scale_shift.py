@@ -84,7 +84,7 @@ def layer_norm_scale_shift(
         y ``[B, L, D]`` in ``x.dtype``, contiguous.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     op = "layer_norm_scale_shift"

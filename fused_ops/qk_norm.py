@@ -87,14 +87,14 @@ def qk_norm(
         eps: added to the mean square, inside the square root.
         casting_mode: as in `rms_norm`.
         inplace: write the results into q and k, whatever their strides, and return those tensors. Views of
-            one packed buffer are fine as long as they interleave without sharing an element (the exact
-            rule: `reference_ops.contract.may_overlap`); q and k that share memory are refused.
+            one packed buffer are fine if they interleave without sharing an element (the exact rule:
+            `reference_ops.contract.may_overlap`); q and k that overlap are refused.
 
     Returns:
-        (q, k) normalised, each of its input's shape and dtype; contiguous where not inplace.
+        (q, k) normalised, each of its input's shape and dtype; contiguous unless inplace.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     op = "qk_norm"

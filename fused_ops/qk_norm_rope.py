@@ -114,10 +114,10 @@ def qk_norm_rope(
         inplace: write the results into q and k and return those tensors; see `qk_norm`.
 
     Returns:
-        (q, k) normalised and rotated, each of its input's shape and dtype; contiguous where not inplace.
+        (q, k) normalised and rotated, each of its input's shape and dtype; contiguous unless inplace.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     if torch.compiler.is_compiling():

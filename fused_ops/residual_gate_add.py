@@ -68,7 +68,7 @@ def residual_gate_add(residual: Tensor, x: Tensor, gate: Modulation | None, *, c
         y ``[B, L, D]`` in ``x.dtype``, contiguous.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     op = "residual_gate_add"

@@ -43,7 +43,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, cast
         y, of x's shape and dtype, contiguous.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     if torch.compiler.is_compiling():

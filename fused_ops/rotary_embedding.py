@@ -59,10 +59,10 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
         inplace: write the result into x, whatever its strides, and return x.
 
     Returns:
-        y ``[B, S, H, head_dim]`` in ``x.dtype``, contiguous; x itself where inplace.
+        y ``[B, S, H, head_dim]`` in ``x.dtype``, contiguous; x itself if inplace.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     if torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""The gated residual, its LayerNorm and the modulation of that, in one launch."""
+"""The gated residual, then LayerNorm, then modulation, in one launch."""
 
 import torch
 import triton
@@ -95,7 +95,7 @@ def scale_residual_layer_norm_scale_shift(
         (y, residual_out), each ``[B, L, D]`` in ``x.dtype``, contiguous.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     op = "scale_residual_layer_norm_scale_shift"

@@ -65,7 +65,7 @@ def scale_shift(
     Args:
         x: ``[B, L, D]``, float32, float16 or bfloat16, any strides.
         shift, scale: any form of `reference_ops.contract.forms.modulation_strides`, read where they lie.
-        scale_constant: what is added to the scale, as a float32; 0 makes the scale a plain factor.
+        scale_constant: added to the scale, as a float32; 0 makes the scale a plain factor.
         casting_mode: ``"float32"``: float32 throughout, rounded once, at the end. ``"input"``: rounded
             where the eager chain in ``x.dtype`` rounds (see the reference op).
 
@@ -73,7 +73,7 @@ def scale_shift(
         y ``[B, L, D]`` in ``x.dtype``, contiguous.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     op = "scale_shift"

@@ -57,7 +57,7 @@ def split_rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         y ``[B, S, H*Dh]`` in ``x.dtype``, contiguous.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; nothing was launched.
+        TypeError, ValueError: the message names the argument, its value and what is expected; nothing was launched.
         NotImplementedError: an argument requires grad while grad mode is on.
     """
     if torch.compiler.is_compiling():
