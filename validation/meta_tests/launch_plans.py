@@ -2,14 +2,14 @@
 
     python -m validation.meta_tests.launch_plans [--plant] [OP ...]
 
-The ops are called with tensors on the CPU and Triton's own launch path, compiled kernels and the GPU's launcher left
-out: a kernel is the key under which Triton would look for it, and a launch is noted. Every case (the models' workloads
-and drawn ones) is launched by the op itself, by the planned op, and by the planned op once more with new tensors; so is
-the case with every tensor one element further on, which changes what is aligned, and with every element twice as far
-apart. Prints a line for each difference, and for each op how many launches followed a plan. Before that come calls that
-are like an earlier one but for something that decides whether and what is launched.
+The ops are called with tensors on the CPU through Triton's own launch path, without compiled kernels and the GPU's
+launcher: a kernel is the key under which Triton would look for it, and a launch is noted. Every case (the models'
+workloads and drawn ones) is launched by the op itself, by the planned op, and by the planned op once more with new
+tensors; so is the case with every tensor one element further on, which changes the alignment, and with every element
+twice as far apart. Prints a line for each difference, and for each op how many launches followed a plan. Before that
+it makes calls that equal an earlier one except for something that decides whether and what is launched.
 
-With --plant, the same of one op with each of `FAULTS` planted: prints how many differences each makes.
+With --plant, does the same for one op with each of `FAULTS` planted, and prints how many differences each makes.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def note_launches() -> None:
 
 
 def seen(op: Callable[..., Any], case: Case) -> Any:
-    """What a call of an op on new tensors launches and returns, with tensors as their names."""
+    """The launches and results of an op's call on new tensors, with names in place of tensors."""
     arguments = aot.unwritten(case)
     launched.clear()
     with torch.no_grad():
@@ -117,7 +117,7 @@ def _cases(name: str) -> list[Case]:
 
 
 def differences(name: str, ops: Any) -> Iterator[str]:
-    """Of the launches of an op; the last line says how many cases there were and how often a plan was followed."""
+    """Differences of an op's launches; the last line has the number of cases and of launches that followed a plan."""
     planned = getattr(ops, name)
     before = len(followed)
     for made in _cases(name):
@@ -134,7 +134,7 @@ def differences(name: str, ops: Any) -> Iterator[str]:
 
 
 def raised(op: Callable[..., Any], *arguments: Any, **options: Any) -> str:
-    """The class and the message of what a call raises; "" where it returns."""
+    """The class and the message of the error that a call raises; "" if it returns."""
     try:
         op(*arguments, **options)
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -147,7 +147,7 @@ class Subclass(Tensor):
 
 
 def particulars(ops: Any) -> Iterator[str]:
-    """What is wrong with calls that are like an earlier one in most."""
+    """Faults of calls that equal an earlier one in almost everything."""
     x, row, other = torch.randn(1, 3, 16), torch.randn(16), torch.randn(16)
 
     def launches(op: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
@@ -159,7 +159,7 @@ def particulars(ops: Any) -> Iterator[str]:
         if not holds:
             yield f"wrong: {what}"
 
-    for turn in range(2):  # what was launched before must decide nothing
+    for turn in range(2):  # earlier launches must decide nothing
         for some in (x[0], x[0, :2], x[0, :2].bfloat16(), x[0, :2, :8]):
             kernels = []
             for op in (inspect.unwrap(ops.layer_norm), ops.layer_norm):

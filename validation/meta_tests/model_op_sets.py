@@ -14,7 +14,7 @@ def reference(**replaced: Op) -> OpSet:
 
 
 def other_arrangement() -> OpSet:
-    """The ops that Helios calls from torch's other functions: float32 inside, rounded once, other bits."""
+    """The ops that Helios calls, made of other torch functions: float32 inside, rounded once, other bits."""
 
     def normalise(x: Tensor, eps: float) -> Tensor:
         variance, mean = torch.var_mean(x.float(), dim=-1, correction=0, keepdim=True)

@@ -18,8 +18,8 @@ def arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of a call: activations in ``dtype``, every other tensor in ``other``.
 
-    ``x`` is ``[B, L, D]``; heads are D wide, three in q and x, two in k; rotations leave two channels alone
-    (but for ``split_rotary_embedding``, which cannot). Modulation: shift ``[B, L, D]``, scale ``[B, D]``,
+    ``x`` is ``[B, L, D]``; heads are D wide, three in q and x, two in k; rotations skip two channels
+    (except ``split_rotary_embedding``, which cannot). Modulation: shift ``[B, L, D]``, scale ``[B, D]``,
     gate ``[B, 2, 1, D]``.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +73,7 @@ def tuple_of(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def bits(t: Tensor) -> Tensor:
-    """The bits of a tensor, by which NaN equals NaN and -0 is not 0."""
+    """The bits of a tensor; as bits, NaN equals NaN and -0 differs from 0."""
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
     return t.contiguous().view(integer)
 

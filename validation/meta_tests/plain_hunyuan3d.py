@@ -1,6 +1,6 @@
-"""Hunyuan3D-2's denoiser and shape decoder once more, as plain as it goes: eager functions of a state dict.
+"""A second, plain implementation of Hunyuan3D-2's denoiser and shape decoder: eager functions of a state dict.
 
-Written from the architecture's description and not from `validation.models`, with which it shares no code:
+It is written from the architecture's description and not from `validation.models`, with which it shares no code:
 ``nn.LayerNorm`` and separate modulation, heads before tokens, no ops. The models must repeat its bits in
 every dtype, and ``fixtures/recipes/hunyuan3d_goldens.py`` made the golden vectors' outputs with it.
 """
@@ -47,7 +47,7 @@ def relative_error(came: Tensor, exact: Tensor) -> float:
 
 
 class Part:
-    """The weights below a prefix: ``part("qkv", x)`` is that linear layer, ``part / "norm"`` a part of the part."""
+    """The weights below a prefix: ``part("qkv", x)`` applies that linear layer, ``part / "norm"`` is a subpart."""
 
     def __init__(self, weights: Weights, prefix: str = "") -> None:
         self.weights, self.prefix = weights, prefix
@@ -106,7 +106,7 @@ def denoiser(
     context: Tensor,
     guidance: Tensor | None = None,
 ) -> Tensor:
-    """What `Hunyuan3DDiT` computes, in the dtype of the weights."""
+    """The result of `Hunyuan3DDiT`, in the dtype of the weights."""
     model, heads, width = Part(weights), config["num_heads"], config["hidden_size"]
     vec = embed(model / "time_in", timestep, config["time_factor"], latents.dtype)
     if guidance is not None:
@@ -146,7 +146,7 @@ def denoiser(
 
 
 def decoded(weights: Weights, config: Mapping[str, Any], latents: Tensor) -> Tensor:
-    """What `ShapeVAE.decode` computes."""
+    """The result of `ShapeVAE.decode`."""
     model = Part(weights)
     x = model("post_kl", latents / config["scale_factor"])
     for index in range(config["num_decoder_layers"]):
@@ -161,7 +161,7 @@ def decoded(weights: Weights, config: Mapping[str, Any], latents: Tensor) -> Ten
 
 
 def logits(weights: Weights, config: Mapping[str, Any], decoded: Tensor, points: Tensor) -> Tensor:
-    """What `ShapeVAE.query` computes."""
+    """The result of `ShapeVAE.query`."""
     model = Part(weights) / "geo_decoder"
     heads = config["heads"] // config.get("geo_decoder_downsample_ratio", 1)
     waves = [points[..., axis, None] * 2.0**octave for axis in range(3) for octave in range(config["num_freqs"])]

@@ -1,4 +1,4 @@
-"""Fields of shapes with a formula, on the grid that a decoder is asked for."""
+"""Fields of shapes with a formula, on the grid on which a decoder is queried."""
 
 import torch
 

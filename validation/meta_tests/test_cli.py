@@ -72,7 +72,7 @@ def test_a_wrong_file_fails_and_its_repro_line_works_in_a_new_process(
     again = subprocess.run([sys.executable, "-m", "validation.cli", *command[1:]], capture_output=True, text=True)
     assert again.returncode == cli.FAILED, again.stderr
     assert "INCORRECT_NUMERICAL" in again.stdout
-    # The file that is kept of it is repeated with the op set that failed, unless another is named.
+    # The kept file is repeated with the op set that failed, unless another is named.
     (path,) = (here / "run" / "failures").glob("*numerical.json")
     capsys.readouterr()
     assert cli.main(["repro", str(path)]) == cli.FAILED
@@ -131,7 +131,7 @@ def test_repro_of_a_right_case_passes(here: Path, capsys: pytest.CaptureFixture[
 def test_no_case_with_a_bfloat16_tensor_is_judged_where_the_interpreter_gets_bfloat16_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Be it the modulation alone."""
+    """Even if only the modulation is bfloat16."""
     monkeypatch.setattr("validation.device.selection._selected", Device("interpreter", "cpu", ("rounds up",)))
     x = {"shape": [1, 2, 4], "dtype": "float32", "strides": [8, 4, 1], "offset": 0, "storage": "x"}
     row = ROW | {"dtype": "bfloat16"}

@@ -7,7 +7,7 @@ def test_an_estimate_goes_by_the_time_of_each_kind() -> None:
     assert str(estimate) == "0 %"
     estimate.done("reference", 1.0)
     estimate.done("reference", 3.0)
-    # Kinds that were not sampled yet cost what the reference does: 2 s for each of the 14 left.
+    # Kinds not yet sampled are estimated at the reference's cost: 2 s for each of the 14 left.
     assert str(estimate) == "12 %, about 28 s left"
     estimate.done("candidate", 96.0)
     assert str(estimate) == "45 %, about 2 min left"

@@ -1,4 +1,4 @@
-"""An op is judged without the packages that sampling a model takes, and a model without them is one clear line."""
+"""Without the packages for sampling a model, ops are still judged, and sampling fails with one clear line."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def scale_shift(*args, **kwargs):
     return reference_ops.scale_shift(*args, **kwargs)
 """
 
-# scikit-image, which is no extra, brings scipy.
+# scikit-image, which is not in the extra, installs scipy.
 HEAVY = sorted(extras.MODELS.keys() - {"scipy"})
 
 

@@ -1,8 +1,8 @@
-"""The fused ops under the interpreter: bits where bits can be had, and what they refuse.
+"""The fused ops under the interpreter: equal bits where they can be required, and refused calls.
 
-How far a norm is from the truth is judged by the sweep of ``validate parity``. Here stands what needs no
-tolerance: the interpreter computes each float32 step as written, so elementwise ops must agree with the
-reference bit for bit, and so must norms of rows whose mean and variance are exact.
+The sweep of ``validate parity`` judges how far a norm is from the truth. These tests need no tolerance: the
+interpreter computes each float32 step as written, so elementwise ops must agree with the reference bit for bit,
+and so must norms of rows whose mean and variance are exact.
 """
 
 import itertools
@@ -40,7 +40,7 @@ MODULATED = [op for op in OPS if any(name in arguments(op) for name in MODULATIO
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """torch splits a LayerNorm of a few rows among threads, whose handover costs more than the norm."""
+    """torch splits a LayerNorm of a few rows among threads, and the handover costs more than the norm."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def modes_of(op: str) -> list[dict[str, str]]:
 
 
 def in_a_buffer(t: Tensor, layout: str) -> Tensor:
-    """The same values in other memory: NaN between, before and behind the elements."""
+    """The same values in a buffer with NaN between, before and after the elements."""
     shape = t.shape
     match layout:
         case "offset":
@@ -105,7 +105,7 @@ def test_rotations_are_float32_rounded_once(dtype: torch.dtype) -> None:
             assert y is inplace["x"]
             assert same_bits(y, expected)
 
-        # Two roundings, as of addcmul_: a product, and the sum with the other product.
+        # Two roundings, as in addcmul_: of a product, and of the sum with the other product.
         made = arguments("split_rotary_embedding", dtype=dtype, other=other, D=D, seed=seed)
         heads = made["x"].float().unflatten(2, (3, 2, D // 2)).permute(3, 0, 2, 1, 4)
         cos, sin = (made[name].float() for name in ("cos", "sin"))
@@ -118,7 +118,7 @@ def test_rotations_are_float32_rounded_once(dtype: torch.dtype) -> None:
 
 
 def exact_rows(dtype: torch.dtype, mean: bool, seed: int, B: int = 2, L: int = 6, D: int = 64) -> tuple[Tensor, Tensor]:
-    """Rows ``m +- 2^k`` with as many + as -: mean m, deviation 2^k, all sums exact; and what they normalise to."""
+    """Rows ``m +- 2^k`` with as many + as -: mean m, deviation 2^k, all sums exact; and their normalised values."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(B, L, D, generator=generator).argsort(-1)
     signs = torch.where(order < D // 2, 1.0, -1.0)
@@ -164,7 +164,7 @@ def test_norms_round_where_they_say(mode: str, dtype: torch.dtype) -> None:
                 q, k = fused_ops.qk_norm(x, x[:1], weight, None, **flags)
                 assert same_bits((q, k), (value.to(dtype), normalised[:1].to(dtype)))
 
-            # A residual from which the gated x leads to those rows, exactly.
+            # A residual to which adding the gated x gives exactly those rows.
             added = torch.randint(-2, 3, x.shape, generator=generator).to(dtype)
             gate = 2.0 ** torch.randint(-1, 2, (2, 2, 1, 64), generator=generator).to(other)
             frames = gate.float().repeat_interleave(3, dim=1).squeeze(2)
@@ -190,11 +190,11 @@ def test_qk_norm_rope_rounds_where_it_says(mode: str) -> None:
             assert same_bits(y, expected.to(dtype)), (seed, dtype, other, interleaved)
 
 
-# Forms and layouts: the same numbers in another place give the same bits.
+# Forms and layouts: the same numbers in other memory give the same bits.
 
 
 def in_full(m: Tensor, form: str, B: int, L: int) -> Any:
-    """``m [B, L, D]`` restricted to what a form can say, in that form, and written out in full."""
+    """``m [B, L, D]`` restricted to the values that a form can express: in that form, and written out in full."""
     frames = 3
     match form:
         case "[]":
@@ -304,7 +304,7 @@ def test_a_row_has_the_same_bits_in_any_batch(op: str) -> None:
     made = arguments(op, dtype=torch.bfloat16, B=5)
     whole = tuple_of(function(**made))
     for part in (slice(3, 4), slice(1, 5)):
-        # What has a batch dimension is sliced with it.
+        # Arguments with a batch dimension are sliced along it.
         sliced = {n: v[part] if v.dim() > 1 and v.shape[0] == 5 else v for n, v in made.items()}
         for y, all_rows in zip(tuple_of(function(**sliced)), whole, strict=True):
             assert same_bits(y, all_rows[part])
@@ -314,7 +314,7 @@ def test_a_row_has_the_same_bits_in_any_batch(op: str) -> None:
 @pytest.mark.parametrize("D", [1, 2, 3, 8191, 8192, 8193, 9000, 65536])
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_every_width_from_one_to_65536(name: str, D: int) -> None:
-    # Exact statistics where D is even; for an odd D a row of equal values (and eps, by which it is 0 or 1).
+    # Exact statistics if D is even; for an odd D a row of equal values (and eps, which makes it 0 or 1).
     x, normalised = exact_rows(torch.bfloat16, name == "layer_norm", D, B=1, L=2, D=D - D % 2 or 2)
     if D % 2:
         x, normalised = torch.full((1, 2, D), 2.0), torch.full((1, 2, D), 0.0 if name == "layer_norm" else 1.0)
@@ -339,7 +339,7 @@ def test_heads_of_every_width(head_dim: int, rotated: int, interleaved: bool) ->
     cos, sin = torch.randn(2, 2, rotated // 2, generator=generator).unbind(0)
     expected = reference_ops.rotary_embedding(x, cos, sin, interleaved=interleaved)
     assert same_bits(fused_ops.rotary_embedding(x, cos, sin, interleaved=interleaved), expected)
-    # Powers of two as q: the mean square is exact, whatever is rotated and whatever passes through.
+    # q of powers of two: the mean square is exact, whichever channels are rotated.
     q = torch.full_like(x, 2.0)
     results = fused_ops.qk_norm_rope(q, 2 * q, None, None, cos, sin, 0.0, interleaved=interleaved)
     expected = reference_ops.rotary_embedding(q / 2, cos, sin, interleaved=interleaved)
@@ -441,14 +441,14 @@ def test_in_place_on_a_packed_buffer_writes_q_and_k_alone(op: str, layout: str) 
             assert results[0] is q
             assert results[1] is k
             assert same_bits(results, expected)
-            # Put the old q and k back: then all must be as before.
+            # Restore the old q and k: then everything must be as before.
             torch.as_strided(before, q.shape, q.stride(), q.storage_offset()).copy_(q)
             torch.as_strided(before, k.shape, k.stride(), k.storage_offset()).copy_(k)
             assert same_bits(buffer, before)
 
 
 def test_in_place_with_one_token() -> None:
-    """With L == 1 the views of a packed buffer are contiguous but for their batch stride."""
+    """With L == 1 the views of a packed buffer are contiguous except for their batch stride."""
     buffer = torch.randn(1, 1, 9, 16, generator=torch.Generator().manual_seed(0))
     before = buffer.clone()
     q, k = buffer[:, :, :3], buffer[:, :, 3:6]
@@ -466,7 +466,7 @@ def test_nothing_is_written_but_the_output() -> None:
 
 
 def share_an_element(a: Tensor, b: Tensor) -> bool:
-    """By counting: number the elements of the buffer that both are views of."""
+    """Whether two views of a buffer overlap, found by numbering the buffer's elements."""
     numbers = torch.arange(a.untyped_storage().nbytes() // a.element_size())
     elements = [
         set(torch.as_strided(numbers, t.shape, t.stride(), t.storage_offset()).flatten().tolist()) for t in (a, b)
@@ -489,12 +489,12 @@ def test_overlap_is_what_counting_elements_says() -> None:
         shared += share_an_element(a, b)
     assert 1000 < shared < 3000
     for _ in range(500):
-        # Strides that no slicing gives.
+        # Strides that slicing cannot give.
         sizes, strides = ([draw.randint(1, most) for _ in range(3)] for most in (4, 40))
         a, b = (
             torch.as_strided(torch.empty(600), sizes, draw.sample(strides, 3), draw.randint(0, 9)) for _ in range(2)
         )
-        assert not may_overlap(a, b)  # each in memory of its own
+        assert not may_overlap(a, b)  # each in its own memory
         b = torch.as_strided(a, sizes, draw.sample(strides, 3), draw.randint(0, 9))
         assert may_overlap(a, b) == share_an_element(a, b)
     buffer = torch.empty(8)
@@ -518,7 +518,7 @@ def test_views_that_share_an_element_twice_are_seen() -> None:
 
 
 class Bad(NamedTuple):
-    """A call that must be refused: what is changed, the error, the argument it must name."""
+    """A call that must be refused: the changed arguments, the error, and the argument that it must name."""
 
     what: str
     changes: dict[str, Any]
@@ -539,7 +539,7 @@ def bad_calls(op: str, *, fused: bool) -> Iterator[Bad]:
         yield Bad("requires grad", {name: value.clone().requires_grad_()}, NotImplementedError, name)
         if name != first:
             wider = torch.cat([value, value[..., :1]], -1)
-            # The width of x is right or wrong beside that of cos, and so is that of cos beside that of sin.
+            # The width of x is checked against cos, and that of cos against sin.
             named = {"split": "x", "rotary": "sin", "qk": "sin"}[op.split("_")[0]] if name == "cos" else name
             yield Bad("another width", {name: wider}, ValueError, named)
             yield Bad("another device", {name: value.to("meta")}, ValueError, name)
@@ -579,7 +579,7 @@ def _bad_widths(op: str, made: dict[str, Any]) -> Iterator[Bad]:
 
 
 def _bad_modulation(name: str) -> Iterator[Bad]:
-    """For x [2, 6, 16]."""
+    """Bad modulation for x [2, 6, 16]."""
     shapes = {
         "F = 4 does not divide L": (2, 4, 1, 16),
         "F = 0": (2, 0, 1, 16),

@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Words, files, a clock and the table of options: every folder may use them.
+# Names, files, progress and the table of options: every folder may import them.
 _PLAIN = ("errors", "verdict", "files", "progress", "options")
 
 
-# A unit is a package, a folder or a file of `validation`; a file that has a line of its own is no part of its folder.
+# A unit is a package, a folder or a file of `validation`; a file with its own line does not belong to its folder.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "reference_ops/contract": (),
     "reference_ops": ("reference_ops/contract",),
@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "samples/registry": ("errors", "option", "samples"),
     "record": _PLAIN,
     "diff": (*_PLAIN, "record"),
-    # Tensors, arithmetic and judgement: they know no record, no model and no test framework.
+    # Tensors, arithmetic and judgement import no record, no model and no test framework.
     "cases": (*_PLAIN, "reference_ops/contract"),
     "device": _PLAIN,
     "ops": (*_PLAIN, "reference_ops", "reference_ops/contract"),
@@ -48,11 +48,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "record",
         "samples/registry",
     ),
-    # Sampled models. `samples` knows the contract of a model, and no model.
+    # Sampled models. `samples` imports the contract of a model, but no model.
     "media": (*_PLAIN, "device"),
     # What all models share: hooks on sites.
     "models/mount": (*_PLAIN, "ops"),
-    "drift/band": (*_PLAIN,),  # distances and ranks, numbers alone
+    "drift/band": (*_PLAIN,),  # distances and ranks: only numbers
     "drift": (
         *_PLAIN,
         "chains",
@@ -64,7 +64,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "samples",
     ),
     "samples": (*_PLAIN, "device", "drift", "drift/band", "media", "models/mount", "ops", "option", "record"),
-    # A model's own planted faults take the place of reference ops.
+    # A model's planted faults replace reference ops.
     "samples/planted": (*_PLAIN, "models/mount", "ops", "reference_ops", "reference_ops/contract", "samples"),
     "models": (
         *_PLAIN,
@@ -79,11 +79,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "samples/planted",
         "option",
     ),
-    # What is built on all that.
+    # Built on all of the above.
     "report": (*_PLAIN, "drift/band", "record"),
     "adapters": (*_PLAIN, "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
 }
-# These only drive, and nothing above imports them.
+# Drivers: no unit above imports them.
 DRIVERS = (
     "bench",
     "cli",
@@ -99,7 +99,7 @@ DRIVERS = (
 
 
 def _unit(path: Path) -> str:
-    """The unit of `ALLOWED` or `DRIVERS` that a file of the three packages belongs to: the longest that names it."""
+    """The unit of `ALLOWED` or `DRIVERS` to which a file of the three packages belongs: the longest matching name."""
     parts = path.with_suffix("").parts
     parts = parts[1:] if parts[0] == "validation" else parts
     names = ["/".join(parts[: n + 1]) for n in range(len(parts))]
@@ -108,7 +108,7 @@ def _unit(path: Path) -> str:
 
 @cache
 def _files() -> dict[str, Path]:
-    """Modules by name, tests left out."""
+    """Files by module name, without tests."""
     found = {}
     for package in ("reference_ops", "fused_ops", "validation"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -120,7 +120,7 @@ def _files() -> dict[str, Path]:
 
 
 def _imports(source: str, module: str, modules: Mapping[str, object], is_package: bool) -> Iterator[tuple[int, str]]:
-    """Line and name of each of our modules that a file imports, inside of functions too."""
+    """Line and name of each of our modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, (ast.Import, ast.ImportFrom)):
             continue

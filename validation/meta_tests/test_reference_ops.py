@@ -1,6 +1,6 @@
-"""The reference ops: the eager chains bit for bit, the mathematics in float64, and what they refuse.
+"""The reference ops: the eager chains bit for bit, the mathematics in float64, and refused calls.
 
-The chains are the models' own modules where diffusers has them, else their text written out here. The
+The chains are the models' own modules if diffusers has them, else copies of their code written here. The
 mathematics is evaluated element by element, with mpmath and ``math.fsum``, from the definition in each op's docstring.
 """
 
@@ -36,14 +36,14 @@ OPS = (
     "scale_shift",
     "split_rotary_embedding",
 )
-CASES = 2000  # random cases of each chain; about a second an op
+CASES = 2000  # random cases of each chain; about a second per op
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WORKING_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """torch splits a LayerNorm of a few rows among threads, whose handover costs more than the norm."""
+    """torch splits a LayerNorm of a few rows among threads, and the handover costs more than the norm."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -157,7 +157,7 @@ def test_layer_norm_is_fp32_layer_norm() -> None:
         dtype = draw.dtype()
         x = draw.activation(dtype)[-1]
         weight = optional(draw, x.shape[-1], dtype=draw.dtype())
-        # The module has a bias only beside a weight.
+        # The module has a bias only together with a weight.
         bias = None if weight is None else optional(draw, x.shape[-1], dtype=draw.dtype())
         eps = draw.random.choice((1e-6, 1e-5, 1e-3))
         expected = fp32_layer_norm(x.shape[-1], eps, weight, bias)(x)
@@ -378,7 +378,7 @@ def test_qk_norm_rope_is_the_two_chains_in_turn() -> None:
 
 
 # The mathematics, element by element, to 50 digits. Inputs are of order 1 and eps is 1e-2 or more, so no number
-# in a chain passes 1000; a float64 result may be off by the roundings of its own chain, fewer than 64 of them.
+# in a chain exceeds 1000; a float64 result may be off by the roundings of its own chain, of which there are under 64.
 FLOAT64_ERROR = 64 * 2.0**-53 * 1000
 mpmath.mp.dps = 50
 
@@ -390,7 +390,7 @@ def floats(t: Tensor | None) -> Any:
 def exact_norm(
     row: list[float], weight: list[float] | None, bias: list[float] | None, eps: float, *, centred: bool, lost: int = 0
 ) -> list[Any]:
-    """LayerNorm (centred) or RMSNorm of one row; ``lost`` degrees of freedom are planted faults."""
+    """LayerNorm (centred) or RMSNorm of one row; nonzero ``lost`` degrees of freedom are planted faults."""
     D = len(row)
     mean = mpmath.mpf(math.fsum(row)) / D if centred else mpmath.mpf(0)
     variance = mpmath.fsum((mpmath.mpf(v) - mean) ** 2 for v in row) / (D - lost)
@@ -455,7 +455,7 @@ def forms(draw: Draw, B: int, L: int, F: int, D: int) -> list[Any]:
 
 @pytest.mark.parametrize("mode", ["float32", "input"])
 def test_modulated_ops_in_float64_are_the_mathematics_in_every_form(mode: str) -> None:
-    B = L = 4  # B == L: a [B, D] form must not be taken for one row a token
+    B = L = 4  # B == L: a [B, D] form must not be taken for one row per token
     F, D, eps, constant = 2, 3, 1e-2, 0.3
     draw = Draw(0)
     x, residual, weight, bias = (order_one(draw, *shape) for shape in ((B, L, D), (B, L, D), (D,), (D,)))

@@ -1,4 +1,4 @@
-"""An op is two files: `silu_scale`, added to a copy of both packages, goes through everything that ops go through."""
+"""An op is two files: `silu_scale`, added to a copy of both packages, passes through everything that ops do."""
 
 import json
 import shutil
@@ -123,7 +123,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """What the driver says of the toy op, and all that it printed."""
+    """The driver's result for the toy op, and all its printed text."""
     folder = tmp_path_factory.mktemp("checkout")
     for package in ("reference_ops", "fused_ops"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -145,7 +145,7 @@ def test_parity_passes_the_right_one_and_fails_the_wrong_one(found: tuple[dict[s
 
 
 def test_replays_are_legal_roundings_that_repeat_themselves(found: tuple[dict[str, Any], str]) -> None:
-    # bfloat16 has 8 bits: rounded to nearest, or to one of the two neighbours.
+    # bfloat16 has 8 bits: lossless rounds to nearest, close to one of the two neighbours.
     worst = {key.split()[0]: error for key, error in found[0]["replays"].items()}
     assert 0 < worst["lossless"] <= 2.0**-8 * 1.001
     assert worst["lossless"] < worst["close"] <= 2.0**-7 * 1.001

@@ -1,4 +1,4 @@
-"""``pytest -n N``: the ops are spread over processes, and there is one run, as without them."""
+"""``pytest -n N``: the ops are spread over processes, and there is still one run."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from validation.record import Level, read_run
 
 ROOT = Path(__file__).parent.parent.parent
 
-# The right op and a wrong one: its mean is that of the absolute values. Each says which worker called it.
+# A right op, and a wrong one that takes the mean of absolute values. Each reports the worker that called it.
 OPS = """
 import os
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_each_worker_has_a_gpu_of_its_own_in_turn(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_is_pinned_before_cuda_is_touched() -> None:
-    # In a process of its own: what torch finds is decided once.
+    # In a separate process: torch looks for GPUs only once.
     code = "from validation.device import pin_gpu; pin_gpu('7'); import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "7", done.stderr

@@ -27,7 +27,7 @@ from validation.record import Record
 from validation.report import summary
 from validation.verdict import Status
 
-# Adapter -> module, what to install. CI installs Liger-Kernel by the extra `adapters`; FlagGems pins numpy 1.26.
+# Adapter -> module, pip arguments. CI installs Liger-Kernel with the extra `adapters`; FlagGems pins numpy 1.26.
 OPTIONAL = {"liger": ("liger_kernel", "liger-kernel"), "flaggems": ("flag_gems", "--no-deps flag_gems sqlalchemy")}
 INSTALLED = [name for name, (module, _) in OPTIONAL.items() if importlib.util.find_spec(module)]
 
@@ -77,8 +77,8 @@ HALVES: dict[str, Any] = {"interleaved": False, "inplace": True}
 ANGLES = ("float32", [1, 2], [2, 1])
 # Each was confirmed against plain float64 arithmetic on the same numbers.
 FINDINGS = [
-    # One token a batch item, in memory of [S, B, H, Dh]: contiguous to torch, whatever the stride of S, which
-    # Liger 0.8.5 takes for the distance between rows: batch item 1 stays as it was, what lies behind is rotated.
+    # One token per batch item, in memory of [S, B, H, Dh]: contiguous for torch, whatever the stride of S, which
+    # Liger 0.8.5 takes as the distance between rows: batch item 1 is unchanged, and memory behind it is rotated.
     (
         "liger",
         _case("rotary_embedding", HALVES, x=("float32", [2, 1, 2, 4], [8, 16, 4, 1]), cos=ANGLES, sin=ANGLES),

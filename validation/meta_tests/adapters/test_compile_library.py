@@ -145,7 +145,7 @@ def test_a_bad_argument_is_refused_when_compiled() -> None:
 
 
 def test_signatures_leave_nothing_out() -> None:
-    """What the public function takes, the registered op takes: modulation as a table and an index."""
+    """The registered op takes what the public function takes: modulation as a table and an index."""
     for op in OPS:
         parameters = set(inspect.signature(getattr(fused_ops, op)).parameters) - {"inplace"}
         names = {argument.name for argument in registered(op)._schema.arguments}

@@ -1,4 +1,4 @@
-"""Finished arms on disk: what comes back, and what must not."""
+"""Finished arms on disk: which are read back, and which must not be."""
 
 from pathlib import Path
 from typing import Any

@@ -92,7 +92,7 @@ def test_no_values_have_no_interval() -> None:
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
-    """Of a skewed distribution; 3000 samples put a share of 96.1 % within 1.4 points at four sigma."""
+    """For a skewed distribution; 3000 samples put a share of 96.1 % within 1.4 points at four sigma."""
     draw = random.Random(1)
     found = [sign_interval([draw.expovariate(1) for _ in range(9)]) for _ in range(3000)]
     share = sum(interval.low <= 0.6931 <= interval.high for interval in found) / len(found)
@@ -100,7 +100,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
 
 
 def result_of(times: dict[str, list[float]], model: str = "hunyuan3d", **settings: Any) -> Result:
-    """A result of these seconds a visit, each visit of three equal steps."""
+    """A result with these seconds per visit, each visit of three equal steps."""
     arms = [TimedArm(Arm(name, "", None if name == "before" else RIGHT)) for name in times]
     for timed, visits in zip(arms, times.values(), strict=True):
         timed.visits = [[seconds] * 3 for seconds in visits]
@@ -227,7 +227,7 @@ def test_the_path_before_of_hunyuan3d_has_the_bits_of_the_reference_and_leaves_n
 
 
 def counting(calls: Counter[str]) -> OpSet:
-    """The reference, counting what is called; q and k that are views of the projection as ``packed``."""
+    """The reference, counting its calls; calls with q and k as views of the projection count as ``packed``."""
 
     def make(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -298,7 +298,7 @@ def test_each_arm_calls_the_ops_of_its_sites(model: str, name: str, expected: di
     found = latents(Running(denoiser, arm_of(model, name, counting(calls))))
     assert calls == {op: 2 * count for op, count in expected.items()}
     before = latents(Running(denoiser, Arm("before", "")))
-    if name != "#24287":  # whose addcmul rounds once less
+    if name != "#24287":  # its addcmul rounds once less
         assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
     assert all((a - b).abs().max() < 0.1 for a, b in zip(found, before, strict=True))
 
@@ -482,7 +482,7 @@ def test_where_the_path_before_does_not_repeat_itself_nothing_is_concluded(cache
 
 
 def test_a_compiled_arm_has_the_band_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled by the backend that runs what Dynamo traced as it is."""
+    """Compiled by the backend that runs Dynamo's trace unchanged."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     verdict = DriftOfArms(tiny("hunyuan3d"), cache=cache, replays=4)(arm_of("hunyuan3d", "torch.compile"))
     assert [(found.check, found.tier) for found in verdict.verdicts] == [("band", "bit-exact")]
@@ -528,7 +528,7 @@ def workload_bytes(op: str, site: str, *, two_rows: bool = False) -> int:
 
 
 def test_helios_sites_move_what_their_workloads_say(tmp_path: Path) -> None:
-    """One layer at full size: eleven thousand tokens, in cross-attention the current ones and the text."""
+    """One layer at full size: eleven thousand tokens; cross-attention has the current ones and the text."""
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text(json.dumps({"num_layers": 1}))
     with forward_bytes.fake_tensors():
@@ -545,7 +545,7 @@ def test_helios_sites_move_what_their_workloads_say(tmp_path: Path) -> None:
         assert of["norm2"] == workload_bytes("layer_norm", "helios norm2 384x640")
         assert of["rope"] == 2 * workload_bytes("rotary_embedding", "helios rope 384x640")
         row = 2 * 5120
-        cross = 2 * 8640 * row + row  # queries of the current tokens, which is no workload of its own
+        cross = 2 * 8640 * row + row  # queries of the current tokens, which are not a separate workload
         full, text = (workload_bytes("rms_norm", f"helios qk_norm {of}") for of in ("384x640", "text"))
         assert of["qk_norm"] == 2 * full + text + cross
     assert found["CUDA graph"] == found["compact"]

@@ -1,4 +1,4 @@
-"""The harness of ``validate bench ops`` on the CPU, at toy sizes: what it counts, rotates, times in turn and says.
+"""The harness of ``validate bench ops`` on the CPU, at toy sizes: byte counts, rotation, turns and output.
 
 No test looks at how long anything took.
 """
@@ -111,7 +111,7 @@ def test_the_model_counts_what_the_tensors_of_a_call_hold(workload: Workload) ->
 
 
 def test_full_size_is_the_models_own() -> None:
-    """1.36 GB of float32 modulation a block, of which norm1 needs shift and scale; compact: two rows and an index."""
+    """1.36 GB of float32 modulation per block, of which norm1 needs shift and scale; compact: two rows and an index."""
     norm1 = FIRST["layer_norm_scale_shift"]
     assert norm1.name == "helios norm1, norm3 384x640, modulation [B,L,6,D]"
     row = 11040 * 5120
@@ -200,7 +200,7 @@ def test_every_op_and_every_width_with_a_goal_has_a_workload() -> None:
 
 
 class Watch(CpuTimer):
-    """A `CpuTimer` that keeps which calls it was given, in order."""
+    """A `CpuTimer` that records the calls that it is given, in order."""
 
     def __init__(self, cache_bytes: int = 0) -> None:
         self.cache_bytes = cache_bytes
@@ -267,7 +267,7 @@ def test_arguments_rotate_past_the_cache_and_so_do_results() -> None:
 
 
 def test_no_set_comes_back_early_where_a_sample_ends_or_another_arm_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples of fewer calls than there are sets: were each to begin with the first set, that would be in the cache."""
+    """With fewer calls in a sample than sets, a sample that begins with the first set would find it in the cache."""
     seen: list[int] = []
 
     def op(x: Tensor, **_: Any) -> Tensor:
@@ -369,11 +369,11 @@ def test_an_op_of_ours_that_fails_is_a_failure_and_the_rest_is_timed(monkeypatch
     assert "rms_norm, helios qk_norm 384x640: not timed: ValueError: planted" in ops_results.table([failed, other])
 
 
-# What is said of it
+# Output
 
 
 def row_of(op: str, device: dict[str, float], host: float = 5e-6) -> Row:
-    """A row of these device times, in microseconds, twice; the copy takes 90."""
+    """A row with each device time, in microseconds, twice; the copy takes 90."""
     arms = {name: Times([CallTime(t * 1e-6, host)] * 2) for name, t in (device | {COPY: 90}).items()}
     case = FIRST[op].make(False)
     shape = case.tensors["x" if "x" in case.tensors else "q"].shape
@@ -442,7 +442,7 @@ def test_results_are_written_with_their_environment(tmp_path: Path) -> None:
 
 
 def test_parts_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was timed in two calls of the command is one table; of what was timed twice the later row stands."""
+    """Rows of two calls of the command form one table; of a workload that was timed twice it has the later row."""
     parts = []
     for n, device in enumerate(({OURS: 99.0}, {OURS: 120.0, "liger": 80.0})):
         rows = [row_of(op, device) for op in (("rms_norm", "scale_shift"), ("rms_norm",))[n]]
@@ -509,7 +509,7 @@ def test_without_a_gpu_nothing_is_timed_and_that_is_said(here: Path, capsys: pyt
 
 
 def test_kernels_at_every_width_with_a_goal_use_128_bits_and_no_local_memory() -> None:
-    """Strided float32 modulation included; but for cos and sin of which every second element is read."""
+    """Also with strided float32 modulation; except for cos and sin of which every second element is read."""
     found = selection.chosen(models=[GROUP])
     for workload, kernel in zip(found, aot.compile_cases("sm_90", [w.make(True) for w in found]), strict=True):
         strided = workload.op in ("rotary_embedding", "qk_norm_rope")

@@ -1,4 +1,4 @@
-"""The record of what only a GPU shows: its commands, and that it goes on where it was stopped. No GPU is needed."""
+"""The record of what only a GPU shows: its commands, and resuming where it was stopped. Needs no GPU."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ def record() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Where dataclasses look for the module of a class.
+    # dataclasses look for the module of a class there.
     sys.modules["gpu_record"] = module
     spec.loader.exec_module(module)
     return module
@@ -125,7 +125,7 @@ def test_a_part_that_hangs_is_stopped_with_what_it_started(record: Any, tmp_path
     assert record.go_on(path, {"commit": "abc"}, lambda: iter([hangs]), limit=2.0, until=until) == 1
     kept = json.loads(path.read_text())["parts"]["hangs"]
     assert (kept["status"], kept["printed"]) == (124, "begun\n")
-    # Where the whole call's time was over first, the part is to do yet and not failed.
+    # If the whole call's time runs out first, the part is still to do and has not failed.
     until = time.monotonic() + 1
     assert record.go_on(path, {"commit": "def"}, lambda: iter([hangs]), limit=30.0, until=until) == 3
     assert json.loads(path.read_text())["parts"]["hangs"]["commit"] == "abc"

@@ -1,4 +1,4 @@
-"""Cases: JSON both ways, what they become in memory, and what is refused."""
+"""Cases: to JSON and back, their tensors in memory, and refused values."""
 
 import itertools
 import json
@@ -123,7 +123,7 @@ def test_value_regimes_are_what_they_say(regime: str, dtype: str) -> None:
             assert 0.1 < broken < 0.6
         case "ties":
             assert bool((rows == rows.round()).all())
-            # Most have as many bits as the dtype; of the sums of two about an eighth are half-way between its numbers.
+            # Most have as many bits as the dtype; about an eighth of the sums of two are half-way between its numbers.
             assert rows.abs().max() > 1.9 / info.eps > rows.abs().max() / 1.1
             sums = rows[:, 0::2] + 2 * rows[:, 1::2]
             apart = 2 * info.eps * sums.abs().log2().floor().exp2() / 2
@@ -137,7 +137,7 @@ def test_parameters_follow_the_regimes_that_are_about_them(name: str, shape: tup
         generator = torch.Generator().manual_seed(seed)
         return draw(regime, name, shape, torch.float16, 1e-6, generator).reshape(-1, 64)
 
-    # NaN and both infinities, but in no gate that all rows share; whole rows without; zeros for an inf to meet.
+    # NaN and both infinities, but not in a gate that all rows share; some rows have none; zeros can meet an inf.
     spoiled = drawn("nonfinite")
     clean = spoiled.isfinite().all(1)
     assert bool(clean.all()) == (name == "gate" and len(spoiled) == 1)
@@ -145,7 +145,7 @@ def test_parameters_follow_the_regimes_that_are_about_them(name: str, shape: tup
     if not bool(clean.all()):
         assert all(bool(hit.any()) for hit in (spoiled.isnan(), spoiled == torch.inf, spoiled == -torch.inf))
     assert ((spoiled == 0).double().mean() > 0.3) == (name != "weight")
-    # Scale always, weight and shift by lot, the gate never.
+    # Scale always, weight and shift at random, the gate never.
     large = {float(drawn("large_modulation", seed).abs().max()) for seed in range(20)}
     assert (max(large) == 65504.0) == (name != "gate")
     assert (min(large) == 65504.0) == (name == "scale")
@@ -249,7 +249,7 @@ def test_an_op_with_an_unknown_argument_is_refused() -> None:
 
 @pytest.mark.parametrize("widths", [WIDTHS, HEAD_DIMS | ODD_HEAD_DIMS])
 def test_a_gap_leads_from_a_class_of_widths_to_one_class_of_strides(widths: dict[str, tuple[int, ...]]) -> None:
-    """Else the sizes of a key are of no class for some of its widths: 4 after 12 would give 16, after 20 24."""
+    """Otherwise the sizes of a key would have no class for some of its widths: 4 after 12 gives 16, after 20 24."""
     for row, gap in itertools.product(itertools.chain(*widths.values()), (8, 1, 3, 16, 4)):
         of_class = [w for kind in widths.values() if row in kind for w in kind if width_class(w) == width_class(row)]
         for part in (1, 2, 4):

@@ -1,4 +1,4 @@
-"""The chains are the ops, whichever arithmetic computes them; an op without a chain is replayed all the same."""
+"""The chains compute the ops in any arithmetic; an op without a chain is still replayed."""
 
 import inspect
 from typing import Any
@@ -62,7 +62,7 @@ def test_a_tape_replays_an_op_as_its_chain_does(
         assert 0.1 < float((y != z).double().mean()) < 0.35
 
 
-# An op that reference_ops has and nobody else knows.
+# An op that only reference_ops has.
 
 
 def silu_scale(x: Tensor, scale: Any) -> Tensor:
@@ -86,7 +86,7 @@ def test_an_op_without_a_chain_has_a_truth_and_replays(toy: str, kind: Kind, dty
     op = Replay(kind, "a").op_set()[toy]
     first, second = op(x, scale), op(x=x, scale=scale)
     assert same_bits(Replay(kind, "a").op_set()[toy](x, scale), first)
-    if kind == "close":  # few bits of a 16-bit result are those of float32 arithmetic
+    if kind == "close":  # float32 arithmetic decides few bits of a 16-bit result
         assert not same_bits(first, second)
     errors = [float((y.double() - exact).square().mean().sqrt()) for y in (first, silu_scale(x, scale))]
     assert 0.5 * errors[1] < errors[0] < 3 * errors[1]

@@ -35,7 +35,7 @@ def test_the_truth_is_the_reference_in_float64_rounded_once(op: str, mode: str, 
     results = call(truth()[op], op, made, mode)
     exact = tuple_of(getattr(reference_ops, op)(**in_float64(made)))
     if "scale_residual" in op:
-        # y is the norm of the residual_out that comes with it.
+        # y is the norm of the residual_out returned with it.
         rest = {name: t for name, t in in_float64(made).items() if name not in ("residual", "x", "gate")}
         norm = getattr(reference_ops, op.removeprefix("scale_residual_"))
         exact = (norm(exact[1].to(dtype).double(), **rest), exact[1])
@@ -43,7 +43,7 @@ def test_the_truth_is_the_reference_in_float64_rounded_once(op: str, mode: str, 
 
 
 def spacing(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Between neighbours of dtype at a value: 2^(e - digits) for 2^(e-1) <= |value| < 2^e."""
+    """The distance of neighbours of dtype at a value: 2^(e - digits) for 2^(e-1) <= |value| < 2^e."""
     exponent = torch.frexp(exact.abs().clamp(min=torch.finfo(dtype).smallest_normal))[1]
     return torch.ldexp(torch.ones_like(exact), exponent - DIGITS[dtype])
 
@@ -53,7 +53,7 @@ def spacing(exact: Tensor, dtype: torch.dtype) -> Tensor:
 def test_replays_of_a_float32_chain_round_the_exact_result_to_a_neighbour(op: str, dtype: torch.dtype) -> None:
     made = arguments(op, dtype=dtype, L=60, D=32)
     first, rest = bound(op, (), made)
-    # y of another residual_out is another number; residual_out itself is rounded from an exact one.
+    # y depends on residual_out, which differs; residual_out itself is rounded from an exact one.
     judged = slice(1, 2) if "scale_residual" in op else slice(None)
     exact = exact_outputs(op, *first, **rest)[judged]
     for kind in KINDS:
@@ -62,7 +62,7 @@ def test_replays_of_a_float32_chain_round_the_exact_result_to_a_neighbour(op: st
             error = (y.double() - t) / spacing(t, dtype)
             differ = float((y != t.to(dtype)).double().mean())
             if kind == "lossless":
-                # To nearest, but for noise, which counts for more where the result is small by cancellation.
+                # To nearest, except for noise, which counts for more if the result is small by cancellation.
                 noise = 2**-21 * float(t.abs().max()) / spacing(t, dtype)
                 assert ((error.abs() - 0.5) <= noise).all()
                 assert differ < 0.01
@@ -85,7 +85,7 @@ def test_lossless_replays_of_an_input_chain_make_its_declared_roundings(
     once = call(truth()[op], op, made, "input")
     for y, near, z in zip(chain, replayed, once, strict=True):
         assert float((y != near).double().mean()) < 0.01
-        if other is None:  # float32 modulation leaves the chain in float32, with fewer roundings on the way or none
+        if other is None:  # float32 modulation leaves the chain in float32, with fewer intermediate roundings or none
             assert float((y != z).double().mean()) > 0.05
 
 

@@ -1,4 +1,4 @@
-"""What is right is not flagged, in small numbers; ``python -m validation.controls`` runs the large ones."""
+"""Correct ops are not flagged, in small numbers of cases; ``python -m validation.controls`` runs large ones."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ def test_a_control_is_never_flagged(name: str) -> None:
     device, ops = select(gpu=False), controls.op_set(name)
     assert not ops.missing
     for op in reference_op_names():
-        # A seed of its own for each control, so that together they see many cases.
+        # Each control has its own seed, so that together they see many cases.
         drawn = draw_cases(cases(signature_of(op)), seed=CHEAP.index(name), count=10)
         records = [judge_case(case, InProcess(ops, device)) for case in drawn]
         assert [record.message for record in records if record.status.failed] == []
@@ -125,7 +125,7 @@ def test_what_cannot_be_compiled_is_not_run_uncompiled(chained_case: Case) -> No
 
 
 def test_a_sweep_makes_more_graphs_than_dynamo_allows_by_default() -> None:
-    """`accumulated_recompile_limit` is 256, met after 373 cases of a control."""
+    """`accumulated_recompile_limit` is 256, reached after 373 cases of a control."""
     add = torch_compile.compiled(torch.add)
     with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=2):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -19,7 +19,7 @@ from validation.samples.request import Request
 
 CPU = Device("interpreter", "cpu")
 
-# On six prompts with eight replays of a few steps the test can reject as it does on the whole set.
+# With six prompts, eight replays and a few steps the test can reject as it does on the whole set.
 PROMPT_COUNT = 6
 VARIED: dict[str, Any] = {"until": "field", "steps": 4, "own": {"octree_resolution": 12}}
 
@@ -75,7 +75,7 @@ def test_a_fault_is_found_where_it_was_planted(found: dict[str, Separation]) -> 
 
 
 def test_the_packed_view_s_fault_shows_nowhere_else() -> None:
-    """On contiguous copies the same op is right: what the fault needs is the packed projection."""
+    """On contiguous copies the same op is right: the fault needs the packed projection."""
     ops = faults.op_set("qk_norm_through_a_packed_view")
     generator = torch.Generator().manual_seed(0)
     packed = torch.randn(1, 5, 3, 2, 8, generator=generator).half()

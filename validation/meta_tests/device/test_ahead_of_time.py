@@ -1,6 +1,6 @@
-"""Every kernel compiled for sm_80, sm_90, sm_100 and gfx942 without a GPU, and the check seen to fail.
+"""Compiles every kernel for sm_80, sm_90, sm_100 and gfx942 without a GPU, and shows that the check can fail.
 
-About a minute on two cores: 304 kernels.
+Takes about a minute on two cores: 304 kernels.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ def test_float32_mode_rounds_each_element_once(aligned: list[Compiled]) -> None:
             assert rounded == stored, kernel
         elif kernel.target == "gfx942" and kernel.model == "FLUX":
             assert rounded > stored, kernel
-        # A 16-bit product or sum that is rounded at once becomes 16-bit arithmetic, which rounds to nearest without
-        # a conversion, where there is such arithmetic: then the counts say nothing. gfx942 has none of bfloat16.
+        # A 16-bit product or sum that is rounded at once becomes 16-bit arithmetic if the target has it, which rounds
+        # to nearest without a conversion: then the counts say nothing. gfx942 has no bfloat16 arithmetic.
 
 
 def test_declared_roundings_are_not_contracted_away(aligned: list[Compiled]) -> None:
@@ -69,7 +69,7 @@ def test_ragged_kernels_compile_and_say_what_they_fall_to(ragged: list[Compiled]
     assert not faults, "\n".join(faults)
     for kernel in ragged:
         assert min(kernel.load_bits) == 16, kernel
-        # Out of place, the output is a tensor of its own: aligned, and of even rows unless the width is odd.
+        # Out of place, the output is a new tensor: aligned, and of even rows unless the width is odd.
         narrow = kernel.layout == "odd" or "inplace" in kernel.op
         assert set(kernel.store_bits) == ({16} if narrow else {128}), kernel
     line = next(line for line in table(ragged).splitlines() if "offset" in line)
@@ -149,7 +149,7 @@ def test_amdgcn_is_read() -> None:
 
 
 def test_sizes_and_strides_of_one_compile() -> None:
-    # A 1 in a tuple within a tuple is a constant, which Triton 3.6 lost on its way into an if or a loop.
+    # A 1 in a nested tuple is a constant, which Triton 3.6 lost at the entry of an if or a loop.
     def rotated(tokens: int, heads: int) -> Case:
         q = TensorSpec((1, tokens, heads, 32), "float16", (32 * tokens * heads, 32 * heads, 32, 1), 0, "q")
         tensors = {"q": q, "k": dataclasses.replace(q, storage="k")}

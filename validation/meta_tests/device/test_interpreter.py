@@ -1,4 +1,4 @@
-"""The interpreter's bfloat16: repaired, and the check on it seen to fail where it is not."""
+"""The interpreter's bfloat16 is repaired, and the check on it fails without the repair."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def test_narrowing_agrees_with_torch_on_random_bits() -> None:
 def test_truncating_conversion_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "float32_to_bfloat16", lambda bits: (bits >> np.uint32(16)).astype(np.uint16))
     problems = interpreter.verify_bfloat16()
-    # Every lower half above the tie, and ties on odd numbers, must have been noticed.
+    # The check must have noticed every lower half above the tie, and ties on odd numbers.
     assert any("0x8000" in problem for problem in problems)
     assert any("0xffff" in problem for problem in problems)
 
@@ -71,7 +71,7 @@ def test_fma_rounds_once() -> None:
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 4096, generator=generator)
-    z = -(x * y)  # what is left is the product's rounding error, which two roundings lose
+    z = -(x * y)  # the product's rounding error remains, which two roundings lose
     got = torch.empty(4096)
     fused_multiply_add[(1,)](x, y, z, got, 4096)
     assert torch.equal(got.double(), x.double() * y.double() + z.double())
@@ -79,7 +79,7 @@ def test_fma_rounds_once() -> None:
 
 
 def test_remembered_types_and_tensors_are_what_triton_makes() -> None:
-    """Each twice, so that the second comes from memory; the originals are below the wrappers."""
+    """Each is made twice, so that the second comes from memory; the originals are below the wrappers."""
     interpreter.enable()
     block, tensor = tl.block_type, tl.tensor
     elements = [tl.float32, tl.bfloat16, tl.int1, tl.int64, tl.pointer_type(tl.float16), tl.pointer_type(tl.float32)]

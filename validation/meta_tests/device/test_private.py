@@ -1,4 +1,4 @@
-"""Private names of torch and Triton stand in one module, and a missing one says what to install."""
+"""Private names of torch and Triton are in one module, and the error for a missing one says what to install."""
 
 import ast
 import re
@@ -69,7 +69,7 @@ def test_a_name_of_triton_that_is_gone_says_which_versions_have_it(monkeypatch: 
 
 
 def test_a_name_of_torch_that_is_gone_is_a_usage_error_of_the_command() -> None:
-    """In a process of its own: the names are looked up once."""
+    """Runs in a separate process, because the names are looked up once."""
     code = (
         "import sys, torch.utils._python_dispatch as m; del m._disable_current_modes\n"
         "from validation.cli import main\n"

@@ -67,7 +67,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class SmallSampler(Sampler[Start]):
-    """The model as the drift samples it, with a change after each step."""
+    """Adapts the model to the drift's sampling, with a change after each step."""
 
     name, sites = "small", SITES
 
@@ -131,7 +131,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def faulty_norm(wrong: Callable[[SiteCall], bool], error: float) -> OpSet:
-    """The reference ops, but for the norm's result times ``1 + error`` where ``wrong`` says so."""
+    """The reference ops, with the norm's result times ``1 + error`` in the calls that ``wrong`` selects."""
 
     def layer_norm_scale_shift(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         y: Tensor = reference_ops.layer_norm_scale_shift(x.float(), shift, scale)
@@ -220,13 +220,13 @@ def test_one_prompt_is_too_few(cache: Path) -> None:
     assert (teacher.status, banded.status) == (Status.INCONCLUSIVE, Status.INCONCLUSIVE)
     assert "are too few for the test" in teacher.reason
     assert "1 prompt with 64 replays each cannot reach p < 0.001" in banded.reason
-    # What is wrong beyond rounding needs no test.
+    # An error beyond rounding needs no statistical test.
     gross = drift_of(faulty_norm(lambda _call: True, 0.05), cache, starts=STARTS[:1])
     assert verdicts.judge_teacher(gross, "lossless").status is Status.BELOW_REQUIRED_TIER
 
 
 def two_ways(step: int, x: Tensor) -> Tensor:
-    """At the last step a coin that the bits of the latents toss."""
+    """At the last step, one of two ways, chosen by the bits of the latents."""
     coin = int(x.view(torch.int32).sum()) % 2
     return x + 3 * coin * torch.ones_like(x).cumsum(-1) / WIDTH if step == STEPS - 1 else x
 
@@ -240,7 +240,7 @@ def test_a_band_with_two_modes_is_inconclusive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("other_way", "status"), [(1.9e-4, Status.OUTSIDE_BAND), (0.3, Status.INCONCLUSIVE)])
 def test_few_roundings_are_no_second_way(tmp_path: Path, other_way: float, status: Status) -> None:
-    """Measured: of four lossless replays two were the truth to the bit, and two differed in the same few elements."""
+    """Measured: two of four lossless replays were the truth to the bit, and two differed in the same few elements."""
     drift = with_distances(tmp_path, 0.15, 2.5e-3)
     for found in drift.measured.values():
         found.replays["lossless"][:, -1] = np.resize([other_way, 0.0], drift.replays)
@@ -248,7 +248,7 @@ def test_few_roundings_are_no_second_way(tmp_path: Path, other_way: float, statu
 
 
 def with_distances(cache: Path, candidate: float, replays: float) -> measure.Drift[Start]:
-    """A drift in which replays lie about as far from the truth as that at every step, and the candidate as that."""
+    """A drift in which, at every step, the replays and the candidate lie about as far from the truth as given."""
     drift = unmeasured(controls.op_set("division"), cache)
     generator = np.random.default_rng(0)
     for n in range(len(STARTS)):
@@ -313,7 +313,7 @@ def test_nan_is_infinitely_far(cache: Path) -> None:
 def test_the_truth_is_sampled_whatever_the_candidate_does(cache: Path) -> None:
     told: list[str] = []
     drift_of(faulty_norm(lambda _call: True, 0.5), cache, told=told)
-    # Everything was cached by the tests before, as distances to the same truth.
+    # Earlier tests cached everything, as distances to the same truth.
     assert told == ["truth, teacher-forced"] * len(STARTS) or any("replay 1 of" in text for text in told)
     told.clear()
     drift_of(faulty_norm(lambda _call: True, 0.7), cache, told=told)
@@ -370,7 +370,7 @@ def test_an_op_that_the_set_lacks_is_not_compared(tmp_path: Path) -> None:
 
 
 def errors(further: int, calls: int) -> list[CallErrors]:
-    """Calls of one place, so many of them a little further than the baseline."""
+    """Calls of one place, of which ``further`` are a little further from the truth than the baseline."""
     return [
         CallErrors("norm", "layer 0", 0, n, 1.0, 1.0, 1.01 if n < further else 1.0, 1.0, 1.0, 1.0, 0.0, 100.0)
         for n in range(calls)
@@ -441,7 +441,7 @@ def test_a_band_of_another_truth_is_made_again(tmp_path: Path) -> None:
     def other(_step: int, x: Tensor) -> Tensor:
         return x * 1.01
 
-    other.__name__ = "<lambda>"  # the identity says nothing of it
+    other.__name__ = "<lambda>"  # so that the identity does not show the change
     drift_of(reference(), tmp_path, starts=STARTS[:4])
     told: list[str] = []
     drift_of(reference(), tmp_path, starts=STARTS[:4], change=other, told=told)

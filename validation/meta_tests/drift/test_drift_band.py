@@ -44,7 +44,7 @@ def test_what_is_exchangeable_with_the_replays_is_rejected_as_often_as_alpha_say
     generator = np.random.default_rng(0)
     count, rejected = 4000, 0
     for _ in range(count):
-        # Distances of any law, one law a prompt: heavy tails, other scales.
+        # Distances of any distribution, with heavy tails and another scale for each prompt.
         distances = generator.standard_cauchy((6, 9)) * generator.uniform(0.1, 10, (6, 1))
         rejected += band.rank_sum_p(band.ranks(distances[:, 0], distances[:, 1:]), 8) < 0.05
     assert 0.03 < rejected / count < 0.05
@@ -93,6 +93,6 @@ def test_two_modes_are_told_from_one() -> None:
         assert band.two_modes_p(two) < 1e-5
     assert band.two_modes_p(np.array([0.0] * 4 + [1.0] * 4)) < 1e-5
     assert band.two_modes_p(np.zeros(8)) == 1.0
-    assert band.two_modes_p(np.array([1.0] * 7 + [2.0])) == 1.0  # one that lies apart is no mode
+    assert band.two_modes_p(np.array([1.0] * 7 + [2.0])) == 1.0  # a single outlier is not a mode
     with pytest.raises(ValueError, match="3 values, expected at least 4"):
         band.two_modes_p(np.zeros(3))

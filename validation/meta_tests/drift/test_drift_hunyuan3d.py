@@ -1,4 +1,4 @@
-"""The drift of a model that declares roundings on the way, works in place and returns pairs: Hunyuan3D-2's denoiser."""
+"""The drift of Hunyuan3D-2's denoiser, which declares intermediate roundings, works in place and returns pairs."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def small(*, packed: bool) -> dit.Hunyuan3DDiT:
 
 
 class Small(Sampler[Start]):
-    """The small model as the drift samples it."""
+    """Adapts the small model to the drift's sampling."""
 
     name = "hunyuan3d"
     sites = sites.sites_of({"depth": 1, "depth_single_blocks": 1})

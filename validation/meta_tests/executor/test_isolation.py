@@ -31,7 +31,7 @@ from validation.verdict import Status
 
 OP = "residual_gate_add"
 
-# What it does is in the size of the case, for nothing else reaches it in another process.
+# The size of the case decides what it does, because nothing else reaches it in another process.
 CANDIDATE = """
 import ctypes, os, signal, sys, time
 import torch
@@ -177,7 +177,7 @@ def test_a_death_has_its_case_and_the_run_goes_on(
     width: int, executor: Isolated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, words = DEATHS[width]
-    # Of the hanging one alone: at load 6 a fresh process did not judge its first case in 3 s.
+    # Only for the hanging one: at load 6 a fresh process did not judge its first case in 3 s.
     with monkeypatch.context() as patched:
         if status is Status.TIMEOUT:
             patched.setattr(executor.worker, "limit", 3.0)
@@ -199,7 +199,7 @@ def test_numbers_come_through(path: Path, executor: Isolated, device: Device) ->
 
 
 def test_what_a_candidate_prints_is_no_answer(executor: Isolated) -> None:
-    # It closes its stdout as well; the answers go through a pipe of their own.
+    # It also closes its stdout; the answers go through a separate pipe.
     assert judge_case(a_case(11), executor).status in (Status.PASSED, Status.NOT_REPRODUCIBLE)
     assert judge_case(a_case(12), executor).status is not Status.CRASHED
 
@@ -252,7 +252,7 @@ def test_an_answer_of_a_child_process_is_none_to_the_next_case(executor: Isolate
     assert judge_case(a_case(5), executor).status is Status.RUNTIME_ERROR
 
 
-# In the test's own process pytest takes the input, and an interrupt is one of the test.
+# In the test's own process pytest takes the input, and an interrupt would end the test.
 @pytest.mark.parametrize(("width", "words"), [(15, "raised EOFError"), (19, "raised KeyboardInterrupt")])
 def test_what_comes_from_a_terminal_elsewhere_is_the_candidates(width: int, words: str, executor: Isolated) -> None:
     record = judge_case(a_case(width), executor)
@@ -291,7 +291,7 @@ def test_a_bad_call_that_exits_is_not_refused_in_either_process(tmp_path: Path) 
     assert record.status is Status.BAD_INPUT_ACCEPTED
     assert "SystemExit, expected a TypeError, ValueError or NotImplementedError: 3" in record.message
     here = bad_input_record(OP, InProcess(load_op_set(str(tmp_path / "bad.py")), select(gpu=False)))
-    # Not what repeats it, which says where it ran.
+    # Without the repeat line, which says where it ran.
     assert here.message.partition("\nrepeat: ")[0] == record.message.partition("\nrepeat: ")[0]
 
 
@@ -313,7 +313,7 @@ def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> Non
     executor.close()
 
 
-# Of the process that loads first; the test's own would end too.
+# Only in the process that loads first; the test's own process would end too.
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -344,7 +344,7 @@ def test_the_process_that_loaded_goes_on_with_the_cases(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(path.parent)
-    # Triton's runtime and torch._dynamo take some 3 s to import: not the first case's.
+    # Triton's runtime and torch._dynamo take some 3 s to import, which must not count for the first case.
     executor = load(path.name, device, limit=2.0)
     assert isinstance(executor, Isolated)
     assert (executor.ops.name, executor.ops.origin, set(executor.ops.functions)) == ("candidate", "candidate.py", {OP})
@@ -353,7 +353,7 @@ def test_the_process_that_loaded_goes_on_with_the_cases(
     assert record.status is Status.PASSED, record.reason
     assert process is not None
     assert executor.worker.process is process
-    # A relative path stays one of the folder in which it was given.
+    # A relative path stays relative to the folder in which it was given.
     monkeypatch.chdir(tmp_path)
     executor.close()
     assert judge_case(a_case(1), executor).status is Status.PASSED
@@ -375,7 +375,7 @@ def test_nothing_in_the_current_folder_is_taken_for_what_the_process_imports(
         (tmp_path / name).write_text("raise RuntimeError('not the one that was meant')\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # of empty elements, which are the current folder
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # two empty elements, which mean the current folder
     executor = load(str(path), select(gpu=False))
     assert isinstance(executor, Isolated)
     assert judge_case(a_case(1), executor).status is Status.PASSED
@@ -424,7 +424,7 @@ def test_a_sweep_stops_after_some_deaths(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text("import os\ndef residual_gate_add(*_, **__):\n    os._exit(1)\n")
     (tmp_path / "xfail.txt").write_text(f"{OP}:CRASHED  # known\n")
     executor = apart(path)
-    # Expected or not: what was not judged has not passed.
+    # With or without the xfail entry, a case that was not judged has not passed.
     for xfail, expected in (
         (XFail(), [Status.CRASHED] * 3),
         (XFail.read(tmp_path / "xfail.txt"), [Status.XFAILED] * 2 + [Status.CRASHED]),

@@ -1,4 +1,4 @@
-"""Every planted fault is caught, by a check that names its bug; what is right is not flagged."""
+"""Every planted fault is caught by a check that names its bug; correct ops are not flagged."""
 
 import io
 import os
@@ -42,7 +42,7 @@ OPS = reference_op_names()
 KNOWN = faults.load()
 ON_CPU = sorted(name for name in KNOWN if not KNOWN[name].gpu)
 
-# Each bug that is known to have got through another project's tests, and the faults that stand for it.
+# Bugs known to have passed another project's tests, and the faults that represent each.
 BUGS = {
     "batch > 1 reads row 0's modulation": ["batch item 0 for all", "gate of batch item 0", "angles of batch item 0"],
     "[B, D] broadcast as [1, B, D] when B == L": ["[B, D] gate as [1, B, D]", "[B, D] scale as [1, B, D]"],
@@ -84,7 +84,7 @@ BUGS = {
     "statistics kept from a previous call": ["statistics of an earlier call", "sums not cleared"],
 }
 
-# Faults that chance would miss, and the corner that shows each of them, whatever the seed.
+# Faults that random cases would miss, and the corner that shows each with any seed.
 CORNER_OF = {
     "table's column stride is one": "shift: table last dimension strided, index stride 0",
     "tables end to end": "scale: a slice of each item's table",
@@ -190,7 +190,7 @@ def test_a_fault_is_an_op_set_of_the_command_line() -> None:
 
 @pytest.fixture
 def no_faults() -> Iterator[None]:
-    """Two "faults" more: an op that is right, and one whose bug no check is said to catch."""
+    """Two more "faults": a correct op, and one whose bug no check is registered to catch."""
     fault("nothing wrong", "scale_shift", "there is none", Status.INCORRECT_NUMERICAL)(RightOps)
     fault("misnamed", "scale_shift", "the factor is scale instead of 1 + scale", Status.TIMEOUT)(
         KNOWN["one plus dropped"].ops
@@ -231,7 +231,7 @@ def test_the_matrix_of_one_seed_counts_every_case_by_check_and_regime() -> None:
     record = matrix.judge("quiet rows are zero", select(gpu=False), QUICK, 0, first_kill=False)
     cases, kills = record.series["cases"], record.series["INCORRECT_NUMERICAL"]
     regimes = dict(zip(record.case["columns"], zip(kills, cases, strict=True), strict=True))
-    # Subnormal numbers are quiet everywhere, normal ones hardly ever.
+    # With subnormal numbers the fault is quiet everywhere, with normal ones hardly ever.
     quiet, normal = (regimes[name][0] / regimes[name][1] for name in ("tiny", "normal"))
     assert quiet > 0.9 > 0.1 > normal
     assert regimes["zero_modulation"] == (0, 0)
@@ -389,7 +389,7 @@ def test_a_corner_that_is_never_reached_fails(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # With 2^20 in the place of 2^31 it fits here: the same layout, 2048 times smaller.
+    # With 2^20 in place of 2^31 it fits here: the same layout, 2048 times smaller.
     for module in (strategies, corners):
         monkeypatch.setattr(module, "FAR", 2**20)
     signature, device = signature_of(op), select(gpu=False)
@@ -401,7 +401,7 @@ def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.
     assert record.corners == [corner.name]
     main_spec = case.tensors["q" if "q" in signature else "x"]
     assert (main_spec.shape[1] - 1) * main_spec.strides[1] > 2**20
-    # Nine rows from the middle on: a row offset less by 2 * 2^20 still lies in the tensor's memory.
+    # Nine rows from the middle on: a row offset that is 2 * 2^20 too small still lies in the tensor's memory.
     assert main_spec.offset + (main_spec.shape[1] - 1) * main_spec.strides[1] - 2 * 2**20 >= 0
 
 

@@ -1,4 +1,4 @@
-"""The bound made by replay: beside the hand-made ones, with wrong ops, and for ops that have no other."""
+"""The bound made by replay: against the hand-made ones, with wrong ops, and for ops that have no other."""
 
 import json
 import shutil
@@ -29,15 +29,15 @@ from validation.verdict import Status
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# The automatic budget over the hand-made one, element by element. Measured over 60 cases an op: 0.11 to 2.9.
-# Below 1 where errors cancel that a bound of absolute values adds up (rows of one or two elements: an rstd whose
-# error is that of the value itself; the extreme are rows with an inf, whose finite elements are the shift alone);
-# above 1 where PyTorch fuses a product into a sum.
+# The automatic budget over the hand-made one, element by element. Measured over 60 cases per op: 0.11 to 2.9.
+# Below 1 if errors cancel that a bound of absolute values adds up (rows of one or two elements: an rstd whose error
+# is that of the value itself; the extreme is a row with an inf, whose finite elements are only the shift); above 1 if
+# PyTorch fuses a product into a sum.
 WITHIN = (0.1, 4.0)
 
 
 def drawn(op: str, count: int, seed: int) -> list[Case]:
-    """Cases with rows of two numbers or more: one number is its own mean, and 0.14 of the hand-made budget left."""
+    """Cases with rows of two numbers or more: one number is its own mean, and leaves 0.14 of the hand-made budget."""
     return [
         case
         for case in draw_cases(cases(signature_of(op)), seed=seed, count=count)
@@ -46,16 +46,16 @@ def drawn(op: str, count: int, seed: int) -> list[Case]:
 
 
 def budgets(case: Case, arguments: Arguments) -> list[Tensor]:
-    """What the judge allows each element of what the reference gives, where the truth is finite."""
+    """The judge's tolerance for each element of the reference's outputs, where the truth is finite."""
     expected = expect(case, arguments)
     targets = (target for _, target in expected.target(expected.baseline))
     return [target.budget.allowed[target.truth.isfinite()] for target in targets]
 
 
 def spread(hand: Tensor, automatic: Tensor) -> tuple[float, float]:
-    """The least and the largest ratio of two budgets, none of which is NaN.
+    """The least and the largest ratio of two budgets without NaN.
 
-    Of normal size: the zeros of a row with an inf have a few of the smallest subnormal numbers for a budget.
+    Only budgets of normal size count: zeros in a row with an inf have a budget of a few smallest subnormal numbers.
     """
     assert not bool((hand.isnan() | automatic.isnan()).any())
     ratio = (automatic / hand)[hand.isfinite() & (hand > torch.finfo(torch.float32).tiny)]
@@ -68,7 +68,7 @@ def test_it_agrees_with_the_hand_made_bound(
 ) -> None:
     lowest, highest, kinds = 1.0, 1.0, set()
     for case in drawn(op, 60, seed=3):
-        # There both bounds are a few of the smallest subnormal numbers.
+        # In these both bounds are a few of the smallest subnormal numbers.
         if case.values in ("tiny", "zeros"):
             continue
         arguments = materialise(case)
@@ -79,7 +79,7 @@ def test_it_agrees_with_the_hand_made_bound(
             replayed = budgets(case, arguments)
         assert bounds.BOUNDS
         for hand, automatic in zip(made, replayed, strict=True):
-            # Infinite where a float16 on the way may overflow, which the bound made by hand tells more finely.
+            # Infinite if an intermediate float16 may overflow, which the hand-made bound decides more finely.
             may = [spec.dtype for spec in case.tensors.values()].count("float16") and case.casting_mode == "input"
             known = automatic.isfinite() if may else torch.ones_like(automatic, dtype=torch.bool)
             low, high = spread(hand[known], automatic[known])
@@ -160,8 +160,8 @@ def test_a_declared_rounding_is_a_hard_bound_and_not_slack(monkeypatch: pytest.M
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch's own, on import
-# In 16 bits a block has some twenty roundings one after another, and all of them at their worst at once: the
-# bound is safe, and as wide as that.
+# In 16 bits a block has some twenty roundings one after another, and the bound takes all at their worst at once: it is
+# safe, but that wide.
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1.0001), (torch.bfloat16, 2.0)])
 def test_a_block_of_a_model_has_a_bound_too(dtype: torch.dtype, factor: float) -> None:
     generator = torch.Generator().manual_seed(0)

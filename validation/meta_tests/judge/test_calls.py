@@ -61,7 +61,7 @@ def test_a_call_in_words(by_position: bool, defaults_left_out: bool, text: str) 
 def test_what_is_absent_before_what_is_given_is_passed_as_its_default() -> None:
     args, kwargs = Call("layer_norm", True, False).split({"x": 1, "bias": 2, "eps": 1e-6})
     assert (args, kwargs) == ([1, None, 2, 1e-6], {})
-    # What differs from its default is never left out.
+    # An argument that differs from its default is never left out.
     args, kwargs = Call("rms_norm", True, True).split({"x": 1, "eps": 1e-5, "casting_mode": "input"})
     assert (args, kwargs) == ([1, None, 1e-5], {"casting_mode": "input"})
 

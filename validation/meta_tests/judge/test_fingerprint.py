@@ -1,4 +1,4 @@
-"""Where a candidate rounds: each placement is told from the others, and the message says which it is."""
+"""Where a candidate rounds: each placement is distinguished from the others, and the message names it."""
 
 import dataclasses
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_each_placement_is_recognised(op: str, dtype: torch.dtype) -> None:
         outputs = placement.replay(op, arguments, placed)
         found = fingerprint.shares(op, arguments, outputs)
         assert found[placed] == 1.0
-        # Without a weight RMSNorm rounds its normalised value last: one and the same.
+        # Without a weight RMSNorm rounds its normalised value last, so the two are the same.
         same = [name for name, share in found.items() if share == 1.0]
         assert same == [placed] or set(same) == {placement.ONCE, placement.EAGER}, (placed, found)
 
@@ -72,7 +72,7 @@ def test_our_kernels_round_where_their_casting_mode_says(op: str) -> None:
             found = fingerprint.shares(op, called, result if isinstance(result, tuple) else (result,))
             best, share = next(iter(found.items()))
             assert best == (placement.ONCE if mode == "float32" else placement.EAGER), (ops.__name__, found)
-            # Float32 arithmetic turns about one rounding in a thousand.
+            # Float32 arithmetic flips about one rounding in a thousand.
             assert share > 0.99
 
 
@@ -101,8 +101,8 @@ def kernel_of_sglang_24059(
 
 
 def test_the_extra_rounding_of_sglang_24059() -> None:
-    # Helios: 5120 bfloat16 channels, float32 modulation. Emulated for the change's review: RMS 1.80e-3 -> 2.50e-3,
-    # largest error 1.56e-2 -> 2.94e-2, 28.7 % of the outputs differ.
+    # Helios: 5120 bfloat16 channels, float32 modulation. The emulation for the change's review gave RMS 1.80e-3 ->
+    # 2.50e-3, largest error 1.56e-2 -> 2.94e-2; 28.7 % of the outputs differ.
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 64, 5120, generator=generator).bfloat16()
     shift, scale = (0.3 * torch.randn(1, 64, 5120, generator=generator) for _ in range(2))
@@ -134,7 +134,7 @@ def test_the_message_says_it() -> None:
     assert "matches 'normalised value rounded' in " in record.message
     assert "% of the elements, 'rounded once' in 7" in record.message
     assert record.numbers["fingerprint"] == placement.NORMALISED
-    # Of what passes, one bfloat16 case in eight is asked.
+    # One passing bfloat16 case in eight is fingerprinted.
     asked = [judge_call(a_case(seed), fused_ops.layer_norm_scale_shift, "cpu").numbers for seed in range(16)]
     assert sum("fingerprint" in numbers for numbers in asked) == 2
     assert all(numbers["fingerprint"] == placement.ONCE for numbers in asked if "fingerprint" in numbers)
@@ -150,7 +150,7 @@ def test_residual_out_is_compared_too() -> None:
     arguments = arguments_of(op, torch.bfloat16, modulation=torch.float32)
     right, wrong = reference_ops.scale_residual_layer_norm_scale_shift(**arguments), gate_rounded(**arguments)
     assert fingerprint.shares(op, arguments, right)[placement.ONCE] > 0.99
-    # y is the norm of what came with it; only residual_out tells.
+    # y is the norm of the residual_out returned with it, so only residual_out shows the fault.
     share = fingerprint.shares(op, arguments, (right[0], wrong[1]))[placement.ONCE]
     assert 0.5 < share < 0.99
 
@@ -165,7 +165,7 @@ def test_what_fails_has_a_fingerprint_of_the_whole_op(tmp_path: Path) -> None:
     made = section(tmp_path, records)
     assert made is not None
     assert "normalised value rounded" in made.body
-    # Where nothing was asked, nothing is said.
+    # Without fingerprints the report says nothing about them.
     made = section(tmp_path, [dataclasses.replace(record, numbers={}) for record in records])
     assert made is not None
     assert "normalised value rounded" not in made.body

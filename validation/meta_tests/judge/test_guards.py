@@ -1,4 +1,4 @@
-"""The guards around what a call allocates: in ops registered with torch, around what is resized, beside inputs."""
+"""The guards around a call's allocations: in ops registered with torch, around resized tensors, next to inputs."""
 
 import ctypes
 from collections.abc import Callable
@@ -152,7 +152,7 @@ def test_of_a_registered_kernel_nothing_is_pytorchs_arithmetic() -> None:
 
 
 def test_a_kernel_in_cpp_is_guarded_and_counts_as_arithmetic() -> None:
-    """oneDNN's, which PyTorch's builds for Linux have; what its C++ allocates goes through the dispatcher."""
+    """oneDNN's kernel, in PyTorch's builds for Linux; allocations in its C++ go through the dispatcher."""
     x = torch.randn(4, 6)
     with torch.no_grad(), structure.GuardedAllocations() as guards:
         y = torch.ops.mkldnn._linear_pointwise(x, x, None, "none", [], "")
@@ -257,7 +257,7 @@ def test_a_tensor_class_with_a_handler_of_its_own_gets_the_op() -> None:
 
 
 def test_what_a_registered_op_compiles_is_compiled_under_guards() -> None:
-    """Dynamo takes no frame under a mode: a body that insists on being compiled would raise."""
+    """Dynamo compiles no frame under a mode: a body that insists on being compiled would raise."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
@@ -272,7 +272,7 @@ def test_what_a_registered_op_compiles_is_compiled_under_guards() -> None:
         with torch.no_grad(), structure.GuardedAllocations() as guards:
             y = op(x)
         assert torch.equal(y, (x * 2.0 + 1.0).abs())
-        assert (guards.computed, guards.basic) == (True, False)  # of compiled code the guards see nothing
+        assert (guards.computed, guards.basic) == (True, False)  # the guards do not see compiled code
     assert len(graphs) == 1
 
 
@@ -337,7 +337,7 @@ def test_what_pytorch_resizes_stands_between_guards_of_its_size(name: str) -> No
     plain = RESIZES[name]()
     assert torch.equal(y, plain)
     assert guards.written_outside() == ""
-    write_beside(y, y.numel() + 7)  # of int64 seen as bytes the guard begins there
+    write_beside(y, y.numel() + 7)  # for int64 viewed as bytes, the guard begins there
     assert "1 elements after its last" in guards.written_outside()
 
 

@@ -310,7 +310,7 @@ def test_patterns_in_words(index: Any, words: str) -> None:
         (np.s_[:, 7::8], 3, "only token of a frame 7 of 8 is wrong: the last"),
         (np.s_[:, ::2], 0, "every 2nd token is wrong, from 0"),
         (np.s_[..., 3::8], 0, "every 8th column is wrong, from 3"),
-        # Tiles go over the rows of all batch items: 48 rows are one tile of 32 and a ragged one.
+        # Tiles span the rows of all batch items: 48 rows are one tile of 32 and a ragged one.
         (np.s_[1, 8:], 0, "only rows >= 32 of 48 are wrong: the last, ragged block"),
         (np.s_[:, 23], 0, "only token 23 of 24 is wrong: the last"),
         (
@@ -421,7 +421,7 @@ def test_what_failed_on_a_gpu_is_repeated_there(monkeypatch: pytest.MonkeyPatch)
 
 
 class Sub(Tensor):
-    """A subclass that refuses to be computed with."""
+    """A subclass that refuses to be used in computations."""
 
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
@@ -447,7 +447,7 @@ def fake(y: Tensor) -> Tensor:
     ],
 )
 def test_an_output_is_a_plain_tensor(odd: Callable[[Tensor], Tensor], words: str) -> None:
-    """What the next kernel takes the address of; some of these ended the whole run."""
+    """The next kernel takes its address; some of these once ended the whole run."""
     judgement = judge_call(a_case(), lambda **k: odd(right(**k)), "cpu")
     assert judgement.status is Status.INCORRECT_STRUCTURE
     assert judgement.reason == f"output is {words}, expected a plain torch.Tensor"
@@ -470,11 +470,11 @@ def test_ctrl_c_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: Any) -> Tensor:
         raise KeyboardInterrupt
 
-    # Which a job in the background of a shell ignores from the start.
+    # Set here, because a background job of a shell ignores SIGINT from the start.
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         judge_call(a_case(), interrupted, "cpu")
-    # As in a process that candidates have to themselves.
+    # As in a process that runs only candidates.
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)
     assert status_of(interrupted) is Status.RUNTIME_ERROR
 
@@ -583,7 +583,7 @@ def test_the_bias_that_a_correct_float32_chain_has_is_no_alarm(seed: int) -> Non
 
 
 def test_what_may_be_zero_times_an_infinity_may_be_anything_but_finite() -> None:
-    """The mean is 1 + 2^-25, which float32 has not: where it comes to 1, x - mean is 0 and 0 * inf is NaN, not -inf."""
+    """The mean is 1 + 2^-25, which is not a float32: if it rounds to 1, x - mean is 0 and 0 * inf is NaN, not -inf."""
     x = torch.ones(1, 2**15)
     x[0, 1] += 2.0**-10
     weight = torch.ones(2**15)
@@ -618,7 +618,7 @@ def test_the_bias_of_torchs_square_root_is_no_alarm() -> None:
 def test_a_bias_just_above_a_correct_chains_is_seen(units: float, status: Status) -> None:
     """rstd too large by a share of float32's unit roundoff: a mean error of 0.26 and of 0.5 of the RMS error.
 
-    Of 0.1 it was an alarm: torch's own sqrt is off by as much.
+    At 0.1 it raised alarms: torch's own sqrt is off by as much.
     """
 
     def biased(x: Tensor, eps: float, **_: Any) -> Tensor:
@@ -631,7 +631,7 @@ def test_a_bias_just_above_a_correct_chains_is_seen(units: float, status: Status
 
 
 def test_between_two_overflows_any_finite_number_is_judged_by_its_error() -> None:
-    """Weight and bias of 6e4 cancel before a scale of 6e4: 17 % of a budget that reaches from -inf to inf."""
+    """Weight and bias of 6e4 cancel before a scale of 6e4: 17 % of a budget from -inf to inf."""
 
     def tensor(name: str, dtype: str, *shape: int) -> dict[str, object]:
         strides = list(torch.empty(shape, device="meta").stride())
@@ -671,7 +671,7 @@ def test_between_two_overflows_any_finite_number_is_judged_by_its_error() -> Non
     ],
 )
 def test_pytorchs_own_sums_are_known_by_what_it_runs(compute: Callable[[Tensor], Tensor], uneven: bool) -> None:
-    """On CUDA such a sum's bits depend on the number of rows; an op of kernels is held to the same bits there."""
+    """On CUDA such a sum's bits depend on the number of rows; an op made of kernels must give the same bits there."""
     with torch.no_grad(), structure.GuardedAllocations() as guards:
         compute(torch.randn(3, 64))
     assert guards.uneven_on_cuda is uneven

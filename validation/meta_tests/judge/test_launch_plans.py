@@ -1,4 +1,4 @@
-"""A launch that follows a plan is the one that the op itself makes; what the plans must not overlook, planted."""
+"""A launch that follows a plan equals the op's own launch; planted faults are what plans must not overlook."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def compare(*arguments: str) -> list[str]:
 
 
 def test_planned_launches_are_those_of_the_op_itself() -> None:
-    """Of each case, also with other alignments and other strides: kernel, grid, every argument, the results."""
+    """Kernel, grid, every argument and the results of each case, also with other alignments and other strides."""
     lines = compare()
     assert [line.partition(":")[0] for line in lines] == [*reference_op_names()], "\n".join(lines)[:4000]
     for line in lines:

@@ -1,4 +1,4 @@
-"""A second call: what must not change is found to change, and what may is left alone."""
+"""A second call: forbidden changes are found, and allowed ones are not flagged."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ def a_case(seed: int, *, shift: tuple[int, ...] = (2, 3, 1, 32), step: int = 1, 
 
 
 def case_with(check: str, **changes: Any) -> Case:
-    """A case that gets that check."""
+    """A case to which ``check`` applies."""
     return next(case for seed in range(1000) if check in same_bits.due(case := a_case(seed, **changes), "cpu"))
 
 
@@ -55,7 +55,7 @@ def right(**k: Any) -> Tensor:
 
 
 def one_ulp_up(y: Tensor) -> Tensor:
-    """Within any budget, and other bits."""
+    """The tensor with other bits, within any budget."""
     return torch.nextafter(y, torch.tensor(math.inf))
 
 
@@ -122,7 +122,7 @@ def test_what_depends_on_where_a_row_stands() -> None:
 
     judgement = judged("row permutation", first_row_of_a_tile)
     assert (judgement.status, judgement.check) == (Status.NOT_REPRODUCIBLE, "row permutation")
-    # Without frames the tokens are permuted in another way.
+    # Without frames the tokens have another permutation.
     assert judged("row permutation", first_row_of_a_tile, shift=(32,)).check == "row permutation"
 
 
@@ -142,7 +142,7 @@ def test_another_layout_is_held_to_the_bits_of_kernels_and_to_the_budget_elsewhe
     case = case_with("layout", step=2)
 
     def torch_road(**k: Any) -> Tensor:
-        # Other arithmetic where it is strided, as torch.mean has: here that of float64.
+        # Other arithmetic for strided x, as in torch.mean: here float64.
         if k["x"].stride(-1) == 1:
             return right(**k)
         y: Tensor = reference_ops.layer_norm_scale_shift(**{name: _double(value) for name, value in k.items()})
@@ -177,7 +177,7 @@ def test_an_eps_that_is_not_scaled_with_the_input() -> None:
 def test_code_compiled_anew_for_another_eps_may_round_otherwise_within_the_budget() -> None:
     def compiled(ulps: int) -> Callable[..., Tensor]:
         def call(**k: Any) -> Tensor:
-            torch.exp(k["x"])  # a correct result is one of several, as of what is compiled
+            torch.exp(k["x"])  # one of several correct results, as from compiled code
             y: Tensor = reference_ops.layer_norm_scale_shift(**k)
             for _ in range(ulps if k["eps"] != 1e-6 else 0):
                 y = one_ulp_up(y)

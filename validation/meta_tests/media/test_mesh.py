@@ -62,7 +62,7 @@ def test_known_volume_area_and_euler_number(
     mesh = extract(field_of(kind, parameters, resolution))
     h = step(resolution)
     # Linear interpolation along an edge errs by h^2 / 8 times the field's second derivative, which near the surface
-    # of a distance function is its curvature; a chord of sqrt(3) h, a cell's diagonal, stands off three times that.
+    # of a distance function is its curvature; a chord of sqrt(3) h, a cell's diagonal, errs by three times as much.
     off_vertices = h**2 / 8 * curvature * 1.1
     off_faces = off_vertices * 4
     places = torch.from_numpy(true_places(mesh, resolution))
@@ -77,7 +77,7 @@ def test_known_volume_area_and_euler_number(
 
 
 def test_vertices_are_scaled_as_upstream_does() -> None:
-    """A centred sphere comes out smaller, and off the centre by BOX / (resolution + 1)."""
+    """A centred sphere becomes smaller, and off-centre by BOX / (resolution + 1)."""
     centre = extract(field_of("sphere", SPHERE, 32)).bounds.mean(axis=0)
     assert centre == pytest.approx([-BOX / 33] * 3, abs=1e-6)
     mesh = extract(field_of("sphere", SPHERE, 32), box=2 * BOX)
@@ -102,7 +102,7 @@ def test_a_surface_that_the_cube_cuts_off_stays_open() -> None:
 
 
 def test_vertices_on_grid_points_keep_the_surface_closed() -> None:
-    """Logits of exactly 0 make triangles without area; leaving these out or merging vertices would tear it."""
+    """Logits of exactly 0 make triangles without area; leaving them out or merging vertices would tear the surface."""
     distance = np.abs(np.indices((17, 17, 17)) - 8).sum(axis=0)
     mesh = extract((5 - distance).astype(np.float32))
     assert (mesh.area_faces == 0).any()
@@ -118,7 +118,7 @@ def test_the_same_field_gives_the_same_bits() -> None:
     assert np.array_equal(first.vertices, first.vertices.astype(np.float32))
 
 
-# What is no surface
+# Fields without a surface
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -222,7 +222,7 @@ def test_files_read_back_equal_and_are_written_alike(tmp_path: Path, suffix: str
         assert np.array_equal(vertices, mesh.vertices)
         assert np.array_equal(read.faces, mesh.faces)
     again = extract(field)
-    _ = again.vertex_normals, again.face_normals, again.edges_unique  # trimesh caches what was asked for
+    _ = again.vertex_normals, again.face_normals, again.edges_unique  # trimesh caches these
     write_mesh(tmp_path / f"second{suffix}", again)
     assert (tmp_path / f"second{suffix}").read_bytes() == path.read_bytes()
 

@@ -41,7 +41,7 @@ class Pair:
 def pairs(draw: st.DrawFn, smallest: int = metrics.SSIM_WINDOW) -> Pair:
     """Noise or one colour, and the same with noise of some size.
 
-    Values fill the range, hardly differ, or, where they are no integers, lie far below it and above or far beyond it.
+    Values fill the range, hardly differ, or, unless they are integers, lie far below it and above or far beyond it.
     """
     shape = draw(st.tuples(*(st.integers(low, high) for low, high in ((1, 3), (smallest, 70), (smallest, 70), (1, 4)))))
     dtype, data_range = draw(
@@ -66,7 +66,7 @@ BEYOND = ((-4, 5), (10, 10.001))
 
 
 def scikit_image_ssim(reference: Frames, candidate: Frames, data_range: float, **changed: Any) -> float:
-    """Of one frame, with the parameters of `validation.media.metrics`, in float64.
+    """scikit-image's SSIM of one frame in float64, with the parameters of `validation.media.metrics`.
 
     Given float32 or float16 it computes in float32: up to 6e-6 from its own float64 on frames of 11 to 60 pixels.
     """
@@ -76,7 +76,7 @@ def scikit_image_ssim(reference: Frames, candidate: Frames, data_range: float, *
 
 
 def written_out(reference: Frames, candidate: Frames, data_range: float) -> dict[str, Any]:
-    """What `compare` says of errors, from whole arrays."""
+    """The error measures of `compare`, computed from whole arrays."""
 
     def decibels(mean: float) -> float:
         return math.inf if mean == 0 else 10 * math.log10(data_range**2 / mean)
@@ -119,7 +119,7 @@ def test_errors_are_those_of_whole_arrays(pair: Pair) -> None:
     tolerance: dict[str, Any] = {"rel": 1e-12, "abs": 1e-10, "nan_ok": True}
     expected = written_out(pair.reference, pair.candidate, pair.data_range)
     if expected["psnr_temporal"] > 250:
-        # Differences of differences in another order: no bits of the values are left.
+        # Differences of differences in another order: rounding alone decides the value.
         del expected["psnr_temporal"]
         assert found.psnr_temporal > 250
     for name, value in expected.items():
@@ -208,7 +208,7 @@ def test_values_that_overflow_are_nan_as_in_scikit_image() -> None:
     ids=lambda fault: next(iter(fault)),
 )
 def test_another_ssim_is_further_away_than_the_tolerance(fault: dict[str, Any]) -> None:
-    """Low contrast, where the constants weigh as much as the variances."""
+    """At low contrast the constants weigh as much as the variances."""
     generator = np.random.default_rng(0)
     x = 0.5 + 0.02 * generator.standard_normal((1, 40, 50, 3))
     y = x + 0.02 * generator.standard_normal(x.shape)
@@ -260,7 +260,7 @@ def test_runs_of_any_length_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_nan_stays_in_its_frame_from_band_to_band(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last band, of 2 rows of windows, is made where a longer one ended with the NaN."""
+    """The last band, of 2 rows of windows, reuses memory in which a longer one ended with the NaN."""
     monkeypatch.setitem(metrics.BAND_ROWS, "cpu", 16)
     reference, candidate = clip(3, 60, 40)
     clean = compare(reference, candidate, 1.0)
@@ -274,9 +274,9 @@ def test_a_nan_stays_in_its_frame_from_band_to_band(monkeypatch: pytest.MonkeyPa
 
 
 def one_window(reference: Frames, candidate: Frames, dtype: type[np.floating[Any]], centred: bool) -> Any:
-    """SSIM of frames ``[T, 11, 11]`` and of range 1, from means and variances written out, as sums of `dtype`.
+    """SSIM of frames ``[T, 11, 11]`` of range 1, from means and variances written out, as sums in `dtype`.
 
-    Centred: variances are mean squares of what is left of the means; else mean squares less squared means.
+    Centred: variances are mean squares of deviations from the mean; else mean squares minus squared means.
     """
     tap = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     weights = (np.outer(tap, tap) / tap.sum() ** 2).astype(dtype)
@@ -298,7 +298,7 @@ def one_window(reference: Frames, candidate: Frames, dtype: type[np.floating[Any
 def test_each_window_is_right_where_rounding_is_worst() -> None:
     """Frames of one window: flat and bright with little noise, halves black and white, both an offset apart.
 
-    The map, not its mean: float64 keeps it to 3e-13 here. In float32 the same sums are off by more than is allowed.
+    Tests the map, not its mean: float64 keeps it to 3e-13 here. In float32 the same sums exceed the allowed error.
     """
     generator = np.random.default_rng(0)
     worst = 0.0
@@ -316,7 +316,7 @@ def test_each_window_is_right_where_rounding_is_worst() -> None:
     assert worst > 1e-5
 
 
-# Prints the peak of its resident memory, in bytes, after it has made a call on clips of so many frames.
+# Prints its peak resident memory, in bytes, after a call on clips of a number of frames.
 PEAK = """
 import re
 import sys
@@ -332,10 +332,10 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").rea
 
 
 def peak(call: str, frames: int) -> int:
-    """What `PEAK` prints.
+    """The number that `PEAK` prints.
 
-    A process of its own: in one that has run a thousand tests the heap holds freed memory by the hundred MB, and
-    the 236 MB of a whole clip raised its resident memory by nothing.
+    It runs in a separate process: after a thousand tests the heap holds hundreds of MB of freed memory, and the
+    236 MB of a whole clip did not raise the resident memory.
     """
     run = subprocess.run([sys.executable, "-c", PEAK, call, str(frames)], capture_output=True, text=True, check=True)
     return int(run.stdout)

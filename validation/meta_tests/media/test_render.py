@@ -52,7 +52,7 @@ def slopes(camera: Camera) -> npt.NDArray[np.float64]:
 @pytest.mark.parametrize(("azimuth", "elevation"), [(0, 0), (125, -40)])
 def test_a_sphere_is_where_geometry_puts_it(azimuth: float, elevation: float) -> None:
     view = one(ball(), dataclasses.replace(FRONT, azimuth=azimuth, elevation=elevation))
-    # The sphere's outline is where a line from the camera touches it; its facets stand back by at most 4e-4.
+    # The sphere's outline is where a line from the camera touches it; its facets lie inside by at most 4e-4.
     slope, edge = slopes(FRONT), math.tan(math.asin(RADIUS / FRONT.distance))
     covered = view["silhouette"][..., 0]
     assert set(np.unique(covered)) == {0.0, 1.0}
@@ -67,7 +67,7 @@ def test_a_sphere_is_where_geometry_puts_it(azimuth: float, elevation: float) ->
     assert (depth[slope > edge] == 1).all()
 
     normals = 2 * view["normal"].astype(np.float64) - 1
-    # On a sphere around the origin the normal is the place: its part towards the camera, and its length.
+    # On a sphere around the origin the normal has the position's direction; checks its part towards the camera first.
     toward = (FRONT.distance - along * cosine) / RADIUS
     assert normals[inner][:, 2] == pytest.approx(toward, abs=3e-3)
     assert np.linalg.norm(normals[inner], axis=1) == pytest.approx(1, abs=1e-6)
@@ -112,7 +112,7 @@ def test_a_camera_turned_right_sees_the_origin_left(yaw: float) -> None:
     view = one(ball(radius=0.1), camera)
     y, x = np.nonzero(view["silhouette"][..., 0])
     pixel = 2 * math.tan(math.radians(15)) / 128
-    # A sphere that is seen askance is an ellipse, whose centre lies a little beside the sphere's.
+    # A sphere off the line of sight appears as an ellipse, whose centre lies a little beside the sphere's.
     assert (x.mean() + 0.5 - 64) * pixel == pytest.approx(-math.tan(math.radians(yaw)), abs=0.2 * pixel)
     assert y.mean() + 0.5 == pytest.approx(64, abs=0.01)
     normals = 2 * view["normal"][y, x].astype(np.float64) - 1
@@ -141,7 +141,7 @@ def test_supersampling_measures_how_much_of_a_pixel_is_covered() -> None:
     assert len(np.unique(covered)) > 10
     pixel = 2 * math.tan(math.radians(15)) / 128
     area = math.pi * (math.tan(math.asin(RADIUS / FRONT.distance)) / pixel) ** 2
-    # 16 x 260 samples lie along the outline; their error is some tens of samples.
+    # 16 x 260 samples lie along the outline; the error is some tens of samples.
     assert covered.sum() == pytest.approx(area, abs=5)
     # Samples of the four quarters are the rays of an image of twice the size.
     double = one(ball(), dataclasses.replace(FRONT, height=256, width=256))

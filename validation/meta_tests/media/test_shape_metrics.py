@@ -34,12 +34,12 @@ def views(shift: float = 0.0) -> Views:
 
 
 def mirrored(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Upside down, and its faces still counter-clockwise from outside."""
+    """The mesh upside down; its faces are still counter-clockwise from outside."""
     return trimesh.Trimesh(mesh.vertices * [1, -1, 1], mesh.faces[:, ::-1], process=False)
 
 
 def with_hole(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Without the faces around the vertex nearest to the first camera."""
+    """The mesh without the faces around the vertex nearest to the first camera."""
     nearest = mesh.vertices[np.argmax(mesh.vertices @ [0.5, 0.4, 0.75])]
     kept = np.linalg.norm(mesh.triangles_center - nearest, axis=1) > 0.1
     return trimesh.Trimesh(mesh.vertices, mesh.faces[kept], process=False)
@@ -93,7 +93,7 @@ def test_a_tenth_of_a_voxel_is_seen_on_every_rung() -> None:
     for direction in ("candidate", "reference"):
         assert getattr(mesh, f"{direction}_mean") == pytest.approx((2 / math.pi) ** 2 * share, rel=0.05)
         assert getattr(mesh, f"{direction}_max") == pytest.approx(share, rel=0.1)
-    # What samples on both surfaces see of it is nothing.
+    # Samples on both surfaces do not see it at all.
     assert mesh.chamfer == pytest.approx(chamfer_of_two_draws(reference), rel=0.03)
 
     view = compare_views(views(), views(0.1))
@@ -103,7 +103,9 @@ def test_a_tenth_of_a_voxel_is_seen_on_every_rung() -> None:
 
 
 def chamfer_of_two_draws(mesh: trimesh.Trimesh) -> float:
-    """Of one surface with itself: its triangles in another order are no equal mesh, so both are sampled."""
+    """The chamfer distance of a surface to itself: with triangles in another order the meshes differ, so both are
+    sampled.
+    """
     same = trimesh.Trimesh(mesh.vertices, mesh.faces[::-1], process=False)
     found = compare_meshes(mesh, same)
     assert found.candidate_max < 1e-12
@@ -125,7 +127,7 @@ def test_a_mirrored_mesh_is_seen() -> None:
 
 def test_a_hole_is_seen() -> None:
     found = compare_meshes(shape(), with_hole(shape()))
-    assert found.candidate_max < 1e-12  # all that is there should be
+    assert found.candidate_max < 1e-12  # all of the candidate lies on the reference
     assert found.reference_max == pytest.approx(0.1 / diagonal(shape()), rel=0.3)
     assert found.reference_mean < 1e-3
     assert found.watertight_reference
@@ -204,7 +206,7 @@ def test_fields_of_other_shapes_are_refused() -> None:
 def test_distances_between_spheres_are_the_difference_of_their_radii() -> None:
     small, large = (trimesh.creation.icosphere(subdivisions=5, radius=r) for r in (0.7, 0.77))
     found = compare_meshes(small, large)
-    # The facets of either stand back from their sphere by at most 4e-4.
+    # The facets of both lie inside their sphere by at most 4e-4.
     expected = 0.07 / diagonal(small)
     for name in ("candidate_mean", "candidate_rms", "candidate_max", "reference_mean", "reference_max"):
         assert getattr(found, name) == pytest.approx(expected, abs=4e-4)
@@ -227,7 +229,7 @@ def test_point_to_surface_is_exact() -> None:
     exact = np.abs(np.linalg.norm(over.clip(0), axis=1) + over.max(axis=1).clip(max=0))
     box = trimesh.creation.box(2 * half)
     np.testing.assert_allclose(point_to_surface(points, box), exact, atol=1e-14)
-    # Twelve large faces among many small ones, which have all the nearest corners.
+    # Twelve large faces among many small ones, to which all the nearest corners belong.
     small = trimesh.creation.icosphere(subdivisions=3, radius=0.4)
     both = trimesh.util.concatenate([box, small])
     outside = over.max(axis=1) > 0
@@ -239,7 +241,7 @@ def test_point_to_surface_is_trimeshs_where_that_is_exact() -> None:
     points = np.random.default_rng(1).uniform(-1, 1, (50, 3))
     triangles = np.broadcast_to(mesh.triangles, (50, *mesh.triangles.shape)).reshape(-1, 3, 3)
     repeated = np.repeat(points, len(mesh.faces), axis=0)
-    # Scaled up, since trimesh takes products of four edges below 1e-13 for zero.
+    # Scaled up, since trimesh treats products of four edges below 1e-13 as zero.
     nearest = trimesh.triangles.closest_point(triangles * 4096.0, repeated * 4096.0) / 4096.0
     expected = np.linalg.norm(nearest - repeated, axis=1).reshape(50, -1).min(axis=1)
     np.testing.assert_allclose(point_to_surface(points, mesh), expected, atol=1e-14)

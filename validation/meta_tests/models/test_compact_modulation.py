@@ -1,4 +1,4 @@
-"""Modulation as a few distinct rows: the same bits as one row a token, and no tensor with one row a token."""
+"""Modulation as a few distinct rows: the same bits as with one row per token, and no tensor with one row per token."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_every_modulation_op_gives_the_bits_of_the_expanded_form(
     op: str, dtype: torch.dtype, batch: int, history: int
 ) -> None:
-    """Two rows an item in one float32 table ``[B, 2, 6, D]`` sliced, as Helios' blocks have them."""
+    """Two rows per item, sliced from one float32 table ``[B, 2, 6, D]``, as in Helios' blocks."""
     made = arguments(op, dtype=dtype, B=batch, L=history + 4)
     table = torch.randn(batch, 2, 6, 16, generator=torch.Generator().manual_seed(1))
     index = (torch.arange(history + 4) >= history).int().expand(batch, -1)
@@ -92,7 +92,7 @@ def test_fused_ops_in_helios_give_the_bits_of_the_expanded_form(dtype: torch.dty
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The largest tensor that an operator made, in bytes of memory of its own."""
+    """Finds the largest tensor that an operator made, in bytes of its own memory."""
 
     largest = 0
 
@@ -108,7 +108,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def largest_allocation(model: HeliosTransformer3DModel, ops: OpSet, *, compact: bool, batch: int) -> tuple[int, int]:
     """Bytes of the largest tensor that a forward makes, and its count of tokens."""
     inputs = {
-        # Twice as high and wide: of fewer tokens, diffusers' padding of the history's rotary embedding is the largest.
+        # Twice as high and wide: with fewer tokens diffusers' padding of the history's rotary embedding is the largest.
         name: value.repeat(1, 1, 1, 2, 2) if isinstance(value, Tensor) and value.ndim == 5 else value
         for name, value in inputs_of(model, batch, history=True).items()
     }
@@ -127,7 +127,7 @@ def largest_allocation(model: HeliosTransformer3DModel, ops: OpSet, *, compact: 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_no_tensor_holds_the_modulation_of_every_token(dtype: torch.dtype, batch: int) -> None:
-    """Nothing as large as two float32 rows a token, far below the six of a block; the widest left is the FFN's."""
+    """No tensor has two float32 rows per token, far below the six of a block; the widest one left is the FFN's."""
     model = transformer(dtype)
     two_rows = 2 * WIDTH * 4
     for ops in (reference(), FUSED):

@@ -55,7 +55,7 @@ def transformer(dtype: torch.dtype = torch.float32, **settings: Any) -> HeliosTr
     sites.cast_parameters(model, dtype)
     for block in model.blocks:
         if model.config.is_amplify_history:
-            # Kept in float32 it would make the keys float32, which diffusers 0.42's attention refuses.
+            # In float32 it would make the keys float32, which diffusers 0.42's attention refuses.
             block.attn1.history_key_scale.data = block.attn1.history_key_scale.data.to(dtype)
     return model
 
@@ -543,7 +543,7 @@ def test_the_seed_decides_everything(pipeline: HeliosPipeline) -> None:
 
 
 def test_noise_from_either_random_state_is_repeated(pipeline: HeliosPipeline) -> None:
-    """The pipeline draws from its generator, and code of other people from torch's own state."""
+    """The pipeline draws from its generator, and other code from torch's own state."""
     prompt = Prompt(**{**vars(PROMPT), "frames": 66})
     bare = frames_of(pipeline, prompt)
 
@@ -670,7 +670,7 @@ def test_block_noise_has_the_published_covariance(tmp_path: Path, gamma: float) 
     blocks = noise.reshape(2, 16, 9, 8, 2, 16, 2).permute(0, 1, 2, 3, 5, 4, 6).reshape(-1, 4)
     expected = (1 + gamma) * torch.eye(4) - gamma * torch.ones(4, 4)
     assert (torch.cov(blocks.T) - expected).abs().max() < 0.02
-    # gamma = 1/3 leaves nothing of a block's mean: singular, so that float32 has no Cholesky factor.
+    # gamma = 1/3 removes a block's mean: the matrix is singular, and has no Cholesky factor in float32.
     assert (blocks.sum(-1).abs().max() < 1e-5) == (gamma == 1 / 3)
 
 

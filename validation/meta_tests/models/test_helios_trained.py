@@ -125,7 +125,7 @@ def test_the_recipe_makes_a_checkpoint_that_loads(recipe: Any, tmp_path: Path, m
 
 
 def small(recipe: Any, part: str) -> tuple[torch.nn.Module, Any]:
-    """A toy model of the recipe and its loss of a step."""
+    """A toy model of the recipe, and a function that gives the loss of a step."""
     torch.manual_seed(0)
     if part == "vae":
         vae = recipe.new_vae(base_dim=4, z_dim=4)

@@ -331,7 +331,7 @@ def test_each_site_matters_and_is_mounted_alone() -> None:
 
 
 def test_what_reaches_the_ops() -> None:
-    """Modulation as views of one row an item; every call in the eager chain's casting mode."""
+    """Modulation as views of one row for each item; every call in the eager chain's casting mode."""
     model = small(torch.float16)
     inputs = inputs_of(model)
     seen: list[str] = []
@@ -364,7 +364,7 @@ def test_what_reaches_the_ops() -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["copies", "packed"])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_q_and_k_are_copies_or_views_of_the_packed_projection(packed: bool, tokens: int) -> None:
-    """A single token of a single item is contiguous where it lies: it must be copied all the same."""
+    """A single token of a single item is already contiguous, but must still be copied."""
     table = small(packed_qk_norm=packed).sites
     norm = dit.QKNorm(16).requires_grad_(False)
     projection = torch.randn(1, tokens, 3 * 32 + 8, generator=torch.Generator().manual_seed(0))
@@ -489,7 +489,7 @@ def test_pairs_that_ops_return_are_checked(site: str, op: Op, status: Status, re
 
 
 def test_differentiable_ops_train_the_model() -> None:
-    """Parameters need no grad until asked; then, with ops that are differentiable, each gets one."""
+    """Parameters need no grad until they require it; then, with differentiable ops, each gets one."""
 
     def layer_norm_scale_shift(x: Tensor, shift: Tensor, scale: Tensor, **_: Any) -> Tensor:
         return plain.modulated(x, shift, scale)
@@ -831,7 +831,7 @@ def test_float16_follows_the_official_chain() -> None:
 
 
 def test_latents_keep_their_dtype_between_steps() -> None:
-    """So float16 at 1024 loses two steps of 0.3, as it does in production."""
+    """So float16 latents of 1024 lose two steps of 0.3, as in production."""
     sigmas = torch.tensor([0.0, 0.3, 0.6])
     for dtype, expected in ((torch.float16, 1024.0), (torch.float32, 1024.6), (torch.float64, 1024.6)):
         noise = torch.full((1, 1, 1), 1024.0, dtype=dtype)
@@ -946,6 +946,6 @@ def test_mounted_calls_are_counted_over_a_sampling() -> None:
 
 
 def test_no_step_is_skipped_where_the_velocity_is_not_finite() -> None:
-    """The last step has no width, but 0 * NaN is NaN: what the model says at t = 1 is seen."""
+    """The last step has no width, but 0 * NaN is NaN: a NaN at t = 1 shows."""
     *_, last = denoise(lambda x, t: torch.where(t[:, None, None] == 1, math.nan, x), torch.ones(1, 1, 1), torch.ones(2))
     assert last.isnan().all()

@@ -38,7 +38,7 @@ LEAST_IOU = 0.85
 
 
 def volume(kind: str, v: Mapping[str, float]) -> float:
-    """By the formulas of solid geometry; no distance is used."""
+    """The volume by the formulas of solid geometry, without distances."""
 
     def ball(radius: float) -> float:
         return 4 / 3 * math.pi * radius**3
@@ -151,12 +151,12 @@ def test_named_shapes_are_sampled(prompt: ShapePrompt) -> None:
     assert shape_iou(field, prompt.kind, prompt.parameters) >= LEAST_IOU
     for other in ShapePrompt.read(PROMPTS):
         if other.name != prompt.name:
-            # It is this shape and not just something of its size; every second point of the grid will do.
+            # It is this shape and not just one of its size; every second point of the grid is enough.
             assert shape_iou(field[::2, ::2, ::2], other.kind, other.parameters) < LEAST_IOU
 
 
 def largest_activation(model: dit.Hunyuan3DDiT) -> float:
-    """Of any module's output in a whole sampling; NaN or infinity if there is one."""
+    """The largest value in any module's output in a whole sampling; NaN or infinity if there is one."""
     prompt = ShapePrompt.read(PROMPTS)[-1]
     largest = torch.zeros(())
 
@@ -164,7 +164,7 @@ def largest_activation(model: dit.Hunyuan3DDiT) -> float:
         nonlocal largest
         for t in output if isinstance(output, tuple | list) else (output,):
             if isinstance(t, Tensor):
-                largest = torch.maximum(largest, t.abs().max().float())  # hands NaN on
+                largest = torch.maximum(largest, t.abs().max().float())  # propagates NaN
 
     for module in model.modules():
         module.register_forward_hook(watch)

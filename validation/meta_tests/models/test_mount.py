@@ -133,7 +133,7 @@ def test_what_an_op_returns_is_checked(op: Op, status: Status, reason: str) -> N
 
 
 def test_an_op_that_changes_what_the_process_computes_with_is_an_error_and_undone() -> None:
-    """Else the arms that are sampled after it would be computed in another way than those before."""
+    """Otherwise later arms would be computed in another way than earlier ones."""
 
     def flush(x: Tensor) -> Tensor:
         torch.set_flush_denormal(True)

@@ -69,7 +69,7 @@ def official_folder(transformers_folder: Path, tmp_path_factory: pytest.TempPath
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     weights = load_file(DENOISER / "model.fp16.safetensors")
     weights |= {f"vae.{key}": value for key, value in load_file(VAE / "model.fp16.safetensors").items()}
-    # The names under which transformers saves are those of the official file.
+    # transformers saves under the names of the official file.
     prefix = "conditioner.main_image_encoder.model."
     weights |= {
         prefix + key: value.half() for key, value in load_file(transformers_folder / "model.safetensors").items()
@@ -101,7 +101,7 @@ def test_the_subject_is_centred_on_white(picture: Path) -> None:
     image = prepare_image(picture)
     assert image.shape == (1, 3, 512, 512)
     top, bottom, left, right = extent(image)
-    # 85 % of the edge of 60 pixels, which 512 become; the bar is as wide as a third of it.
+    # 85 % of the edge of 60 pixels, which becomes 512; the bar is a third as wide as it is high.
     assert bottom - top + 1 == pytest.approx(0.85 * 512, abs=4)
     assert right - left + 1 == pytest.approx(0.85 * 512 * 9 / 29, abs=12)
     assert abs(top + bottom - 511) <= 12
@@ -280,9 +280,9 @@ def check_image_record(record: Record) -> None:
 
 
 def turbo_folder(folder: Path) -> Path:
-    """As ``hunyuan3d-dit-v2-0-turbo``: the guidance is an input, few sigmas of a consistency schedule.
+    """A folder like ``hunyuan3d-dit-v2-0-turbo``: the guidance is an input, few sigmas of a consistency schedule.
 
-    The trained model's weights; the guidance's are drawn.
+    It has the trained model's weights; those of the guidance are random.
     """
     config = yaml.safe_load((DENOISER / "config.yaml").read_text())
     config["model"]["params"]["guidance_embed"] = True
@@ -299,7 +299,7 @@ def turbo_folder(folder: Path) -> Path:
 
 
 def mini_folder(folder: Path) -> Path:
-    """As ``hunyuan3d-dit-v2-mini``: fewer blocks, and fewer latents."""
+    """A folder like ``hunyuan3d-dit-v2-mini``: fewer blocks and fewer latents."""
     config = yaml.safe_load((DENOISER / "config.yaml").read_text())
     config["model"]["params"]["depth_single_blocks"] -= 1
     weights = load_file(DENOISER / "model.fp16.safetensors")
@@ -347,14 +347,14 @@ def test_a_turbo_checkpoint_takes_one_batch_item_a_step_and_its_guidance_as_an_i
         with np.load(out / record.artifacts["candidate_shape"]) as arrays:
             fields.append(arrays["field"])
     assert np.abs(fields[0] - fields[1]).max() > 1e-3
-    # Not what the model of the other kind makes of the same noise.
+    # It differs from what the other kind of model makes of the same noise.
     (plain,) = sampled_by(TRAINED, tmp_path / "plain", "--prompts", prompts, "--steps", 5, "--guidance", 5)
     with np.load(tmp_path / "plain" / plain.artifacts["candidate_shape"]) as arrays:
         assert np.abs(arrays["field"] - fields[1]).max() > 1e-3
 
 
 def test_fused_ops_pass_on_a_turbo_checkpoint(tmp_path: Path) -> None:
-    """At a batch of one, as no other sampled model has it."""
+    """With a batch of one, which no other sampled model has."""
     pipeline = sampling.load(dataclasses.replace(parts.find_parts(TRAINED), denoiser=turbo_folder(tmp_path)), "cpu")
     assert isinstance(pipeline.schedule, ConsistencyFlowMatchEuler)
     prompt = dataclasses.replace(ShapePrompt.read(PROMPTS)[0], steps=1, octree_resolution=16)

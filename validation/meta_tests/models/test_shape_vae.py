@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", MARKS, ids=["fp64", "fp32"])
 def test_golden_vectors(dtype: torch.dtype) -> None:
     model = golden_model(dtype)
-    # float32 latents and points are exact in float64: what decode and query convert.
+    # decode and query convert float32 latents and points, which are exact in float64.
     assert max(golden_errors(model)) < MARKS[dtype]
 
 
@@ -55,7 +55,7 @@ def test_golden_vectors_see_every_weight(name: str) -> None:
     parameter = model.get_parameter(name)
     parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     error = golden_errors(model)[1]
-    # A bias that all keys share moves all scores of a query alike, which softmax does not see.
+    # A bias that all keys share moves all scores of a query alike, which does not change the softmax.
     assert (error > 1e4 * MARKS[torch.float64]) != name.endswith("k_norm.bias")
 
 
@@ -102,7 +102,7 @@ def test_fourier_embedding_is_ordered_x_sin_cos() -> None:
 
 
 def test_any_number_of_latents_decodes() -> None:
-    """Fewer than trained is for the caller to judge, who needs the field for it."""
+    """The caller judges whether there are fewer than in training, and needs the field for it."""
     model = golden_model()
     assert model.config.num_latents == 12
     assert model.query(model.decode(GOLDEN.inputs["latents"][:, :3]), points(2, 4)).isfinite().all()
@@ -132,7 +132,7 @@ def test_queries_in_chunks_are_the_same_queries() -> None:
 
 
 def peak_bytes(call: Any) -> int:
-    """The most that torch had allocated at once beyond what there was before, on the CPU."""
+    """The peak of torch's CPU allocations during the call, beyond those before it."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     held = peak = 0
@@ -212,7 +212,7 @@ def test_a_reduced_precision_decoder_gives_a_float32_grid() -> None:
 
 
 def test_grid_points_and_vertices() -> None:
-    """384 cells have 385 points a edge; upstream divides a vertex by 385 and not by 384."""
+    """384 cells have 385 points along an edge; upstream divides a vertex by 385 and not by 384."""
     axis = grid_axis()
     assert axis.shape == (385,)
     assert axis.dtype == torch.float32

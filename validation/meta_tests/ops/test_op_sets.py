@@ -1,4 +1,4 @@
-"""What ``--ops`` names: files, modules and entry points, and what each of them offers."""
+"""The values of ``--ops``: files, modules and entry points, and the ops that each provides."""
 
 import signal
 import sys
@@ -68,7 +68,7 @@ def test_ctrl_c_during_an_import_interrupts(tmp_path: Path) -> None:
 def test_a_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_module.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    # As where the command is installed: the first entry is the folder of the command.
+    # As for an installed command: the first entry is the command's folder.
     sys.path[:] = [folder for folder in sys.path if folder not in ("", ".")]
     ops = load_op_set("their_module")
     assert (ops.name, ops.origin, set(ops.functions)) == ("their_module", "their_module", {"scale_shift"})
@@ -90,7 +90,7 @@ def test_a_file_imports_its_neighbours_and_as_late_as_in_a_call(tmp_path: Path) 
 
 
 IMPORTS = "from torch.nn.functional import layer_norm\nfrom torch import rms_norm\n"
-# Of the reference, but not the reference: the wrapper says that it is of its module.
+# Wraps the reference, but is not the reference: `functools.wraps` gives it the reference's module.
 WRAPS = "import functools\nresidual_gate_add = functools.wraps(r.residual_gate_add)(lambda *a, **k: 0)\n"
 
 

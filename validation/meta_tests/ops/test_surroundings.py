@@ -1,4 +1,4 @@
-"""What a candidate changes for the whole process: put back, told, and without effect on the truth."""
+"""Process-wide state that a candidate changes is restored and reported, and does not affect the truth."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SMALLEST_HALF = 2.0**-24
 
 
 def case_of(values: tuple[float, ...]) -> Case:
-    """residual + x, of float16."""
+    """A case of residual + x in float16."""
     shape = (1, 1, len(values))
     tensors = {name: TensorSpec(shape, "float16", (len(values), len(values), 1), 0, name) for name in ("residual", "x")}
     flags = {"casting_mode": "float32"}
@@ -56,7 +56,7 @@ def test_what_a_call_changes_fails_it_and_is_put_back(change: Callable[[], Any],
     assert (record.status, record.check) == (Status.STATE_CHANGED, "surroundings")
     assert says in record.reason
     assert Surroundings.now() == before
-    # Without a mode in the way, which "cpu" as the default device would be.
+    # The default device is unset: "cpu" as default device would be a mode.
     assert torch.utils._device.CURRENT_DEVICE is None
 
 
@@ -71,7 +71,7 @@ def test_it_is_put_back_after_a_call_that_raises() -> None:
 
 
 def test_flushed_denormals_show_in_the_numbers_too() -> None:
-    """They did not while the mode was on for the truth as well."""
+    """They did not show while the mode was also on for the truth."""
 
     def flushing(residual: Tensor, x: Tensor, gate: Any = None, **kwargs: Any) -> Tensor:
         y: Tensor = reference_ops.residual_gate_add(residual, x, gate, **kwargs)

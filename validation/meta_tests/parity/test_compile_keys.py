@@ -23,7 +23,7 @@ from validation.parity.plan import Plan
 from validation.parity.profiles import PROFILES, Profile
 from validation.parity.workloads import workloads
 
-# The most that 2000 cases of an op may compile.
+# The most kernels that 2000 cases of an op may compile.
 MOST_KERNELS = 150
 
 OPS = reference_op_names()
@@ -38,7 +38,7 @@ def counts() -> dict[str, compile_keys.Count]:
 def test_a_sweep_compiles_few_kernels(op: str, counts: dict[str, compile_keys.Count]) -> None:
     counted = counts[op]
     assert counted.cases > 400
-    # One a key of the pool at most, however many cases; the real models' workloads besides.
+    # At most one for each key of the pool, however many cases, and one for each workload of the real models.
     assert KEYS // 3 < counted.first <= KEYS + len(workloads(op))
     assert counted.kernels <= MOST_KERNELS
 
@@ -72,7 +72,7 @@ def test_the_seed_decides_the_pool() -> None:
 
 
 def _stride_classes(case: Case) -> object:
-    """Of each tensor the dtype, whether it begins at a multiple of 16 bytes, which strides are 1 or multiples of 16."""
+    """Each tensor's dtype, whether it begins at a multiple of 16 bytes, which strides are 1 or multiples of 16."""
     return {
         name: (
             spec.dtype,
@@ -93,7 +93,7 @@ def test_cases_of_a_key_differ_in_shape_but_not_in_what_triton_tells_apart(op: s
         drawn = draw_cases(cases(signature, key), seed=0, count=8)
         assert len({repr(_stride_classes(case)) for case in drawn}) == 1, key
         shapes += len({repr([spec.shape for spec in case.tensors.values()]) for case in drawn})
-    # Single tokens, empty tensors and a few rare classes leave a key little choice.
+    # With single tokens, empty tensors and a few rare classes a key has little choice.
     assert shapes > 2 * len(keys)
 
 
@@ -101,7 +101,7 @@ def test_cases_of_a_key_differ_in_shape_but_not_in_what_triton_tells_apart(op: s
 def test_most_cases_have_a_shape_of_their_own(op: str) -> None:
     plan = Plan.of(op, select(gpu=False), Profile("counted", 1, 300), seed=0)
     shapes = [next(iter(planned.case.tensors.values())).shape for planned in plan.cases() if planned.key][-300:]
-    # 202 to 219. Keys that pinned the shapes of their cases, themselves near copies of one another, came to 69 to 89.
+    # Measured: 202 to 219. Keys that pinned the shapes of their cases, and were near copies of one another: 69 to 89.
     assert len(set(shapes)) > 150
 
 

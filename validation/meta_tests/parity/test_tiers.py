@@ -1,4 +1,4 @@
-"""The tiers: what is right stays lossless however often it is judged, and what is not does not."""
+"""The tiers: a right op stays lossless however often it is judged, and a wrong one does not."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ SMALL = [
 
 
 def tiers_of(seeds: int) -> list[str | None]:
-    """Of a rotation that rounds less often than the reference, in few elements."""
+    """The tiers of a rotation that rounds less often than the reference, in few elements, by seed."""
     contracted = controls.op_set("fma")["rotary_embedding"]
     cases = [dataclasses.replace(case, seed=seed) for case in SMALL for seed in range(seeds)]
     judgements = [judge_call(case, contracted, "cpu") for case in cases]
@@ -70,7 +70,7 @@ def test_the_factor_follows_from_the_number_of_cases() -> None:
 
 
 def last_bit_wrong(x: Tensor, shift: Tensor, scale: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """Within the budget, without a bias, and one ulp off: no float32 arithmetic explains that."""
+    """Within the budget, without a bias, and one ulp off, which float32 arithmetic does not explain."""
     y: Tensor = reference_ops.scale_shift(x, shift, scale, *args, **kwargs)
     if y.dtype is not torch.float32:
         return y
@@ -81,7 +81,7 @@ def test_a_control_that_is_close_alone_is_flagged() -> None:
     records = judge_control(
         "scale_shift", OpSet("noisy", {"scale_shift": last_bit_wrong}, "noisy"), select(gpu=False), cases=1, seed=0
     )
-    # On coarse grids of few values the last bit is a bias too.
+    # On coarse grids of few values a wrong last bit is a bias too.
     failed = {record.status for record in records if record.status.failed}
     assert Status.BELOW_REQUIRED_TIER in failed
     assert failed <= {Status.BELOW_REQUIRED_TIER, Status.BIASED}
@@ -158,9 +158,9 @@ def of_rows(op: str, values: str, rows: int, width: int, seed: int, dtype: str =
 
 
 def test_a_path_without_an_error_is_no_measure_of_a_maximum() -> None:
-    """Of constant float32 rows the reference's mean is exact, and that of sums in chunks is not.
+    """The reference's mean of constant float32 rows is exact; that of sums in chunks is not.
 
-    1,000 cases of that control came to 1.31 times the reference path's maximum, of which 26 were such rows.
+    In 1,000 cases, of which 26 had such rows, that control reached 1.31 times the reference path's maximum.
     """
     chunked, device = controls.op_set("chunked"), select(gpu=False)
     exact = judge_case(of_rows("layer_norm", "constant_rows", 4, 4096, 0), InProcess(chunked, device))
@@ -180,7 +180,7 @@ def test_a_maximum_below_one_rounding_counts_as_one() -> None:
 
 
 def test_a_chain_without_contraction_keeps_its_tier() -> None:
-    """Half of its error is the second product's, where that is most of the sum or cancels the first."""
+    """Half of its error is that of the second product, if that is most of the sum or cancels the first."""
     angles = {name: TensorSpec((1, 2, 64, 32), "float32", (4096, 2048, 32, 1), 0, name) for name in ("cos", "sin")}
     x = TensorSpec((1, 64, 128), "float32", (8192, 128, 1), 0, "x")
     chain, device = controls.op_set("chunked"), select(gpu=False)

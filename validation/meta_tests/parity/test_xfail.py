@@ -1,4 +1,4 @@
-"""The xfail file: failures that are expected, entries that match nothing, lines that are no entries."""
+"""The xfail file: expected failures, entries that match nothing, and lines that are not entries."""
 
 import shlex
 from collections.abc import Callable

@@ -40,7 +40,7 @@ def test_a_candidate_that_leaves_is_shown_with_the_site_the_factor_and_the_step(
         f"First to leave: norm in layer 0, {numbers['first_factor']:.4g} times the RMS error of the path that it "
         "replaces, from step 1 on."
     ) in text
-    # Both checks say why; each in a card and in its article.
+    # Both checks give their reasons, each in a card and in its article.
     assert len(shown.of_class("card")) == 2
     for record in records:
         assert text.count(record.reason) >= 2

@@ -326,7 +326,7 @@ def test_table_fits_and_shows_each_failure_once_with_its_repro() -> None:
     records += [op_record(3, op=long, status=Status.INCONCLUSIVE, reason="words " * 60), whole_op()]
     text = table(records, report=Path("runs/1/report.html"))
     lines = text.splitlines()
-    # A command is pasted, so it alone may be longer.
+    # Only a command may be longer, because it is pasted.
     assert max(len(line) for line in lines if "validate repro" not in line) <= WIDTH
     row = next(line for line in lines if line.startswith("rms_norm "))
     assert re.split(r"\s{2,}", row) == ["rms_norm", "fused_ops", "2", "2", "1.23e4", "0.967", "-", "FAILED"]
@@ -351,7 +351,7 @@ def test_table_is_coloured_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) 
         with open(theirs, "w") as file:  # noqa: PTH123 - a file descriptor
             print_table([op_record()], file=file)
         found = b""
-        # The lines come one by one, and at their end the master of a closed terminal has an error to read.
+        # The lines come one by one; after the last, reading from a closed terminal's master raises.
         with contextlib.suppress(OSError):
             while piece := os.read(ours, 2**16):
                 found += piece
@@ -440,7 +440,7 @@ def test_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
             assert (attributes["href"] or "")[1:] in ids
         assert attributes.get("aria-labelledby", ids[0]) in ids
     assert not re.search(r"https?://|@import|url\((?!\"data:)", text)
-    # The policy forbids the network, and every script but this one.
+    # The policy forbids the network, and every script except this one.
     (policy,) = (a["content"] for a in parsed.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy")
     script = next(data for tags, data in parsed.texts if "script" in tags)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -474,7 +474,7 @@ def test_failures_come_first(tmp_path: Path) -> None:
     assert "repeat:" not in pre[0]
     (shown,) = (data for tags, data in parsed.texts if "code" in tags and '"seed": 29' in data)
     assert shown == records[32].repro
-    # Others in short, and no more of them than a person reads.
+    # Other cases in short form, and only as many as a person reads.
     assert len([1 for tags, data in parsed.texts if "code" in tags and "validate repro" in data]) == 1 + MAX_OTHERS + 1
     assert f"{30 - MAX_OTHERS - 1} more records in records.jsonl" in body
 
@@ -692,7 +692,7 @@ def test_numbers_of_a_sample_stand_beside_their_floors(tmp_path: Path) -> None:
     assert [(a["aria-label"] or "").partition(",")[0] for a in parsed.of_class("curve")] == [
         "PSNR per frame", "SSIM per frame", "Distance of the candidate's latents to the reference's",
     ]  # fmt: skip
-    # A floor of the pooled PSNR says nothing of single frames; each curve marks its own worst frame.
+    # A floor of the pooled PSNR does not apply to single frames; each curve marks its own worst frame.
     assert len(parsed.of_class("floor")) == 1
     marked = [data for tags, data in parsed.texts if tags[-2:] == ("circle", "title")]
     assert len(marked) == 12
@@ -714,7 +714,7 @@ def test_curve_puts_infinity_above_the_plot_and_a_floor_where_it_is() -> None:
     assert len(set(heights)) == 4
     (edge,) = (a for a in svg.attributes("line") if a["class"] == "break")
     assert heights[0] < float(edge["y1"] or "nan") < heights[1]
-    assert svg.attributes("polyline") == []  # no line runs to a point or from it where there is no number
+    assert svg.attributes("polyline") == []  # no line to or from a point that is NaN
     assert worst["class"] == "point candidate worst"
     assert "floor 30" in svg.text("svg")
 

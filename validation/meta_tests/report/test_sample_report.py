@@ -1,4 +1,4 @@
-"""The report's section on samples knows no model: what it shows of a shape, the record says."""
+"""The report's section on samples knows no model: the record says what to show of a shape."""
 
 import dataclasses
 import io
@@ -162,7 +162,7 @@ def test_a_record_of_an_earlier_run_names_no_measures_and_is_still_shown(tmp_pat
     del line["measures"], line["players"]
     (tmp_path / "records.jsonl").write_text(json.dumps(line) + "\n")
     shown = Page(write_report(tmp_path).read_text())
-    # What both arms have frames of is shown; a file without frames is not.
+    # Artifacts of which both arms have frames are shown; a file without frames is not.
     assert len(shown.of_class("player")) == 2
     text = shown.text()
     for words in ("field RMS 0.0001", "gate field RMS 0.001", "PSNR 44 (floor 30)", "field RMS 1.25e-5 1.75e-5"):

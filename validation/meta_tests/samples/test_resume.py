@@ -1,4 +1,4 @@
-"""A run over sampled videos that is killed, and the same command again."""
+"""A run over sampled videos is killed, and the same command goes on."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def command(folder: Path, cache: str, out: str) -> list[str]:
 
 
 def outcome(folder: Path) -> list[Record]:
-    """The records without what time and memory say."""
+    """The records without times and memory."""
     _, records = read_run(folder)
     kept = [{name: v for name, v in record.numbers.items() if not name.endswith("_mib")} for record in records]
     return [dataclasses.replace(r, seconds={}, numbers=numbers) for r, numbers in zip(records, kept, strict=True)]
@@ -67,5 +67,5 @@ def test_finished_arms_of_a_killed_run_are_read_back_and_the_outcome_is_the_same
         same = tmp_path / "again" / file.relative_to(tmp_path / "whole")
         with np.load(file) as first, np.load(same) as second:
             assert first["frames"].tobytes() == second["frames"].tobytes()
-    # A run that came to its end leaves none behind: the next one measures again.
+    # A finished run leaves none behind: the next one measures again.
     assert not list((tmp_path / "cache" / "arms").rglob("*.safetensors"))

@@ -45,7 +45,7 @@ MEASURES = [measure for rung in Hunyuan3D.rungs for measure in rung.measures]
 GATES = Gates.read(FIXTURES / "tolerances" / "hunyuan3d-trained.json", MEASURES)
 RUNGS = Hunyuan3D.rungs
 CAMERAS = Camera.read(FIXTURES / "cameras" / "views.json")
-VIEWED = SimpleNamespace(cameras=CAMERAS)  # all that a planted fault of a shape asks of the model
+VIEWED = SimpleNamespace(cameras=CAMERAS)  # all that a shape's planted fault needs from the model
 STAGES = {
     "latents": ("condition", "denoise"),
     "field": ("condition", "denoise", "decode"),
@@ -178,7 +178,7 @@ PROBLEMS: dict[str, tuple[Callable[[Sample], Sample], Status, str, str]] = {
 
 
 def spoiled(pipeline: ShapePipeline, change: Callable[[Sample], Sample], prompts: Path) -> Callable[[Sample], Sample]:
-    """A change of what was sampled, and all that follows from it."""
+    """A function that applies a change to a sample and recomputes what follows from it."""
     model = model_of(pipeline, prompts, reference())
     return lambda sample: model.finish(change(sample), model.prompts[0], "mesh")
 
@@ -423,7 +423,7 @@ def test_the_distances_to_the_truth_stand_beside_the_rungs(pipeline: ShapePipeli
     }
 
 
-# Going on after an interruption
+# Resuming after an interruption
 
 
 def test_an_interrupted_run_goes_on_and_a_finished_one_starts_anew(tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_a_resumed_drift_is_that_of_a_run_that_was_not_interrupted(tmp_path: Pat
     told.clear()
     assert len(list((tmp_path / "cache" / "arms").rglob("*-truth.safetensors"))) == 3
     resumed = records_of()
-    # Of three prompts both arms of the reference, and the candidate; of the fourth the reference's.
+    # Both arms of the reference and the candidate for three prompts; the reference's for the fourth.
     assert sum("taken from" in text and "truth" not in text for text in told) == 3 * 3 + 2
     told.clear()
     whole = records_of()  # the band is there, the arms are not

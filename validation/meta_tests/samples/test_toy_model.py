@@ -1,4 +1,4 @@
-"""A model is a folder: a toy of some forty lines goes through quality to a report, and through its own controls."""
+"""A model is a folder: a toy of some forty lines passes through quality to a report, and through its controls."""
 
 import json
 from pathlib import Path
