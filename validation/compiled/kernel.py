@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-# With so many, two programs of 8 warps fit on an SM of 65,536 registers, and four waves on a SIMD of CDNA 3.
+# At this limit two programs of 8 warps fit on an SM of 65,536 registers, and four waves on a SIMD of CDNA 3.
 REGISTER_LIMIT = 128
 
 

@@ -34,7 +34,7 @@ OP_SET = "planted faults"
 # The columns of the matrix: a case's value regime, and the checks of an op as a whole.
 COLUMNS = (*REGIMES, "whole op")
 
-# With so many sweeps or more, separate processes pay off: each takes 6 s to start.
+# From this number of sweeps on, separate processes pay off: each takes 6 s to start.
 PARALLEL = 8
 
 # GPU memory that a process may hold: the far corner's tensors take 9 GB, copies from before the call as much again,
