@@ -19,13 +19,13 @@ validate: $(READY)
 	@$(BIN)/validate run
 
 # Two processes: most tests take one core. A file stays in one of them where its tests share what they sampled
-# (validation/meta_tests/conftest.py).
+# (conftest.py).
 test: lint
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --validate-profile quick \
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --validate-profile quick \
 	  --validate-checkpoint fixtures/checkpoints/helios-tiny --validate-replays 0
 
 quick: $(READY)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m unit
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m unit
 
 lint: $(READY)
 	@$(BIN)/ruff check -q .

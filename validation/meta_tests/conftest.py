@@ -1,4 +1,4 @@
-"""The fast lane, how tests are shared out among processes, and fixtures that several files of tests ask for."""
+"""The fast lane of tests, and fixtures that several files of tests ask for."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,22 +10,6 @@ UNIT = frozenset(
     {"test_case", "test_diff", "test_drift_band", "test_estimate", "test_imports", "test_op_sets", "test_options"}
 )
 
-# Files whose tests share nothing that takes long to make: `--dist loadgroup` hands their tests out one by one, after
-# the files that stay in one process each, so that all processes are busy to the end.
-ONE_BY_ONE = frozenset(
-    {
-        "test_adapters",
-        "test_automatic_bound",
-        "test_case",
-        "test_faults",
-        "test_fused_ops",
-        "test_judge",
-        "test_parity",
-        "test_reference_ops",
-        "test_same_bits",
-    }
-)
-
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave unimported what the fast lane leaves out."""
@@ -34,13 +18,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the fast lane and what stays in one process; sweeps, the longest single tests, come first."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the fast lane; sweeps, the longest single tests, come first."""
     for item in items:
         if item.path.stem in UNIT:
             item.add_marker("unit")
-        if item.path.stem not in ONE_BY_ONE and config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("parity") is None)
 
 
