@@ -12,7 +12,7 @@ UNIT = frozenset(
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave unimported what the fast lane leaves out."""
+    """Do not import files that the fast lane leaves out."""
     is_test = collection_path.suffix == ".py" and collection_path.stem not in UNIT
     return (is_test and config.getoption("markexpr") == "unit") or None
 
@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forget_proofs() -> Iterator[None]:
-    """Lets `helios.mount` prove itself against the installed diffusers anew."""
+    """Make `helios.mount` check itself again against the installed diffusers."""
     from validation.models.helios import sites
 
     sites._prove.cache_clear()
@@ -58,7 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str], str], None]:
-    """Called with a command line: it must be refused in one line that says why, and leave nothing behind."""
+    """A function that checks that a command line is refused in one line with the reason, and leaves nothing behind."""
     from validation import cli
 
     def check(arguments: list[str], says: str) -> None:
