@@ -525,7 +525,7 @@ def test_the_command_samples_shapes_and_writes_a_report(tmp_path: Path, capsys: 
     _, records = read_run(out)
     assert [record.subject for record in records] == ["hunyuan3d"]
     assert "--until mesh --steps 2 --octree-resolution 16" in records[0].repro
-    assert "Shapes" in (out / "report.html").read_text()
+    assert "points to the other surface, RMS" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
