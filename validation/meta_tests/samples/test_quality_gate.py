@@ -325,7 +325,13 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
 
     def records_of(ops: OpSet, **options: Any) -> list[Record]:
         folders: dict[str, Any] = {"prompts": tmp_path / "prompts.json", "cache": tmp_path / "cache"}
-        return list(run(Helios, ops, Request(CPU, checkpoint=TINY, **folders, **options)))
+        return list(
+            run(
+                Helios,
+                ops,
+                Request(CPU, checkpoint=TINY, repro="validate quality --model helios", **folders, **options),
+            )
+        )
 
     told: list[str] = []
     *samples, teacher, banded = records_of(other_arrangement(), progress=told.append)
