@@ -188,7 +188,7 @@ def test_meshes_without_faces_or_with_nan_are_degenerate() -> None:
     vertices[3, 1] = math.nan
     with pytest.raises(ShapeError) as error:
         require_solid(trimesh.Trimesh(vertices, mesh.faces, process=False))
-    assert error.value.status is Status.DEGENERATE_MESH
+    assert error.value.status == Status.DEGENERATE_MESH
 
 
 def test_triangles_without_area_are_no_solid_wherever_they_are() -> None:
@@ -295,7 +295,7 @@ def test_latents_with_nan_end_in_the_fields_verdict() -> None:
     latents = golden_latents().clone()
     latents[0, 3, 2] = math.nan
     error = refused(sample_field(golden_vae(), latents, 4))
-    assert error.status is Status.INCORRECT_NONFINITE
+    assert error.status == Status.INCORRECT_NONFINITE
     assert error.numbers["nan_logits"] == 125
 
 

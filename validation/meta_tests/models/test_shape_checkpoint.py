@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -240,7 +241,7 @@ def run(*arguments: object) -> int:
 
 
 def test_the_command_makes_shapes_of_a_picture(official_folder: Path, picture: Path, tmp_path: Path) -> None:
-    what = ["--ops", "reference_ops", "--checkpoint", official_folder, "--image", picture, "--until", "shape"]
+    what = ["--ops", "reference_ops", "--checkpoint", official_folder, "--image", picture, "--until", "field"]
     options = ["--steps", 2, "--guidance", 2, "--octree-resolution", 16, "--seeds", 2, "--replays", 0]
     words = [*what, *options, "--cache", tmp_path / "cache"]
     status = run(*words, "--out", tmp_path / "run")
@@ -253,10 +254,11 @@ def test_the_command_makes_shapes_of_a_picture(official_folder: Path, picture: P
     for record in records:
         check_image_record(record)
     assert f"--image '{picture}'" in records[0].repro
-    # pytest takes the same words, to the same records.
+    # pytest takes the same words with its prefix, to the same records.
+    prefixed = [re.sub("^--", "--validate-", str(word)) for word in words]
     command = [sys.executable, "-m", "pytest", "-m", "quality", "validation/test_quality.py", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "--model", "hunyuan3d", *map(str, words), "--out", str(tmp_path / "pytest")],
+        [*command, "--validate-model", "hunyuan3d", *prefixed, "--validate-out", str(tmp_path / "pytest")],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[3],
@@ -326,7 +328,7 @@ def one_prompt(folder: Path) -> Path:
 
 
 def sampled_by(folder: Path, out: Path, *options: object) -> list[Record]:
-    words = ["--checkpoint", folder, "--octree-resolution", 16, "--until", "shape", "--replays", 0, *options]
+    words = ["--checkpoint", folder, "--octree-resolution", 16, "--until", "field", "--replays", 0, *options]
     status = run("--ops", "reference_ops", *words, "--cache", out / "cache", "--out", out)
     _, records = read_run(out)
     assert status == cli.PASSED, [record.reason for record in records]
