@@ -14,7 +14,8 @@ from torch import Tensor
 import fused_ops
 import reference_ops
 from validation import faults
-from validation.cases import corners, strategies
+from validation.cases import corners, layouts, strategies
+from validation.cases.corners import sizes
 from validation.cases.errors import bad_calls, good_case
 from validation.cases.pool import draw_cases
 from validation.cli import FAILED, PASSED, USAGE, main
@@ -29,7 +30,7 @@ from validation.judge.signature import signature_of
 from validation.ops import OpSet, load_op_set, reference_op_names
 from validation.parity import plan
 from validation.parity.one_case import judge_case
-from validation.parity.plan import shares
+from validation.parity.plan import Plan, shares
 from validation.parity.profiles import PROFILES
 from validation.parity.refusals import bad_input_record
 from validation.parity.sweep import Sweep
@@ -231,9 +232,11 @@ def test_the_matrix_of_one_seed_counts_every_case_by_check_and_regime() -> None:
     record = matrix.judge("quiet rows are zero", select(gpu=False), QUICK, 0, first_kill=False)
     cases, kills = record.series["cases"], record.series["INCORRECT_NUMERICAL"]
     regimes = dict(zip(record.case["columns"], zip(kills, cases, strict=True), strict=True))
-    # With subnormal numbers the fault is quiet everywhere, with normal ones hardly ever.
-    quiet, normal = (regimes[name][0] / regimes[name][1] for name in ("tiny", "normal"))
-    assert quiet > 0.9 > 0.1 > normal
+    # With subnormal numbers the fault shows in every case that has elements, with normal ones hardly ever.
+    planned = Plan.of("rms_norm", select(gpu=False), QUICK, 0).cases()
+    tiny = [p.case.tensors["x"].shape for p in planned if p.case.values == "tiny"]
+    assert regimes["tiny"] == (sum(0 not in shape for shape in tiny), len(tiny))
+    assert regimes["normal"][0] < 0.1 * regimes["normal"][1]
     assert regimes["zero_modulation"] == (0, 0)
     assert all(failed <= count for failed, count in regimes.values())
     text = io.StringIO()
@@ -390,7 +393,7 @@ def test_a_corner_that_is_never_reached_fails(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("op", OPS)
 def test_the_corner_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # With 2^20 in place of 2^31 it fits here: the same layout, 2048 times smaller.
-    for module in (strategies, corners):
+    for module in (layouts, sizes):
         monkeypatch.setattr(module, "FAR", 2**20)
     signature, device = signature_of(op), select(gpu=False)
     corner = corners.declared_corners(signature, gpu=True)[-1]
