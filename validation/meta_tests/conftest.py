@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 # Files without kernels, models and other processes.
-UNIT = frozenset(
-    {"test_case", "test_diff", "test_drift_band", "test_estimate", "test_imports", "test_op_sets", "test_options"}
-)
+UNIT = frozenset({"test_diff", "test_drift_band", "test_estimate", "test_imports", "test_op_sets", "test_options"})
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
