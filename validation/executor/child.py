@@ -25,7 +25,7 @@ from validation.ops import load_op_set, reference_op, reference_op_names
 PR_SET_PDEATHSIG = 1
 
 
-def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
+def serve(requests: int, replies: int, trace: int, parent: int) -> None:
     """Answer the request lines until there are no more.
 
     Args:
@@ -34,7 +34,7 @@ def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
         trace: file descriptor to write the stack to on a fatal signal.
         parent: process id of the parent.
     """
-    _die_with(parent)
+    die_with(parent)
     faulthandler.enable(trace)
     # The parent handles Ctrl-C. A KeyboardInterrupt here was raised by the candidate (`tracebacks.is_interrupt`).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -57,7 +57,7 @@ def _serve(requests: int, replies: int, trace: int, parent: int) -> None:
         reply(request, answer_to[0])
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent ends: a spinning candidate would run forever."""
     # Strictly, when the thread that started this process ends: the suite starts it only in its main thread.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
@@ -70,8 +70,8 @@ def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     # As on the command line: under the interpreter, NumPy warns wherever a case holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     device = select(start["gpu"])
-    # The first judged case imports Triton's runtime and torch._dynamo, which takes some three seconds: do it here, so
-    # that it does not count against the candidate.
+    # Unless it was forked, the first judged case imports Triton's runtime and torch._dynamo, which takes some three
+    # seconds: do it here, so that it does not count against the candidate.
     op = reference_op_names()[0]
     judge_call(good_case(signature_of(op)), reference_op(op), device.torch)
     sys.path[:] = start["path"]
@@ -87,4 +87,4 @@ def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 if __name__ == "__main__":
-    _serve(*map(int, sys.argv[1:]))
+    serve(*map(int, sys.argv[1:]))

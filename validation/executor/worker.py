@@ -15,9 +15,9 @@ from typing import IO, Any
 
 from validation.device import Device
 from validation.errors import UsageError
+from validation.executor import process
 from validation.executor.base import Death
 from validation.executor.protocol import Defect
-from validation.files import PACKAGE
 from validation.ops import tracebacks
 from validation.verdict import Status
 
@@ -44,7 +44,7 @@ class Worker:
             limit: seconds that one case may take.
         """
         self.origin, self.device, self.limit = origin, device, limit
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: process.Process | None = None
         self.deaths = 0
         self._folder = Path.cwd()  # base of a relative origin: a candidate may change folder in our process
         self._used = False  # whether the process has had a request after loading the op set
@@ -114,23 +114,8 @@ class Worker:
         read, requests = os.pipe()
         self._replies, write = os.pipe()
         self._trace = os.memfd_create("trace")
-        theirs = (read, write, self._trace)
-        # -P, and no empty element in PYTHONPATH: the current folder is the user's, and a select.py in it would be
-        # imported for Python's. The process takes over our sys.path once it has imported what it needs itself.
-        command = [sys.executable, "-P", "-m", "validation.executor.child", *map(str, (*theirs, os.getpid()))]
-        folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        root = str(PACKAGE.parent)
-        # A candidate's output goes to stderr, and its stdin is empty: nobody would see a prompt. A session of its own,
-        # so that its children die with it.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            pass_fds=theirs,
-            cwd=self._folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *folders])},
-            start_new_session=True,
-        )
+        fork = self.device.interpreted
+        self.process = process.start(read, write, self._trace, self._folder, fork=fork)
         os.close(read)
         os.close(write)
         self._requests, self._read, self._used = os.fdopen(requests, "wb"), b"", False

@@ -16,7 +16,7 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.errors import bad_calls
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.executor import Death, InProcess, Isolated, load, worker
+from validation.executor import Death, InProcess, Isolated, load, process, worker
 from validation.executor.base import isolated_by_default
 from validation.executor.worker import LIMIT_SECONDS, Worker
 from validation.judge.signature import signature_of
@@ -297,12 +297,42 @@ def test_a_bad_call_that_exits_is_not_refused_in_either_process(tmp_path: Path) 
 
 def test_no_process_is_left_behind(executor: Isolated) -> None:
     assert judge_case(a_case(1), executor).status is Status.PASSED
-    process = executor.worker.process
-    assert process is not None
+    child = executor.worker.process
+    assert child is not None
     executor.close()
-    assert process.returncode is not None
+    assert child.returncode is not None
     with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+        os.kill(child.pid, 0)
+
+
+def test_a_lost_fork_server_costs_the_case_that_ran_and_is_replaced(executor: Isolated) -> None:
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    server = process._server
+    assert server is not None
+    server._process.kill()
+    server._process.wait()
+    record = judge_case(a_case(1), executor)
+    assert (record.status, "killed by SIGKILL" in record.reason) == (Status.CRASHED, True)
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    assert process._server is not server
+
+
+def test_another_environment_has_a_fork_server_of_its_own_and_the_first_ones_children_go_on(
+    path: Path, executor: Isolated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    server = process._server
+    assert server is not None
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    other = apart(path)
+    assert judge_case(a_case(1), other).status is Status.PASSED
+    assert process._server is not server
+    deaths = executor.worker.deaths
+    assert judge_case(a_case(1), executor).status is Status.PASSED
+    assert executor.worker.deaths == deaths
+    other.close()
+    executor.close()
+    assert server._process.wait(20.0) == 0
 
 
 def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> None:
@@ -348,11 +378,11 @@ def test_the_process_that_loaded_goes_on_with_the_cases(
     executor = load(path.name, device, limit=2.0)
     assert isinstance(executor, Isolated)
     assert (executor.ops.name, executor.ops.origin, set(executor.ops.functions)) == ("candidate", "candidate.py", {OP})
-    process = executor.worker.process
+    child = executor.worker.process
     record = judge_case(a_case(1), executor)
     assert record.status is Status.PASSED, record.reason
-    assert process is not None
-    assert executor.worker.process is process
+    assert child is not None
+    assert executor.worker.process is child
     # A relative path stays relative to the folder in which it was given.
     monkeypatch.chdir(tmp_path)
     executor.close()
