@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from validation.bench.results import aligned
 from validation.bench.traffic import distinct, outputs, traffic
 from validation.cases.case import Case, TensorSpec
-from validation.device.private import TorchDispatchMode, fake_tensor_mode, tree_leaves
+from validation.device.private import DispatchMode, fake_tensor_mode, tree_leaves
 from validation.models.mount import running_call
 from validation.ops import Op, OpSet, reference_op
 from validation.samples.denoiser import Arm, Denoiser
@@ -158,7 +158,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(distinct(t.shape, t.stride()) * t.element_size() for t in tensors)
 
 
-class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Kernels(DispatchMode):
     """Counts each operator that is not a view."""
 
     running: "_Kernels | None" = None

@@ -79,6 +79,9 @@ class Running:
         noise = size_a * b.noise + size_b * a.noise
         declared = size_a * b.declared + size_b * a.declared + a.declared * b.declared
         product = a._arithmetic(b, a.value * b.value, noise, declared)
+        if bool(product.value.isfinite().all()):
+            sure = torch.zeros(product.value.shape, dtype=torch.bool, device=product.value.device)
+            return dataclasses.replace(product, overflow=product.overflow | sure)
         # A product of an infinity and a possible 0 may be NaN, or an infinity of either sign.
         unsure = (size_b.isinf() & a._may_be_zero()) | (size_a.isinf() & b._may_be_zero())
         return dataclasses.replace(product, overflow=product.overflow | unsure)

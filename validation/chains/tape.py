@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from validation.device.private import TorchDispatchMode, decomposition_table, tree_leaves, tree_map
+from validation.device.private import DispatchMode, decomposition_table, tree_leaves, tree_map
 
 aten = torch.ops.aten
 HALVES = (torch.float16, torch.bfloat16)
@@ -145,7 +145,7 @@ class Step:
     terms: int = 0
 
 
-class Tape(TorchDispatchMode):
+class Tape(DispatchMode):
     """Records the operations of a run in working dtypes."""
 
     def __init__(self) -> None:

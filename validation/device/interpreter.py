@@ -7,7 +7,6 @@ nearest even, whatever ``fp_downcast_rounding`` says. A correct kernel then show
 not judged: see `validation.device`.
 """
 
-import functools
 import os
 import sys
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from validation.device import interpreter_speed
 from validation.device.private import triton_module
 
 
@@ -59,11 +59,9 @@ def bfloat16_to_float32(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
 def repair() -> None:
     """Install the conversions above in the interpreter; once per process.
 
-    Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with
-    NumPy 2.4, and stops the interpreter from patching ``triton.language`` again for each device function that
-    a kernel calls: the launch has already patched it, and the repetition was 40 % of a launch's time. Two more
-    changes save half of the remaining time: `_skip_unused_overflow_check`, `_remember_types`. Autotuned kernels
-    run with one configuration: `_take_first_configuration`.
+    Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with NumPy 2.4,
+    runs autotuned kernels with one configuration (`_take_first_configuration`), and saves two thirds of a launch's
+    time (`interpreter_speed`).
     """
     tl, interpreter = triton_module("triton.language"), triton_module("triton.runtime.interpreter")
     builder = interpreter.InterpreterBuilder
@@ -104,10 +102,8 @@ def repair() -> None:
 
     builder._bfloat16_repaired = True
     _take_integers_from_arrays(interpreter)
-    _patch_once_a_launch(interpreter)
-    _skip_unused_overflow_check()
-    _remember_types(interpreter)
     _take_first_configuration()
+    interpreter_speed.hasten(interpreter)
 
 
 def _take_first_configuration() -> None:
@@ -154,100 +150,6 @@ def _take_integers_from_arrays(interpreter: Any) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch
-
-
-def _skip_unused_overflow_check() -> None:
-    """Skip the int64 overflow check of each integer operation unless ``debug`` is on.
-
-    It ends in a ``device_assert``, which otherwise does nothing; it took a quarter of a launch's time.
-    """
-    semantic = triton_module("triton.language.semantic").TritonSemantic
-    check = semantic.binary_op_sanitize_overflow_impl
-
-    @functools.wraps(check)
-    def checked(self: Any, *args: Any) -> Any:
-        return check(self, *args) if self.builder.options.debug else None
-
-    semantic.binary_op_sanitize_overflow_impl = checked
-
-
-def _remember_types(interpreter: Any) -> None:
-    """Cache by type what follows from it: its NumPy dtype, a block's shape, a tensor's attributes.
-
-    Each operation of a kernel creates a few dozen such types and tensors in all, which cost more than the arithmetic.
-    Types of one name are equal (``dtype.__eq__``).
-    """
-    tl = triton_module("triton.language")
-    dtype_of, init_block, init_tensor = interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__
-    dtypes: dict[str, Any] = {}
-    blocks: dict[Any, dict[str, Any]] = {}
-    tensors: dict[str, dict[str, Any]] = {}
-
-    @functools.wraps(dtype_of)
-    def numpy_dtype(tt_dtype: Any) -> Any:
-        if tt_dtype.name not in dtypes:
-            dtypes[tt_dtype.name] = dtype_of(tt_dtype)
-        return dtypes[tt_dtype.name]
-
-    @functools.wraps(init_block)
-    def block(self: Any, element_ty: Any, shape: Any) -> None:
-        key = (element_ty.name, *shape) if all(type(size) is int for size in shape) else None
-        if key in blocks:
-            vars(self).update(blocks[key])
-            self.element_ty = element_ty
-            return
-        init_block(self, element_ty, shape)
-        if key is not None:
-            blocks[key] = dict(vars(self))
-
-    @functools.wraps(init_tensor)
-    def tensor(self: Any, handle: Any, of: Any) -> None:
-        if of.name in tensors:
-            vars(self).update(tensors[of.name])
-            self.handle, self.type, self.dtype = handle, of, of.scalar
-            return
-        init_tensor(self, handle, of)
-        tensors[of.name] = {name: value for name, value in vars(self).items() if name != "handle"}
-
-    interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__ = numpy_dtype, block, tensor
-
-
-def _patch_once_a_launch(interpreter: Any) -> None:
-    tl = triton_module("triton.language")
-    launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
-    # One entry for each running launch: the language modules patched for it, and the scopes that undo the patches.
-    running: list[tuple[set[int], list[Any]]] = []
-
-    def patch_lang(fn: Any) -> Any:
-        if not running:
-            return patch(fn)
-        done, scopes = running[-1]
-        languages = {id(value) for value in fn.__globals__.values() if value is tl or value is tl.core}
-        if languages and languages <= done:
-            return _NOTHING_TO_UNDO
-        scope = patch(fn)
-        done |= languages
-        scopes.append(scope)
-        return _NOTHING_TO_UNDO
-
-    def run_launch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        running.append((set(), []))
-        try:
-            return launch(self, *args, **kwargs)
-        finally:
-            for scope in reversed(running.pop()[1]):
-                scope.restore()
-
-    interpreter.GridExecutor.__call__ = run_launch
-    interpreter._patch_lang = patch_lang
-
-
-class _Nothing:
-    def restore(self) -> None:
-        """Does nothing: the launch undoes its patches itself, at its end."""
-
-
-_NOTHING_TO_UNDO = _Nothing()
 
 
 def verify_bfloat16() -> list[str]:

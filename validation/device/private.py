@@ -5,7 +5,9 @@ Any release may remove such a name. The guard then raises not an AttributeError 
 """
 
 import contextlib
+import functools
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -59,8 +61,8 @@ __all__ = [
     "KNOWN",
     "DispatchKey",
     "DispatchKeySet",
+    "DispatchMode",
     "PrivateNameError",
-    "TorchDispatchMode",
     "cuda_sleep",
     "decomposition_table",
     "disable_current_modes",
@@ -80,6 +82,28 @@ __all__ = [
     "tree_unflatten",
     "triton_module",
 ]
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """`TorchDispatchMode` without the wrapper by which torch hides its handler from Dynamo, while there is no Dynamo.
+
+    The wrapper's first call would import it, which takes 1 s, and each call costs as much as the handler's own.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Put the choice between both in place of the wrapper."""
+        super().__init_subclass__(**keywords)  # type: ignore[no-untyped-call]
+        wrapper: Any = vars(cls).get("__torch_dispatch__")
+        handler = getattr(wrapper, "__wrapped__", None)
+        if handler is None:
+            return
+
+        @functools.wraps(handler)
+        def dispatch(*arguments: Any, **keywords: Any) -> Any:
+            return (wrapper if "torch._dynamo" in sys.modules else handler)(*arguments, **keywords)
+
+        cls.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
+
 
 disable_current_modes = _disable_current_modes
 dispatch_key_for_device = _dispatch_key_for_device
@@ -128,8 +152,20 @@ def dynamo() -> Any:
 TRITON: Mapping[str, tuple[str, ...]] = {
     "triton.backends.compiler": ("GPUTarget",),
     "triton.backends.nvidia": ("__file__",),
-    "triton.language": ("block_type.__init__", "core", "tensor.__init__"),
-    "triton.language.semantic": ("TritonSemantic.binary_op_sanitize_overflow_impl",),
+    "triton.language": (
+        "block_type.__init__",
+        "block_type.to_ir",
+        "block_type.with_element_ty",
+        "core",
+        "tensor.__init__",
+    ),
+    "triton.language.semantic": (
+        "TritonSemantic.binary_op_sanitize_overflow_impl",
+        "TritonSemantic.binary_op_type_checking_impl",
+        "TritonSemantic.broadcast_impl_value",
+        "TritonSemantic.cast",
+        "TritonSemantic.computation_type_impl",
+    ),
     "triton.knobs": (
         "runtime.interpret",
         "runtime.jit_cache_hook",
@@ -145,6 +181,7 @@ TRITON: Mapping[str, tuple[str, ...]] = {
         "InterpreterBuilder.create_fp_to_fp",
         "TensorHandle",
         "_get_np_dtype",
+        "_patch_attr",
         "_patch_lang",
         "_patch_lang_tensor",
         "interpreter_semantic.scalar_constant",

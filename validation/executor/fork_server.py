@@ -1,6 +1,6 @@
 """A process that has imported what a child needs, and forks one at each request.
 
-Torch, Triton and torch._dynamo take some two seconds to import, the fork three milliseconds; a candidate that dies in
+Torch and Triton take a second to import, the fork three milliseconds; a candidate that dies in
 each of its cases costs its cases alone. The server itself calls no op, so it has no thread that a fork would lose but
 OpenBLAS's, which prepares for forks; and it never touches CUDA, which a fork would not survive.
 """
@@ -12,8 +12,6 @@ import signal
 import socket
 import sys
 from typing import NoReturn
-
-import torch._dynamo  # noqa: F401  # the first guarded call of a child would import it
 
 from validation.executor import child
 from validation.executor.protocol import STATUS, Handed

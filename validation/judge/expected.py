@@ -97,7 +97,7 @@ def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
     with torch.no_grad():
         baseline = outputs_of(reference(**kwargs))
     if case.op.startswith(CHAINED) and case.op.removeprefix(CHAINED) in reference_op_names():
-        return Expected(baseline, lambda outputs: _chained_targets(case.op, kwargs, baseline, outputs, device))
+        return Expected(baseline, _Chained(case.op, kwargs, baseline, device))
     truths = _in_float64(reference, kwargs)
     running = _bound(case.op, kwargs, truths)
     names: tuple[str, ...] = ("y",)
@@ -148,48 +148,48 @@ def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
     return (kwargs[activation], *(t for t in others if isinstance(t, Tensor)))
 
 
-def _chained_targets(
-    op: str, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], outputs: tuple[Tensor, ...], device: str
-) -> tuple[tuple[Tensor, Target], ...]:
-    """residual_out against the gated sum; y against the norm of the residual_out that came with it."""
-    gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
-    gated["casting_mode"] = kwargs.get("casting_mode", "float32")
-    tail = op.removeprefix(CHAINED)
-    rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
-    y, residual_out = outputs
-    base_y, base_residual = baseline
-    sums = _in_float64(reference_op("residual_gate_add"), gated)[0]
-    sum_target = _target(
-        "residual_out",
-        sums,
-        base_residual,
-        sums,
-        _operands(gated, "x"),
-        _bound("residual_gate_add", gated, (sums,))[0],
-        device,
-    )
-    norm_arguments = {**rest, "x": residual_out}
-    truth = _in_float64(reference_op(tail), norm_arguments)[0]
-    same = torch.equal(as_bits(residual_out.contiguous()), as_bits(base_residual.contiguous()))
-    base_truth = truth if same else _in_float64(reference_op(tail), {**rest, "x": base_residual})[0]
-    norm_target = _target(
-        "y",
-        truth,
-        base_y,
-        base_truth,
-        _operands(norm_arguments, "x"),
-        _bound(tail, norm_arguments, (truth,))[0],
-        device,
-    )
-    return (residual_out, sum_target), (y, norm_target)
+class _Chained:
+    """Targets of an op `scale_residual_X`: residual_out against the gated sum; y against X of that residual_out."""
+
+    def __init__(self, op: str, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], device: str) -> None:
+        self._norm = op.removeprefix(CHAINED)
+        self._gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
+        self._gated["casting_mode"] = kwargs.get("casting_mode", "float32")
+        self._rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
+        self._baseline, self._device = baseline, device
+
+    def __call__(self, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Target], ...]:
+        y, residual_out = outputs
+        same = torch.equal(as_bits(residual_out.contiguous()), as_bits(self._baseline[1].contiguous()))
+        return (residual_out, self._sum), (y, self._of_the_baseline if same else self._normed(residual_out))
+
+    @functools.cached_property
+    def _sum(self) -> Target:
+        sums = _in_float64(reference_op("residual_gate_add"), self._gated)[0]
+        (bound,) = _bound("residual_gate_add", self._gated, (sums,))
+        operands = _operands(self._gated, "x")
+        return _target("residual_out", sums, self._baseline[1], sums, operands, bound, self._device)
+
+    @functools.cached_property
+    def _of_the_baseline(self) -> Target:
+        return self._normed(self._baseline[1])
+
+    def _normed(self, residual_out: Tensor) -> Target:
+        arguments = {**self._rest, "x": residual_out}
+        truth = _in_float64(reference_op(self._norm), arguments)[0]
+        own = truth
+        if residual_out is not self._baseline[1]:
+            own = _in_float64(reference_op(self._norm), {**self._rest, "x": self._baseline[1]})[0]
+        (bound,) = _bound(self._norm, arguments, (truth,))
+        return _target("y", truth, self._baseline[0], own, _operands(arguments, "x"), bound, self._device)
 
 
 @functools.cache
-def _required(op: str) -> frozenset[str]:
+def _required(op: str) -> tuple[str, ...]:
     parameters = inspect.signature(reference_op(op)).parameters
-    return frozenset(name for name, p in parameters.items() if p.default is inspect.Parameter.empty)
+    return tuple(name for name, p in parameters.items() if p.default is inspect.Parameter.empty)
 
 
 def absent(case: Case, kwargs: Mapping[str, Any]) -> dict[str, None]:
     """Required arguments that the case leaves out (a gate, a weight), as None: some signatures give no default."""
-    return dict.fromkeys(_required(case.op) - set(kwargs))
+    return {name: None for name in _required(case.op) if name not in kwargs}

@@ -13,7 +13,7 @@ from torch import Tensor
 from validation.cases.tensors import Arguments, as_bits, guard_elements, poison
 from validation.chains import tape
 from validation.device import private
-from validation.device.private import DispatchKey, DispatchKeySet, TorchDispatchMode, tree_leaves
+from validation.device.private import DispatchKey, DispatchKeySet, DispatchMode, tree_leaves
 from validation.device.private import storage_identity as identity
 
 aten = torch.ops.aten
@@ -141,7 +141,7 @@ class _Allocation:
     size: int
 
 
-class GuardedAllocations(TorchDispatchMode):
+class GuardedAllocations(DispatchMode):
     """While active, everything that ``torch.empty`` and its kin allocate is poisoned and lies between two guards.
 
     Allocations that are filled at once (``torch.zeros``, a copy) lie between guards too, and so do those of an op

@@ -15,6 +15,7 @@ from validation.errors import CannotExpress
 from validation.judge import fingerprint, same_bits, structure
 from validation.judge.expected import Expected, absent, expect, outputs_of, written_arguments
 from validation.judge.form import wrong_form, wrong_memory
+from validation.judge.kept import expected_of
 from validation.judge.second_calls import FirstCall
 from validation.judge.values import judge_values
 from validation.ops import surroundings, tracebacks
@@ -125,7 +126,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
 
     arguments = make()
     clock.lap("inputs")
-    expected = expect(case, arguments, device)
+    expected = expected_of(case, arguments, make, device)
     # A chained op's truth is computed from the candidate's outputs, hence after the call.
     expected = dataclasses.replace(expected, target=clock.apart("truth", expected.target))
     clock.lap("truth")

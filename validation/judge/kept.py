@@ -1,0 +1,52 @@
+"""What cases should give, kept while several candidates are judged on the same cases: the planted faults of an op."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from validation.cases.case import Case
+from validation.cases.tensors import Arguments
+from validation.judge.expected import Expected, expect
+
+# Kept memory of a process, and what an element of a case takes in it: the truth, its bound and its budget in float64.
+MOST_BYTES, ELEMENT_BYTES = 2**28, 64
+
+
+class _Kept:
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[str, str], tuple[Expected, int]] = OrderedDict()
+        self._bytes = 0
+
+    def expect(self, case: Case, make: Callable[[], Arguments], device: str) -> Expected:
+        key = (case.to_json(), device)
+        if key in self._found:
+            self._found.move_to_end(key)
+            return self._found[key][0]
+        # From arguments of its own: a candidate may write to those that it is called with.
+        found, size = expect(case, make(), device), ELEMENT_BYTES * sum(s.numel for s in case.tensors.values())
+        if size <= MOST_BYTES // 16:
+            self._found[key] = found, size
+            self._bytes += size
+        while self._bytes > MOST_BYTES:
+            self._bytes -= self._found.popitem(last=False)[1][1]
+        return found
+
+
+_kept: _Kept | None = None
+
+
+def keep() -> None:
+    """Keep what cases should give from now on, in this process."""
+    global _kept
+    _kept = _kept or _Kept()
+
+
+def expected_of(case: Case, arguments: Arguments, make: Callable[[], Arguments], device: str) -> Expected:
+    """What a case should give: kept, or from arguments that no candidate has touched yet.
+
+    Args:
+        case: the case.
+        arguments: its arguments, untouched.
+        make: makes them anew.
+        device: the torch device.
+    """
+    return expect(case, arguments, device) if _kept is None else _kept.expect(case, make, device)
