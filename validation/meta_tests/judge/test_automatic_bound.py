@@ -255,7 +255,11 @@ def ten_times_eps(residual, x, weight=None, eps=1e-6):
 
 for ops in (load_op_set("fused_ops"), op_set_from({name: ten_times_eps}, "wrong", "wrong")):
     sweep = Sweep(InProcess(ops, device), Profile("short", 1, 15), 0, ops.default_tier, shrink=False)
-    records = list(sweep.of_op(name))
+    records = []
+    for record in sweep.of_op(name):
+        records.append(record)
+        if ops.name == "wrong" and {"PASSED", "INCORRECT_NUMERICAL"} <= {record.status for record in records}:
+            break
     print(json.dumps([(record.status, record.check, record.reason, record.message) for record in records]))
 """
 
