@@ -299,6 +299,17 @@ def given(**values: Any) -> argparse.Namespace:
     return argparse.Namespace(**known | values)
 
 
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a session that are not at their default, by name, as JSON takes them."""
+    known = {option.key: option for command in SESSIONS for option in options_of(command)}
+    values = {key: getattr(options, key, option.unset) for key, option in known.items()}
+    return {
+        known[key].name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value is not None and value != known[key].unset
+    }
+
+
 def repeat_line(command: str, *words: str, always: Collection[str] = (), **values: Any) -> str:
     """The command line that repeats a verdict.
 

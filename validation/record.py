@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -137,7 +137,8 @@ class Environment:
         python, torch, triton, cuda, diffusers: versions ("" where absent).
         commit: git commit of the checkout, with ``+`` where it has uncommitted changes; "" outside git.
         seed: the seed from which all cases are drawn.
-        profile: the Hypothesis profile.
+        profile: the profile of the sweeps.
+        options: the options that are not at their default, by name (`validation.options.chosen`).
     """
 
     started: str
@@ -152,9 +153,10 @@ class Environment:
     commit: str
     seed: int
     profile: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def capture(cls, *, device: str, seed: int, profile: str) -> Self:
+    def capture(cls, *, device: str, seed: int, profile: str, options: Mapping[str, Any] | None = None) -> Self:
         """Read the environment of this process."""
         from importlib.metadata import PackageNotFoundError, version
 
@@ -179,6 +181,7 @@ class Environment:
             commit=_commit(),
             seed=seed,
             profile=profile,
+            options=dict(options or {}),
         )
 
 

@@ -11,7 +11,7 @@ from validation import device as devices
 from validation.errors import UsageError
 from validation.executor import Executor, limit_of, load
 from validation.ops import OpSet, check_op_name
-from validation.options import repeat_line
+from validation.options import chosen, repeat_line
 from validation.parity.profiles import profile_named
 from validation.parity.regressions import save_failure
 from validation.parity.sweep import Sweep
@@ -77,7 +77,10 @@ class Session:
         """The run folder; made when first asked for."""
         if self._run is None:
             environment = Environment.capture(
-                device=self.device.name, seed=self.options.seed, profile=self.profile.name
+                device=self.device.name,
+                seed=self.options.seed,
+                profile=self.profile.name,
+                options=chosen(self.options),
             )
             self._run = Run(self.folder, environment, shared=self._shared)
         return self._run

@@ -1,6 +1,7 @@
 """One table makes the command lines, pytest's options and the repeat lines."""
 
 import argparse
+import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -59,3 +60,14 @@ def test_options_that_a_command_or_a_session_has_not_are_refused() -> None:
 def test_messages_name_pytest_s_options() -> None:
     said = options.as_pytest_says("--op: mine.py does not provide x, --ops --opx x--op --gpu")
     assert said == "--validate-op: mine.py does not provide x, --validate-ops --opx x--op --gpu"
+
+
+def test_a_run_records_the_options_that_are_not_at_their_default(tmp_path: Path) -> None:
+    given = options.given(ops="validation.adapters.torch_native", op=["rms_norm"], isolate=False, out=tmp_path, seed=0)
+    assert options.chosen(given) == {
+        "op": ["rms_norm"],
+        "ops": "validation.adapters.torch_native",
+        "isolate": False,
+        "out": str(tmp_path),
+    }
+    json.dumps(options.chosen(options.given(sites=("norm1", "gate"), xfail=Path("known.txt"), steps=3)))
