@@ -126,8 +126,9 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
 
     def compiled() -> tuple[str, dict[Path, int]]:
-        command = [sys.executable, "-m", "validation.compiled.aot", json.dumps(request)]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "validation.compiled.aot"]
+        text = json.dumps(request)
+        run = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=True)
         return run.stdout, {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
 
     first, files = compiled()
