@@ -159,18 +159,23 @@ class Call:
     stdout: int
     stderr: int
 
+    def ended(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end, and close what it wrote to."""
+        code = self.child.wait()
+        printed, said = map(_read, (self.stdout, self.stderr))
+        self._close()
+        return subprocess.CompletedProcess(f"process {self.child.pid}", code, printed, said)
+
     def output(self) -> str:
         """What it printed, once it has ended.
 
         Raises:
             RuntimeError: it exited with a status other than 0 or died; the message is its stderr, or how it ended.
         """
-        code = self.child.wait()
-        printed, said = map(_read, (self.stdout, self.stderr))
-        self._close()
-        if code:
-            raise RuntimeError(said.strip() or f"the process {how_it_ended(code)}")
-        return printed
+        run = self.ended()
+        if run.returncode:
+            raise RuntimeError(run.stderr.strip() or f"the process {how_it_ended(run.returncode)}")
+        return run.stdout
 
     def end(self) -> None:
         """End it and what it started; nobody wants its output any more."""

@@ -30,7 +30,7 @@ from validation import device
 problems = device.select(gpu=False).bfloat16_problems
 print(len(problems))
 from validation import cli
-raise SystemExit(cli.main(["parity", "--op", "layer_norm_scale_shift", "--profile", "quick", "--out", {out!r}]))
+raise SystemExit(cli.main(["parity", "--op", "split_rotary_embedding", "--profile", "quick", "--out", {out!r}]))
 """
 
 
