@@ -181,6 +181,8 @@ class Call:
         """End it and what it started; nobody wants its output any more."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self.child.send_signal(signal.SIGKILL)  # it has no group of its own yet if it was forked just now
         self.child.wait()
         self._close()
 
