@@ -480,6 +480,16 @@ def test_the_command_line_isolates(path: Path, tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["repro", a_case(8).to_json(), "--ops", str(path), "--case-seconds", "1.5"]) == cli.FAILED
     assert "did not return within 1.5 s" in capsys.readouterr().out
     out = tmp_path / "run"
-    arguments = ["parity", "--ops", "reference_ops", "--op", "scale_shift", "--profile", "quick", "--out", str(out)]
+    arguments = [
+        "parity",
+        "--ops",
+        "reference_ops",
+        "--op",
+        "split_rotary_embedding",
+        "--profile",
+        "quick",
+        "--out",
+        str(out),
+    ]
     assert cli.main([*arguments, "--isolate"]) == cli.PASSED
     assert len(read_run(out)[1]) > 100
