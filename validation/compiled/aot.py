@@ -7,17 +7,16 @@ models' widths and strides; only Triton's last step, the launch, is left out. So
 construction.
 
 Compilation runs in separate processes: with TRITON_INTERPRET set, ``triton.jit`` gives interpreted
-functions, which cannot be compiled.
+functions, which cannot be compiled. They are forked from one that has imported `validation.compiled.forked`.
 """
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +29,8 @@ from validation.compiled.kernel import Compiled
 from validation.compiled.machine_code import read_amd, read_nvidia
 from validation.compiled.model_calls import LAYOUTS, MODELS, WIDTHS, calls
 from validation.device.private import triton_module
+from validation.forking.forked import Call, start_call
+from validation.forking.server import Order
 from validation.judge.expected import absent
 
 # Triton's description of each target: backend, architecture, threads of a warp.
@@ -39,6 +40,9 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+
+# Processes at a time.
+AT_ONCE = 2
 
 
 def compile_kernels(
@@ -62,9 +66,7 @@ def compile_kernels(
     """
 
     request = {"models": [*models], "layouts": [*layouts], "options": {**(options or {})}}
-    with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda target: _compile_elsewhere({"target": target, **request}), targets)
-        return [kernel for kernels in found for kernel in kernels]
+    return [*_compile_elsewhere({"target": target, **request} for target in targets)]
 
 
 def compile_cases(target: str, cases: Sequence[Case]) -> list[Compiled]:
@@ -77,18 +79,33 @@ def compile_cases(target: str, cases: Sequence[Case]) -> list[Compiled]:
     Raises:
         RuntimeError: a kernel did not compile; the message ends with the compiler's.
     """
-    return _compile_elsewhere({"target": target, "cases": [case.to_json() for case in cases]})
+    return [*_compile_elsewhere([{"target": target, "cases": [case.to_json() for case in cases]}])]
 
 
-def _compile_elsewhere(request: dict[str, Any]) -> list[Compiled]:
+def _compile_elsewhere(requests: Iterable[dict[str, Any]]) -> Iterator[Compiled]:
     # A new cache, so that what is read below was compiled now, by this version.
     with tempfile.TemporaryDirectory(prefix="triton-aot-") as cache:
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": cache}
-        command = [sys.executable, "-m", "validation.compiled.aot", json.dumps(request)]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"compiling for {request['target']} failed: {run.stderr.strip()}")
-    return [_from_json(line) for line in run.stdout.splitlines()]
+        order = Order("validation.compiled.forked", "main", (), str(Path.cwd()), {"TRITON_CACHE_DIR": cache})
+        running: deque[tuple[str, Call]] = deque()
+        try:
+            for request in requests:
+                if len(running) == AT_ONCE:
+                    yield from _compiled(*running.popleft())
+                call = start_call(order, json.dumps(request), without=("TRITON_INTERPRET",))
+                running.append((request["target"], call))
+            while running:
+                yield from _compiled(*running.popleft())
+        finally:
+            for _, call in running:
+                call.end()
+
+
+def _compiled(target: str, call: Call) -> Iterator[Compiled]:
+    try:
+        lines = call.output().splitlines()
+    except RuntimeError as error:
+        raise RuntimeError(f"compiling for {target} failed: {error}") from None
+    return map(_from_json, lines)
 
 
 def _from_json(line: str) -> Compiled:
@@ -187,6 +204,11 @@ def unwritten(case: Case) -> Arguments:
     return Arguments(kwargs | absent(case, kwargs), tensors, {})
 
 
+def main() -> None:
+    """Compile what the request on stdin asks for, in this process, and print one line a kernel."""
+    for kernel in _compile_here(**json.load(sys.stdin)):
+        print(json.dumps(dataclasses.asdict(kernel)), flush=True)
+
+
 if __name__ == "__main__":
-    for _kernel in _compile_here(**json.loads(sys.argv[1])):
-        print(json.dumps(dataclasses.asdict(_kernel)), flush=True)
+    main()

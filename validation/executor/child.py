@@ -1,6 +1,5 @@
 """The child's side of an isolated executor: it runs `InProcess`, one request after another."""
 
-import ctypes
 import dataclasses
 import faulthandler
 import json
@@ -17,24 +16,20 @@ from validation.device import select
 from validation.errors import UsageError
 from validation.executor.in_process import InProcess
 from validation.executor.protocol import Defect
+from validation.forking.server import die_with
 from validation.judge.signature import signature_of
 from validation.judge.verdict import judge_call
 from validation.ops import load_op_set, reference_op, reference_op_names
 
-# Option of Linux' prctl: the signal that a process gets when its parent dies.
-PR_SET_PDEATHSIG = 1
 
-
-def serve(requests: int, replies: int, trace: int, parent: int) -> None:
+def serve(requests: int, replies: int, trace: int) -> None:
     """Answer the request lines until there are no more.
 
     Args:
         requests: file descriptor of the requests.
         replies: file descriptor for the answers.
         trace: file descriptor to write the stack to on a fatal signal.
-        parent: process id of the parent.
     """
-    die_with(parent)
     faulthandler.enable(trace)
     # The parent handles Ctrl-C. A KeyboardInterrupt here was raised by the candidate (`tracebacks.is_interrupt`).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -55,14 +50,6 @@ def serve(requests: int, replies: int, trace: int, parent: int) -> None:
     reply(next(lines), lambda start: answer_to.append(_loaded(start)))
     for request in lines:
         reply(request, answer_to[0])
-
-
-def die_with(parent: int) -> None:
-    """End this process when its parent ends: a spinning candidate would run forever."""
-    # Strictly, when the thread that started this process ends: the suite starts it only in its main thread.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it has already ended
-        sys.exit(1)
 
 
 def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
@@ -87,4 +74,6 @@ def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 if __name__ == "__main__":
-    serve(*map(int, sys.argv[1:]))
+    *_descriptors, _parent = map(int, sys.argv[1:])
+    die_with(_parent)
+    serve(*_descriptors)

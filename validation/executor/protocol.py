@@ -2,33 +2,16 @@
 
 Request: ``{"ops", "gpu", "path"}`` first, which loads the op set; then ``{"case", "grad"}`` or ``{"op", "bad_call"}``.
 Answer: ``{"answer"}``, ``{"usage_error"}`` or ``{"defect"}``, with the request's number.
-
-A child that is forked is asked for over a SOCK_SEQPACKET socket: one message with the child's folder and the
-descriptors `Handed`, answered by the process id. How the child ended comes as `STATUS` down the descriptor ``ended``.
 """
 
 import dataclasses
-import struct
 import traceback
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 
 from validation.executor.base import Death
 from validation.verdict import Status
-
-# A child's status as `os.waitpid` gives it.
-STATUS = struct.Struct("i")
-
-
-class Handed(NamedTuple):
-    """The descriptors that a forked child is made with: requests, replies, trace, its stderr; where its end is told."""
-
-    requests: int
-    replies: int
-    trace: int
-    stderr: int
-    ended: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from validation.errors import UsageError
 from validation.executor import process
 from validation.executor.base import Death
 from validation.executor.protocol import Defect
+from validation.forking.forked import Process, how_it_ended
 from validation.ops import tracebacks
 from validation.verdict import Status
 
@@ -44,7 +45,7 @@ class Worker:
             limit: seconds that one case may take.
         """
         self.origin, self.device, self.limit = origin, device, limit
-        self.process: process.Process | None = None
+        self.process: Process | None = None
         self.deaths = 0
         self._folder = Path.cwd()  # base of a relative origin: a candidate may change folder in our process
         self._used = False  # whether the process has had a request after loading the op set
@@ -114,8 +115,7 @@ class Worker:
         read, requests = os.pipe()
         self._replies, write = os.pipe()
         self._trace = os.memfd_create("trace")
-        fork = self.device.interpreted
-        self.process = process.start(read, write, self._trace, self._folder, fork=fork)
+        self.process = process.start(read, write, self._trace, self._folder, forked=self.device.interpreted)
         os.close(read)
         os.close(write)
         self._requests, self._read, self._used = os.fdopen(requests, "wb"), b"", False
@@ -136,7 +136,7 @@ class Worker:
             self.close()
             return death
         if not line:
-            ended = _how_it_ended(self.process.wait())
+            ended = how_it_ended(self.process.wait())
             death = Death(Status.CRASHED, f"the process that ran it {ended}{self._place()}")
             self.close()
             return death
@@ -193,6 +193,8 @@ class Worker:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)  # it has no group of its own yet if it was forked just now
         self.process.wait()
         assert self._requests is not None
         with contextlib.suppress(BrokenPipeError):
@@ -200,12 +202,3 @@ class Worker:
         os.close(self._replies)
         os.close(self._trace)
         self.process = None
-
-
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"exited with status {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal has no name
-        return f"was killed by signal {-code}"

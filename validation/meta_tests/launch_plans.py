@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -231,12 +232,12 @@ def planted(fault: str) -> Iterator[None]:
         vars(_plan).update(known)
 
 
-def main() -> None:
+def main(*argv: str) -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plant", action="store_true")
     parser.add_argument("ops", nargs="*", metavar="OP")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     note_launches()
     count_followed()
@@ -257,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

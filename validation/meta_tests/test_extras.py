@@ -15,8 +15,8 @@ MINE = """
 import torch
 import reference_ops
 
-def scale_shift(*args, **kwargs):
-    return reference_ops.scale_shift(*args, **kwargs)
+def split_rotary_embedding(*args, **kwargs):
+    return reference_ops.split_rotary_embedding(*args, **kwargs)
 """
 
 # scikit-image, which is not in the extra, installs scipy.
@@ -27,7 +27,7 @@ def test_parity_of_a_file_needs_none_of_them(tmp_path: Path) -> None:
     for module in HEAVY:
         (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('blocked: {module}')")
     (tmp_path / "mine.py").write_text(MINE)
-    command = [sys.executable, "-m", "validation.cli", "parity", "--ops", "mine.py", "--op", "scale_shift"]
+    command = [sys.executable, "-m", "validation.cli", "parity", "--ops", "mine.py", "--op", "split_rotary_embedding"]
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
         [*command, "--profile", "quick", "--out", "run"],
@@ -37,7 +37,7 @@ def test_parity_of_a_file_needs_none_of_them(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "scale_shift" in (tmp_path / "run" / "report.html").read_text()
+    assert "split_rotary_embedding" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_model_without_them_is_a_usage_error_that_names_the_extra(tmp_path: Path) -> None:

@@ -18,11 +18,10 @@ This needs a process without Triton's interpreter: `count` starts one.
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,8 @@ from validation.compiled import aot
 from validation.device import Device
 from validation.device.private import triton_module
 from validation.errors import UsageError
+from validation.forking.forked import start_call
+from validation.forking.server import Order
 from validation.judge import same_bits
 from validation.judge.expected import outputs_of
 from validation.judge.second_calls import FirstCall
@@ -84,13 +85,13 @@ def count(ops: Sequence[str] = (), *, free: int, seed: int, pool: bool = True) -
     Raises:
         RuntimeError: the counting process failed; the message ends with its stderr.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", __name__, "--json", "--free", str(free), "--seed", str(seed), *ops]
-    command += [] if pool else ["--no-pool"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"counting failed: {run.stderr.strip()}")
-    return [Count(**json.loads(line)) for line in run.stdout.splitlines()]
+    arguments = ["--json", "--free", str(free), "--seed", str(seed), *ops, *([] if pool else ["--no-pool"])]
+    order = Order("validation.parity.compile_keys", "main", arguments, str(Path.cwd()), {})
+    try:
+        lines = start_call(order, without=("TRITON_INTERPRET",)).output().splitlines()
+    except RuntimeError as error:
+        raise RuntimeError(f"counting failed: {error}") from None
+    return [Count(**json.loads(line)) for line in lines]
 
 
 def _cases(op: str, free: int, seed: int, *, pool: bool) -> Iterator[Case]:
@@ -149,7 +150,7 @@ def _possible(case: Case) -> Iterator[str]:
     yield from (name for name in same_bits.affordable(case) if same_bits.applies(name, case, "cuda"))
 
 
-def main() -> None:
+def main(*argv: str) -> None:
     """Count in this process and print one line an op."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--free", type=int, default=2000, metavar="N", help="cases beside those of the corners")
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--no-pool", action="store_true", help="--free cases drawn freely, and no others")
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("ops", nargs="*", metavar="OP", help="of these alone (default: all)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.free < 0:
         parser.error(f"--free: {arguments.free}, expected an integer >= 0")
     try:
@@ -186,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -16,9 +16,10 @@ from validation.cases.case import Case, TensorSpec
 from validation.cases.errors import bad_calls
 from validation.device import Device, select
 from validation.errors import UsageError
-from validation.executor import Death, InProcess, Isolated, load, process, worker
+from validation.executor import Death, InProcess, Isolated, load, worker
 from validation.executor.base import isolated_by_default
 from validation.executor.worker import LIMIT_SECONDS, Worker
+from validation.forking import forked
 from validation.judge.signature import signature_of
 from validation.ops import OpSet, load_op_set
 from validation.parity import profiles
@@ -307,32 +308,30 @@ def test_no_process_is_left_behind(executor: Isolated) -> None:
 
 def test_a_lost_fork_server_costs_the_case_that_ran_and_is_replaced(executor: Isolated) -> None:
     assert judge_case(a_case(1), executor).status is Status.PASSED
-    server = process._server
-    assert server is not None
-    server._process.kill()
-    server._process.wait()
+    server = forked.servers[()]
+    server.process.kill()
+    server.process.wait()
     record = judge_case(a_case(1), executor)
     assert (record.status, "killed by SIGKILL" in record.reason) == (Status.CRASHED, True)
     assert judge_case(a_case(1), executor).status is Status.PASSED
-    assert process._server is not server
+    assert forked.servers[()] is not server
 
 
 def test_another_environment_has_a_fork_server_of_its_own_and_the_first_ones_children_go_on(
     path: Path, executor: Isolated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert judge_case(a_case(1), executor).status is Status.PASSED
-    server = process._server
-    assert server is not None
+    server = forked.servers[()]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     other = apart(path)
     assert judge_case(a_case(1), other).status is Status.PASSED
-    assert process._server is not server
+    assert forked.servers[()] is not server
     deaths = executor.worker.deaths
     assert judge_case(a_case(1), executor).status is Status.PASSED
     assert executor.worker.deaths == deaths
     other.close()
     executor.close()
-    assert server._process.wait(20.0) == 0
+    assert server.process.wait(20.0) == 0
 
 
 def test_an_op_set_that_cannot_be_loaded_is_a_usage_error(device: Device) -> None:
@@ -481,6 +480,16 @@ def test_the_command_line_isolates(path: Path, tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["repro", a_case(8).to_json(), "--ops", str(path), "--case-seconds", "1.5"]) == cli.FAILED
     assert "did not return within 1.5 s" in capsys.readouterr().out
     out = tmp_path / "run"
-    arguments = ["parity", "--ops", "reference_ops", "--op", "scale_shift", "--profile", "quick", "--out", str(out)]
+    arguments = [
+        "parity",
+        "--ops",
+        "reference_ops",
+        "--op",
+        "split_rotary_embedding",
+        "--profile",
+        "quick",
+        "--out",
+        str(out),
+    ]
     assert cli.main([*arguments, "--isolate"]) == cli.PASSED
     assert len(read_run(out)[1]) > 100

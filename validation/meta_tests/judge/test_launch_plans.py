@@ -1,10 +1,9 @@
 """A launch that follows a plan equals the op's own launch; planted faults are what plans must not overlook."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from validation.forking.forked import start_call
+from validation.forking.server import Order
 from validation.meta_tests.launch_plans import DRAWN, FAULTS
 from validation.ops import reference_op_names
 
@@ -13,11 +12,8 @@ ROOT = Path(__file__).parents[3]
 
 def compare(*arguments: str) -> list[str]:
     """The lines that `launch_plans` prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "validation.meta_tests.launch_plans", *arguments]
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.splitlines()
+    order = Order("validation.meta_tests.launch_plans", "main", arguments, str(ROOT), {})
+    return start_call(order, without=("TRITON_INTERPRET",)).output().splitlines()
 
 
 def test_planned_launches_are_those_of_the_op_itself() -> None:

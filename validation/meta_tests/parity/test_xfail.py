@@ -3,13 +3,14 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from validation import cli
+from validation.cases.case import Case
 from validation.device import select
 from validation.errors import UsageError
 from validation.executor import InProcess
@@ -18,7 +19,7 @@ from validation.parity.profiles import PROFILES
 from validation.parity.sweep import Sweep
 from validation.parity.xfail import XFail
 from validation.record import Level, read_run
-from validation.verdict import Status
+from validation.verdict import Status, Verdict
 
 WRONG_OPS = '''
 import reference_ops
@@ -33,6 +34,18 @@ def layer_norm(x, weight=None, bias=None, eps=1e-6):
 def _wrong_in_bfloat16(x: Tensor, weight: Any = None, bias: Any = None, eps: float = 1e-6) -> Tensor:
     y: Tensor = reference_op("layer_norm")(x, weight, bias, eps)
     return y * 1.5 if x.dtype is torch.bfloat16 else y
+
+
+class Remembers(InProcess):
+    """Judges each case once for all tests: they differ in what is expected of its verdict."""
+
+    verdicts: ClassVar[dict[tuple[str, bool], Verdict]] = {}
+
+    def judge(self, case: Case, *, grad: bool = False) -> Verdict:
+        key = (case.to_json(), grad)
+        if key not in self.verdicts:
+            self.verdicts[key] = super().judge(case, grad=grad)
+        return self.verdicts[key]
 
 
 OPS = OpSet("mine", {"layer_norm": _wrong_in_bfloat16, "rms_norm": reference_op("rms_norm")}, "mine.py")
@@ -50,7 +63,7 @@ def read(tmp_path: Path) -> Callable[[str], XFail]:
 
 def _statuses(xfail: XFail, op: str = "layer_norm") -> set[Status]:
     quick = PROFILES["quick"]
-    return {record.status for record in Sweep(InProcess(OPS, select(gpu=False)), quick, 0, xfail=xfail).of_op(op)}
+    return {record.status for record in Sweep(Remembers(OPS, select(gpu=False)), quick, 0, xfail=xfail).of_op(op)}
 
 
 def test_without_a_file_the_failure_fails() -> None:
@@ -75,7 +88,7 @@ def test_an_entry_covers_no_other_failure(read: Callable[[str], XFail]) -> None:
 def test_an_entry_that_matches_nothing_fails_the_run(read: Callable[[str], XFail]) -> None:
     xfail = read("layer_norm  # known\nrms_norm:RUNTIME_ERROR  # was repaired\n")
     quick = PROFILES["quick"]
-    records = list(Sweep(InProcess(OPS, select(gpu=False)), quick, 0, xfail=xfail).of_op("rms_norm"))
+    records = list(Sweep(Remembers(OPS, select(gpu=False)), quick, 0, xfail=xfail).of_op("rms_norm"))
     unused = [record for record in records if record.status.failed]
     assert [record.status for record in unused] == [Status.XFAIL_UNUSED]
     assert unused[0].level is Level.RUN
@@ -142,13 +155,13 @@ def test_the_repeat_line_asks_for_what_was_asked_for(
 ) -> None:
     """Without its ``--require`` an op below that tier would pass."""
     monkeypatch.chdir(tmp_path)
-    Path("known.txt").write_text("scale_shift:BIASED  # gone\n")
+    Path("known.txt").write_text("split_rotary_embedding:BIASED  # gone\n")
     asked = ["--profile", "quick", "--seed", "3", "--require", "bit-exact", "--xfail", "known.txt"]
     ops = "validation.controls:float64_inside"
-    assert cli.main(["parity", "--op", "scale_shift", "--ops", ops, *asked, "--out", "a"]) == cli.FAILED
+    assert cli.main(["parity", "--op", "split_rotary_embedding", "--ops", ops, *asked, "--out", "a"]) == cli.FAILED
     (below,) = (record for record in read_run(Path("a"))[1] if record.status is Status.BELOW_REQUIRED_TIER)
     repeat = shlex.split(below.message.splitlines()[-1].removeprefix("repeat: "))
-    assert repeat == ["validate", "parity", "--op", "scale_shift", "--ops", ops, *asked]
+    assert repeat == ["validate", "parity", "--op", "split_rotary_embedding", "--ops", ops, *asked]
     assert cli.main([*repeat[1:], "--out", "b"]) == cli.FAILED
     again = {record.status for record in read_run(Path("b"))[1] if record.status.failed}
     assert again == {Status.BELOW_REQUIRED_TIER, Status.XFAIL_UNUSED}
