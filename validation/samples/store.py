@@ -70,7 +70,7 @@ class ArmStore:
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
-                if about["code"] != _digest({name: os.stat(name) for name in about["files"]}):
+                if about["code"] != _digest({name: Path(name).stat() for name in about["files"]}):
                     return None
                 latents = [file.get_tensor(f"latents {step}").clone() for step in range(about["steps"])]
                 decoded = file.get_tensor("decoded").numpy().copy() if about["decoded"] else None
@@ -125,7 +125,7 @@ def _loaded_files() -> dict[str, os.stat_result]:
     statuses = {}
     for name in sorted({name for name in names if isinstance(name, str)}):
         try:
-            status = os.stat(name)
+            status = Path(name).stat()
         except (OSError, ValueError):
             continue
         if stat.S_ISREG(status.st_mode):

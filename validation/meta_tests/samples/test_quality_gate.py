@@ -17,7 +17,7 @@ from validation.errors import UsageError
 from validation.files import FIXTURES
 from validation.media.video import read_video, to_uint8
 from validation.meta_tests.model_op_sets import FAULTS, other_arrangement, reference
-from validation.meta_tests.sampled_models import HELIOS_TRAINED, TINY
+from validation.meta_tests.sampled_models import HELIOS_TRAINED, TINY, with_small_vae
 from validation.models.helios import loading, sites
 from validation.models.helios.model import Helios
 from validation.models.prompts import Prompt
@@ -322,6 +322,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
     shared = {"height": 32, "width": 48, "frames": 33, "steps": 3, "guidance_scale": 1.0}
     prompts = [{"name": "ball", "text": "a red ball", "seed": seed} for seed in range(6)]
     (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
+    checkpoint = with_small_vae(tmp_path / "small")
 
     def records_of(ops: OpSet, **options: Any) -> list[Record]:
         folders: dict[str, Any] = {"prompts": tmp_path / "prompts.json", "cache": tmp_path / "cache"}
@@ -329,7 +330,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
             run(
                 Helios,
                 ops,
-                Request(CPU, checkpoint=TINY, repro="validate quality --model helios", **folders, **options),
+                Request(CPU, checkpoint=checkpoint, repro="validate quality --model helios", **folders, **options),
             )
         )
 
@@ -377,7 +378,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
 
 
 def test_the_distilled_pyramid_is_judged_like_the_other_pipeline(tmp_path: Path) -> None:
-    folder = shutil.copytree(TINY, tmp_path / "distilled")
+    folder = with_small_vae(tmp_path / "distilled")
     shutil.rmtree(folder / "scheduler")
     HeliosDMDScheduler().save_pretrained(folder / "scheduler")
     shared = {"height": 64, "width": 64, "frames": 33, "steps": 1, "guidance_scale": 1.0}
