@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ class ArmStore:
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
-                if about["code"] != _digest(about["files"]):
+                if about["code"] != _digest({name: Path(name).stat() for name in about["files"]}):
                     return None
                 latents = [file.get_tensor(f"latents {step}").clone() for step in range(about["steps"])]
                 decoded = file.get_tensor("decoded").numpy().copy() if about["decoded"] else None
@@ -93,10 +94,10 @@ class ArmStore:
         """
         if not self._keeps:
             return
-        files = _loaded_files()
+        statuses = _loaded_files()
         about = {
-            "files": files,
-            "code": _digest(files),
+            "files": list(statuses),
+            "code": _digest(statuses),
             "steps": len(arm.latents),
             "decoded": decoded is not None,
             "measured": {key: getattr(arm, key) for key in measured},
@@ -118,18 +119,23 @@ class ArmStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _loaded_files() -> list[str]:
-    """The files of all loaded modules."""
+def _loaded_files() -> dict[str, os.stat_result]:
+    """The files of all loaded modules, in order, with their status: thousands, so each is asked for once."""
     names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return sorted({name for name in names if isinstance(name, str) and Path(name).is_file()})
+    statuses = {}
+    for name in sorted({name for name in names if isinstance(name, str)}):
+        try:
+            status = os.stat(name)  # noqa: PTH116  # thousands of files: to make each a Path takes longer
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(status.st_mode):
+            statuses[name] = status
+    return statuses
 
 
-def _digest(files: list[str]) -> str:
-    digest = hashlib.sha256()
-    for name in files:
-        status = Path(name).stat()
-        digest.update(f"{name} {_mark(name, status.st_size, status.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
+def _digest(statuses: Mapping[str, os.stat_result]) -> str:
+    marks = (f"{name} {_mark(name, of.st_size, of.st_mtime_ns)}\n" for name, of in statuses.items())
+    return hashlib.sha256("".join(marks).encode()).hexdigest()
 
 
 @functools.cache

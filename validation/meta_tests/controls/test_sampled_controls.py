@@ -10,7 +10,7 @@ from validation.controls import separation
 from validation.controls.__main__ import main
 from validation.device import select
 from validation.errors import UsageError
-from validation.meta_tests.sampled_models import TINY
+from validation.meta_tests.sampled_models import TINY, with_small_vae
 from validation.models.helios import faults
 from validation.samples.planted import Planted
 from validation.samples.request import Request
@@ -30,6 +30,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # The floors are those of the checkpoint of this name.
+    return with_small_vae(tmp_path_factory.mktemp("checkpoint") / TINY.name)
+
+
 GATES = {
     "swapped_scale_shift_in_one_block": ("teacher-forced", "norm1 block 1"),
     "gate_dropped_in_the_last_block": ("teacher-forced", "gate block 2 feed-forward"),
@@ -42,9 +48,11 @@ GATES = {
 }
 
 
-def test_each_fault_is_caught_by_its_gate_and_what_is_right_passes(prompts: Path, cache: Path) -> None:
+def test_each_fault_is_caught_by_its_gate_and_what_is_right_passes(
+    checkpoint: Path, prompts: Path, cache: Path
+) -> None:
     names = ["reference", "chunked", *GATES]
-    request = Request(select(gpu=False), TINY, prompts=prompts, cache=cache)
+    request = Request(select(gpu=False), checkpoint, prompts=prompts, cache=cache)
     for found in separation.separate("helios", names, request):
         assert found.expected, separation.line(found)
         if found.name in GATES:
@@ -59,8 +67,10 @@ def test_each_fault_is_caught_by_its_gate_and_what_is_right_passes(prompts: Path
             assert (found.failed, found.inconclusive) == ((), ())
 
 
-def test_the_table_has_a_line_for_each_control(prompts: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = ["--checkpoint", str(TINY), "--prompts", str(prompts), "--cache", str(cache)]
+def test_the_table_has_a_line_for_each_control(
+    checkpoint: Path, prompts: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--checkpoint", str(checkpoint), "--prompts", str(prompts), "--cache", str(cache)]
     assert main(["--model", "helios", "division", "grey_tile", "eps_times_10", *told]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["division", "grey_tile", "eps_times_10"]
@@ -71,11 +81,14 @@ def test_the_table_has_a_line_for_each_control(prompts: Path, cache: Path, capsy
 
 
 def test_a_fault_that_passed_turns_the_command_red(
-    prompts: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    content = json.loads(prompts.read_text())
+    one = tmp_path / "prompts.json"
+    one.write_text(json.dumps({**content, "prompts": content["prompts"][:1], "steps": 1}))
     harmless = Planted("Nothing is wrong.", frozenset({"floors"}), spoil=lambda sample, _model: sample)
     monkeypatch.setitem(faults.FAULTS, "grey_tile", harmless)
-    told = ["--checkpoint", str(TINY), "--prompts", str(prompts), "--cache", str(cache)]
+    told = ["--checkpoint", str(checkpoint), "--prompts", str(one), "--cache", str(tmp_path)]
     assert main(["--model", "helios", "grey_tile", *told]) == 1
     assert "1 verdicts are not as they must be: grey_tile" in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ CPU = Device("interpreter", "cpu")
 
 # With six prompts, eight replays and a few steps the test can reject as it does on the whole set.
 PROMPT_COUNT = 6
-VARIED: dict[str, Any] = {"until": "field", "steps": 4, "own": {"octree_resolution": 12}}
+VARIED: dict[str, Any] = {"until": "field", "steps": 3, "own": {"octree_resolution": 8}}
 
 RIGHT = ("torch_native", "pairwise")
 WRONG = (

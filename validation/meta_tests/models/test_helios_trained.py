@@ -109,7 +109,12 @@ def test_history_is_laid_out_as_the_pipeline_does(
 
 
 def test_the_recipe_makes_a_checkpoint_that_loads(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "BLOCK", 8)
+    # Everything runs as in the whole training, on fewer clips.
+    for name, value in (("BLOCK", 8), ("BATCH", 2), ("STILLS", ((1, 2),)), ("WINDOWS", ((9, 1),))):
+        monkeypatch.setattr(recipe, name, value)
+    psnr, chunks = recipe.reconstruction_psnr, recipe.chunks
+    monkeypatch.setattr(recipe, "reconstruction_psnr", lambda vae, _clips: psnr(vae, 1))
+    monkeypatch.setattr(recipe, "chunks", lambda numbers, seed: chunks(numbers[:2], seed))
     steps = {"--still-steps": 1, "--vae-steps": 1, "--blocks": 1, "--even-steps": 1, "--steps": 1, "--last-steps": 1}
     options = [str(word) for pair in steps.items() for word in pair]
     monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "made"), "--state", str(tmp_path / "state"), *options])

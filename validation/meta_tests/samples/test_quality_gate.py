@@ -17,7 +17,7 @@ from validation.errors import UsageError
 from validation.files import FIXTURES
 from validation.media.video import read_video, to_uint8
 from validation.meta_tests.model_op_sets import FAULTS, other_arrangement, reference
-from validation.meta_tests.sampled_models import HELIOS_TRAINED, TINY
+from validation.meta_tests.sampled_models import HELIOS_TRAINED, TINY, with_small_vae
 from validation.models.helios import loading, sites
 from validation.models.helios.model import Helios
 from validation.models.prompts import Prompt
@@ -69,12 +69,18 @@ def judged(pipeline: HeliosPipeline, tmp_path: Path) -> Callable[..., Record]:
     """Judges an op set by one sampled video."""
 
     def record_of(
-        ops: OpSet, prompt: Prompt = PROMPT, *, site_names: Any = None, folder: Path | None = None, repro: str = ""
+        ops: OpSet,
+        prompt: Prompt = PROMPT,
+        *,
+        site_names: Any = None,
+        folder: Path | None = None,
+        repro: str = "",
+        reference: Sample | None = None,
     ) -> Record:
         model = model_of(pipeline, ops, prompt, site_names)
         records = Records("helios", ops.name, "bfloat16", repro)
         sampled = SampleRun(model, ops, CPU, gates=GATES, records=records, cache=tmp_path / "cache")
-        record = sampled.judge(prompt, folder=folder)
+        record = sampled.judge(prompt, reference=reference, folder=folder)
         sampled.store.clear()
         return record
 
@@ -90,8 +96,8 @@ def test_another_arrangement_of_torchs_functions_passes_on_all_sites(judged: Cal
     assert record.tier is None
 
 
-def test_reference_ops_are_bit_exact(judged: Callable[..., Record]) -> None:
-    record = judged(reference())
+def test_reference_ops_are_bit_exact(judged: Callable[..., Record], sampled: Sample) -> None:
+    record = judged(reference(), reference=sampled)
     assert (record.status, record.tier) == (Status.PASSED, "bit-exact")
     assert record.numbers["psnr"] == math.inf
     assert record.series["latents_per_step"] == [0.0] * 4
@@ -106,8 +112,10 @@ def test_fused_ops_pass(judged: Callable[..., Record]) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_fall_below_the_floors(judged: Callable[..., Record], fault: Callable[[], OpSet]) -> None:
-    record = judged(fault(), repro="validate quality --ops x")
+def test_planted_faults_fall_below_the_floors(
+    judged: Callable[..., Record], sampled: Sample, fault: Callable[[], OpSet]
+) -> None:
+    record = judged(fault(), repro="validate quality --ops x", reference=sampled)
     assert (record.status, record.check) == (Status.BELOW_FLOOR, "floors")
     for name in FLOORS:
         assert name in record.reason
@@ -174,14 +182,14 @@ def test_a_nan_is_below_every_floor(sampled: Sample) -> None:
         assert judge(sampled, sampled, {name: math.nan}).status is Status.BELOW_FLOOR
 
 
-def test_an_op_that_makes_nan_fails(judged: Callable[..., Record]) -> None:
+def test_an_op_that_makes_nan_fails(judged: Callable[..., Record], sampled: Sample) -> None:
     def layer_norm_scale_shift(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         y = torch.as_tensor(reference()["layer_norm_scale_shift"](x, *arguments, **options)).clone()
         y[:, -1, 0] = math.nan
         return y
 
     ops = reference(layer_norm_scale_shift=layer_norm_scale_shift)
-    record = judged(ops, site_names=["norm_out"])
+    record = judged(ops, site_names=["norm_out"], reference=sampled)
     assert record.status is Status.INCORRECT_NONFINITE
     assert Record.from_json(record.to_json()).status is Status.INCORRECT_NONFINITE
 
@@ -198,11 +206,11 @@ def test_a_site_that_is_never_reached_fails(judged: Callable[..., Record], pipel
     assert "forward" not in vars(pipeline.transformer.blocks[0])
 
 
-def test_an_op_that_raises_fails(judged: Callable[..., Record]) -> None:
+def test_an_op_that_raises_fails(judged: Callable[..., Record], sampled: Sample) -> None:
     def rms_norm(*_arguments: Any, **_options: Any) -> Any:
         raise ValueError("no kernel for this width")
 
-    record = judged(reference(rms_norm=rms_norm))
+    record = judged(reference(rms_norm=rms_norm), reference=sampled)
     assert record.status is Status.RUNTIME_ERROR
     assert record.reason == "candidate: rms_norm raised at site qk_norm: ValueError: no kernel for this width"
     assert "psnr" not in record.numbers
@@ -322,6 +330,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
     shared = {"height": 32, "width": 48, "frames": 33, "steps": 3, "guidance_scale": 1.0}
     prompts = [{"name": "ball", "text": "a red ball", "seed": seed} for seed in range(6)]
     (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
+    checkpoint = with_small_vae(tmp_path / "small")
 
     def records_of(ops: OpSet, **options: Any) -> list[Record]:
         folders: dict[str, Any] = {"prompts": tmp_path / "prompts.json", "cache": tmp_path / "cache"}
@@ -329,7 +338,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
             run(
                 Helios,
                 ops,
-                Request(CPU, checkpoint=TINY, repro="validate quality --model helios", **folders, **options),
+                Request(CPU, checkpoint=checkpoint, repro="validate quality --model helios", **folders, **options),
             )
         )
 
@@ -377,7 +386,7 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
 
 
 def test_the_distilled_pyramid_is_judged_like_the_other_pipeline(tmp_path: Path) -> None:
-    folder = shutil.copytree(TINY, tmp_path / "distilled")
+    folder = with_small_vae(tmp_path / "distilled")
     shutil.rmtree(folder / "scheduler")
     HeliosDMDScheduler().save_pretrained(folder / "scheduler")
     shared = {"height": 64, "width": 64, "frames": 33, "steps": 1, "guidance_scale": 1.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from validation.meta_tests.sampled_models import TINY
+from validation.meta_tests.sampled_models import with_small_vae
 from validation.record import Record, read_run
 from validation.samples.store import TAKEN
 
@@ -19,7 +19,7 @@ PROMPTS, KILLED = 6, 3
 def command(folder: Path, cache: str, out: str) -> list[str]:
     options = {
         "--ops": "validation.controls:division",
-        "--checkpoint": TINY,
+        "--checkpoint": folder / "checkpoint",
         "--prompts": folder / "prompts.json",
         "--sites": "norm1",
         "--replays": 4,
@@ -41,6 +41,7 @@ def test_finished_arms_of_a_killed_run_are_read_back_and_the_outcome_is_the_same
     shared = {"height": 32, "width": 48, "frames": 33, "steps": 2, "guidance_scale": 1.0}
     prompts = [{"name": "ball", "text": "a red ball", "seed": seed} for seed in range(PROMPTS)]
     (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
+    with_small_vae(tmp_path / "checkpoint")
 
     killed = subprocess.Popen(command(tmp_path, "cache", "killed"), stderr=subprocess.PIPE, text=True)
     assert killed.stderr is not None

@@ -401,7 +401,9 @@ def test_every_site_call_of_a_forward_has_a_place_of_its_own(pipeline: ShapePipe
 
 
 def test_the_distances_to_the_truth_stand_beside_the_rungs(pipeline: ShapePipeline, tmp_path: Path) -> None:
-    model = model_of(pipeline, prompts_in(tmp_path, 6), reference(), until="mesh", steps=2, replays=8)
+    model = model_of(
+        pipeline, prompts_in(tmp_path, 6), reference(), until="mesh", steps=2, replays=8, own={"octree_resolution": 12}
+    )
 
     def judged() -> tuple[Record, SampleRun]:
         made = SampleRun(model, reference(), CPU, gates=Gates.of(model), cache=tmp_path / "cache")
@@ -450,7 +452,8 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_starts_anew(tmp_path: Pat
                     replays=0,
                     cache=tmp_path / "cache",
                     until="field",
-                    **SMALL,
+                    steps=1,
+                    own={"octree_resolution": 8},
                     progress=progress,
                 ),
             )
