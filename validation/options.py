@@ -304,10 +304,16 @@ def chosen(options: argparse.Namespace) -> dict[str, Any]:
     known = {option.key: option for command in SESSIONS for option in options_of(command)}
     values = {key: getattr(options, key, option.unset) for key, option in known.items()}
     return {
-        known[key].name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        known[key].name: _as_json(value)
         for key, value in values.items()
         if value is not None and value != known[key].unset
     }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def repeat_line(command: str, *words: str, always: Collection[str] = (), **values: Any) -> str:

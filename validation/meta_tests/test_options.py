@@ -70,4 +70,10 @@ def test_a_run_records_the_options_that_are_not_at_their_default(tmp_path: Path)
         "isolate": False,
         "out": str(tmp_path),
     }
-    json.dumps(options.chosen(options.given(sites=("norm1", "gate"), xfail=Path("known.txt"), steps=3)))
+    others = options.given(sites=("norm1", "gate"), xfail=Path("known.txt"), steps=3, image=[Path("chair.png")])
+    assert json.loads(json.dumps(options.chosen(others))) == {
+        "sites": ["norm1", "gate"],
+        "xfail": "known.txt",
+        "steps": 3,
+        "image": ["chair.png"],
+    }
