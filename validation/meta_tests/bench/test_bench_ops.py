@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._inductor import config as inductor
 from torch import Tensor
 
 import fused_ops
@@ -229,7 +228,9 @@ def test_every_op_is_timed_beside_the_others(op: str) -> None:
 def test_torch_compile_of_the_reference_is_an_arm() -> None:
     # Scalar code, in this process: inductor else compiles and loads a program to see whether vector instructions work,
     # and starts processes to compile in. With an empty cache this test took 14 s.
-    with inductor.patch({"cpp.vec_isa_ok": False, "compile_threads": 1}):
+    import torch._inductor
+
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": False, "compile_threads": 1}):
         row = ops.time_workload(
             FIRST["rms_norm"], CpuTimer(), whole=False, names=["torch.compile", OURS], rounds=1, calls=1
         )
