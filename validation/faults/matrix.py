@@ -5,6 +5,7 @@ gives the matrix of the whole sweep; with several seeds each sweep ends at the f
 because then the question is whether there is one.
 """
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from validation.judge import kept
 from validation.ops import check_op_name
 from validation.options import repeat_line
 from validation.parity.profiles import Profile
+from validation.parity.refusals import bad_input_record, grad_record
 from validation.parity.sweep import Sweep
 from validation.record import Level, Record
 from validation.verdict import Status, Tier
@@ -87,8 +89,12 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
     kept.keep()  # the faults of an op get the same cases
     cases: Counter[str] = Counter()
     kills: dict[Status, Counter[str]] = {}
-    sweep = Sweep(InProcess(fault.op_set(), device), profile, seed, REQUIRED_TIER, shrink=False)
-    for record in sweep.of_op(fault.op):
+    executor = InProcess(fault.op_set(), device)
+    records = Sweep(executor, profile, seed, REQUIRED_TIER, shrink=False).of_op(fault.op)
+    if first_kill and Status.BAD_INPUT_ACCEPTED in fault.caught_by:
+        # What a sweep asks last: of these faults it is the verdict that names the bug.
+        records = itertools.chain(_refusals(fault.op, executor), records)
+    for record in records:
         column = str(record.case["values"]) if record.level is Level.OP else COLUMNS[-1]
         cases[column] += 1
         if record.status.failed:
@@ -142,6 +148,11 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
         message="\n".join(lines) if status.failed else "",
         repro=repro,
     )
+
+
+def _refusals(op: str, executor: InProcess) -> Iterator[Record]:
+    yield grad_record(op, executor)
+    yield bad_input_record(op, executor)
 
 
 def kill_matrix(
