@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch._dynamo  # noqa: F401
 
 from validation import cli, plugin  # noqa: F401
 from validation.forking.forked import start_call

@@ -120,17 +120,19 @@ class ArmStore:
 
 
 def _loaded_files() -> dict[str, os.stat_result]:
-    """The files of all loaded modules, in order, with their status: thousands, so each is asked for once."""
+    """The files of all loaded modules, in order, with the status that they had when first asked."""
     names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    statuses = {}
-    for name in sorted({name for name in names if isinstance(name, str)}):
-        try:
-            status = os.stat(name)  # noqa: PTH116  # thousands of files: to make each a Path takes longer
-        except (OSError, ValueError):
-            continue
-        if stat.S_ISREG(status.st_mode):
-            statuses[name] = status
-    return statuses
+    statuses = ((name, _status(name)) for name in sorted({name for name in names if isinstance(name, str)}))
+    return {name: status for name, status in statuses if status is not None}
+
+
+@functools.cache
+def _status(name: str) -> os.stat_result | None:
+    try:
+        status = os.stat(name)  # noqa: PTH116  # thousands of files: to make each a Path takes longer
+    except (OSError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _digest(statuses: Mapping[str, os.stat_result]) -> str:

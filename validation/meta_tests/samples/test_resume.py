@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from validation.meta_tests import in_a_fork
 from validation.meta_tests.sampled_models import with_small_vae
 from validation.record import Record, read_run
 from validation.samples.store import TAKEN
@@ -16,7 +17,7 @@ from validation.samples.store import TAKEN
 PROMPTS, KILLED = 6, 3
 
 
-def command(folder: Path, cache: str, out: str) -> list[str]:
+def words(folder: Path, cache: str, out: str) -> list[str]:
     options = {
         "--ops": "validation.controls:division",
         "--checkpoint": folder / "checkpoint",
@@ -26,8 +27,7 @@ def command(folder: Path, cache: str, out: str) -> list[str]:
         "--cache": folder / cache,
         "--out": folder / out,
     }
-    words = [str(word) for option in options.items() for word in option]
-    return [sys.executable, "-m", "validation", "quality", "--model", "helios", *words]
+    return ["quality", "--model", "helios", *(str(word) for option in options.items() for word in option)]
 
 
 def outcome(folder: Path) -> list[Record]:
@@ -43,7 +43,8 @@ def test_finished_arms_of_a_killed_run_are_read_back_and_the_outcome_is_the_same
     (tmp_path / "prompts.json").write_text(json.dumps({**shared, "prompts": prompts}))
     with_small_vae(tmp_path / "checkpoint")
 
-    killed = subprocess.Popen(command(tmp_path, "cache", "killed"), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "validation", *words(tmp_path, "cache", "killed")]
+    killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert killed.stderr is not None
     with killed.stderr:
         for line in killed.stderr:
@@ -52,10 +53,12 @@ def test_finished_arms_of_a_killed_run_are_read_back_and_the_outcome_is_the_same
                 break
     assert killed.wait() == -signal.SIGKILL
 
-    again, whole = (
-        subprocess.run(command(tmp_path, *where), capture_output=True, text=True, check=True).stderr
+    runs = [
+        in_a_fork.run("run_cli", *words(tmp_path, *where), folder=tmp_path)
         for where in (("cache", "again"), ("another cache", "whole"))
-    )
+    ]
+    assert [run.returncode for run in runs] == [0, 0], runs
+    again, whole = (run.stderr for run in runs)
     taken = [line for line in again.splitlines() if TAKEN in line]
     for seed in range(PROMPTS):
         for arm in ("reference", "repetition", "candidate", "truth"):
