@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 TAKEN = "taken from the run that was interrupted"
 
+# Python's own modules and installed packages; our own may be edited, and a user's op file may go, during a run.
+_INSTALLED = tuple({f"{prefix}{os.sep}" for prefix in (sys.prefix, sys.base_prefix)})
+
 MEASURED = ("seconds", "peak_bytes", "calls", "forwards")
 
 
@@ -120,19 +123,25 @@ class ArmStore:
 
 
 def _loaded_files() -> dict[str, os.stat_result]:
-    """The files of all loaded modules, in order, with the status that they had when first asked."""
+    """The files of all loaded modules, in order, with their status; that of installed ones when first asked."""
     names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    statuses = ((name, _status(name)) for name in sorted({name for name in names if isinstance(name, str)}))
-    return {name: status for name, status in statuses if status is not None}
+    found = {}
+    for name in sorted({name for name in names if isinstance(name, str)}):
+        status = (_first_status if name.startswith(_INSTALLED) else _status)(name)
+        if status is not None:
+            found[name] = status
+    return found
 
 
-@functools.cache
 def _status(name: str) -> os.stat_result | None:
     try:
         status = os.stat(name)  # noqa: PTH116  # thousands of files: to make each a Path takes longer
     except (OSError, ValueError):
         return None
     return status if stat.S_ISREG(status.st_mode) else None
+
+
+_first_status = functools.cache(_status)
 
 
 def _digest(statuses: Mapping[str, os.stat_result]) -> str:
