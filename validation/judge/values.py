@@ -36,18 +36,18 @@ def _kind(t: Tensor) -> Tensor:
 def _nonfinite(output: Tensor, target: Target) -> Tensor:
     """Where the output is NaN or inf and should not be, or the other way round.
 
-    The truth's rounding from either end of its budget is right (at the edge of overflow both are), and so is
-    all between: a budget may reach from -inf to inf (a weight and a bias of 6e4 that cancel, times a scale of
-    6e4, with intermediate float16 roundings), and then any finite number is judged by its error. Where an
-    intermediate declared rounding may have overflowed, the reference path's kind of value and any non-finite
-    value are right too.
+    The truth's rounding from either end of its budget is right (at the edge of overflow both are), and so is all
+    between: a budget may reach from -inf to inf (a weight and a bias of 6e4 that cancel, times a scale of 6e4, with
+    intermediate float16 roundings), and then any finite number is judged by its error. Where an intermediate declared
+    rounding may have overflowed, the reference path's kind of value and any non-finite value are right too. What is NaN
+    or inf as the reference path is there is never wrong.
     """
     dtype, truth, budget = output.dtype, target.truth, target.budget
     rounded, finite = truth.to(dtype), truth.isfinite()
     if bool(output.isfinite().all()) and bool(rounded.isfinite().all()):
         return torch.zeros_like(finite)  # nearly every case
     kind = _kind(output)
-    right = kind == _kind(rounded)
+    right = (kind == _kind(rounded)) | ((kind != 0) & (kind == _kind(target.baseline)))
     low, high = (_kind(edge.to(dtype)) for edge in (truth - budget.allowed, truth + budget.allowed))
     right |= finite & ((kind == low) | (kind == high) | ((kind == 0) & (low == 3) & (high == 2)))
     right |= target.running.overflow & ((kind != 0) | (kind == _kind(target.baseline)))
@@ -56,6 +56,9 @@ def _nonfinite(output: Tensor, target: Target) -> Tensor:
 
 def judge_values(output: Tensor, target: Target) -> Verdict:
     """Judge one output of the right dtype and shape.
+
+    An element may be as far from the truth as its budget, or as the reference path's own is: what equals the reference
+    to the bit never fails.
 
     Its numbers: percent of the budget used; `Errors` of candidate, baseline and ideal; the ratios of RMS and maximum
     error over the baseline's; the share of elements equal to the baseline's to the bit.
@@ -75,10 +78,12 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     error = output.double() - truth
     errors = Errors.of(error, truth, budget.unit, finite)
     path_finite = finite & baseline.isfinite()
-    path = Errors.of(baseline.double() - target.baseline_truth, truth, budget.unit, path_finite)
+    path_error = baseline.double() - target.baseline_truth
+    path = Errors.of(path_error, truth, budget.unit, path_finite)
+    allowed = torch.where(path_finite, torch.maximum(budget.allowed, path_error.abs()), budget.allowed)
     ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, finite)
     equal = equal_bits(output, baseline)
-    used = torch.where(finite, error.abs() / budget.allowed, torch.zeros_like(error))
+    used = torch.where(finite, error.abs() / allowed, torch.zeros_like(error))
     worst = float(used.max()) if used.numel() else 0.0
     of_exact = 1.0 if errors.rms_ulp == 0.0 else math.inf
     ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else of_exact
@@ -104,7 +109,7 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         place = f"the worst is in {where.place(at, output.shape, target.frames)}"
         # For a single wrong element the index is enough.
         pattern = where.lines(wrong, target.frames) if int(wrong.sum()) > 1 else ()
-        lines = (share, place, *pattern, *where.displaced(output, truth, budget.allowed, wrong))
+        lines = (share, place, *pattern, *where.displaced(output, truth, allowed, wrong))
         return Verdict(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
     rounds_on_the_way = bool(target.running.declared.any())
