@@ -13,7 +13,7 @@ from validation.errors import UsageError
 from validation.files import check_writable
 from validation.option import Option
 from validation.samples import registry
-from validation.verdict import TIERS
+from validation.verdict import DEFAULT_TIER, TIERS
 
 DEFAULT_OPS = "fused_ops"
 PROGRAM = "validate"
@@ -187,9 +187,9 @@ OPTIONS = (
     Option("replays", "legal replays of each kind", ("bench denoise",), type=int, default=8, metavar="N"),
     Option(
         "require",
-        "hold every op, and the drift, to bit-exact, lossless or close (default: lossless for fused_ops, close for "
-        "others)",
+        "hold every op, and the drift, to bit-exact, lossless or close",
         SESSIONS,
+        default=str(DEFAULT_TIER),
         metavar="TIER",
         choices=tuple(TIERS),
     ),

@@ -34,7 +34,7 @@ class Session:
         executor: runs the candidates.
         names: the ops to judge.
         profile: the resolved profile.
-        require: the tier asked for, or else the op set's default.
+        require: the tier that each op, and the drift, must reach.
         xfail: the known failures; none if no file was given.
         folder: where the run is written; created with `run`.
     """
@@ -61,7 +61,7 @@ class Session:
             if name not in self.ops:
                 raise UsageError(f"--op: {options.ops} does not provide {name}, expected one of: {provided}")
         self.names = tuple(options.op or self.ops.functions)
-        self.require = self.ops.default_tier if options.require is None else Tier(options.require)
+        self.require = Tier(options.require)
         self.xfail = XFail.read(options.xfail) if options.xfail is not None else XFail()
         for entry in self.xfail.entries:
             if entry.op not in self.ops:
@@ -173,7 +173,7 @@ class Session:
         """The request to sample a model, with its repeat line."""
         from validation.samples.request import Request
 
-        options, kind, require = self.options, model_class(name), self.require or "close"
+        options, kind = self.options, model_class(name)
         embedded = options.checkpoint is not None and options.checkpoint.resolve() == kind.default_checkpoint
         given = {option: getattr(options, option) for option in self._own()}
         varied = {key: getattr(options, key) for key in ("until", "steps", "guidance")}
@@ -187,7 +187,7 @@ class Session:
             prompts=options.prompts,
             seed=options.seed,
             replays=options.replays,
-            require=None if require == (self.ops.default_tier or "close") else require,
+            require=self.require,
             **varied,
             **given,
             seeds=options.seeds,
@@ -203,7 +203,7 @@ class Session:
             **varied,
             own={option: tuple(value) if isinstance(value, list) else value for option, value in given.items()},
             replays=options.replays,
-            require=require,
+            require=self.require,
             cache=options.cache,
             folder=folder,
             repro=repro,

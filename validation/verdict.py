@@ -82,6 +82,9 @@ class Tier(StrEnum):
 
 TIERS = tuple(Tier)
 
+# What every op set is held to unless ``--require`` asks otherwise: the rule.
+DEFAULT_TIER = Tier.LOSSLESS
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:

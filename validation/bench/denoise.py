@@ -40,7 +40,7 @@ from validation.samples.clock import peak_memory, reset_peak_memory
 from validation.samples.denoiser import BEFORE, Arm, Denoiser, Size
 from validation.samples.registry import model_class
 from validation.samples.request import REPLAYS
-from validation.verdict import Status, Verdict
+from validation.verdict import DEFAULT_TIER, Status, Verdict
 
 STEPS, ROUNDS, DECODES = 4, 6, 2
 
@@ -285,7 +285,7 @@ def benchmark(
         rounds=rounds,
         decodes=decodes,
         drift=None if drift == "none" else drift_of_arms,
-        require=ops.default_tier or "close",
+        require=DEFAULT_TIER,
         step_bytes=lambda arm: moved.get(arm.name),
         copy=copy,
         keep=keep,

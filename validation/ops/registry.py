@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from validation.errors import UsageError
 from validation.ops import surroundings, tracebacks
-from validation.verdict import Tier
 
 Op = Callable[..., Any]
 T = TypeVar("T")
@@ -73,11 +72,6 @@ class OpSet:
 
     def __getitem__(self, op: str) -> Op:
         return self.functions[op]
-
-    @property
-    def default_tier(self) -> Tier | None:
-        """The tier it is held to if none is asked for: lossless for our own fused ops."""
-        return Tier.LOSSLESS if self.origin == "fused_ops" else None
 
     @property
     def missing(self) -> tuple[str, ...]:

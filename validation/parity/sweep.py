@@ -110,7 +110,7 @@ class Sweep:
             self.executor,
             profile=self.profile.name if self.profile in PROFILES.values() else None,
             seed=self.seed,
-            require=None if self.require == self.executor.ops.default_tier else self.require,
+            require=self.require,
             xfail=self.xfail.path,
         )
 

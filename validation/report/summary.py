@@ -171,7 +171,27 @@ def headline(records: Sequence[Record]) -> tuple[str, str]:
         parts += [f"{n:,}{of} {word}" for n, word in others if n]
         if here and not any(n for n, _ in others):
             parts.append(f"{counted(len(here), noun)} passed")
-    return verdict_of(records), "; ".join(parts) + "."
+    accepted = _accepted(records)
+    return verdict_of(records), "; ".join(parts) + "." + (f" {accepted}" if accepted else "")
+
+
+def _accepted(records: Sequence[Record]) -> str:
+    """What passed as `close` alone, where it is further from the truth than the path it replaces; "" if nothing did."""
+    close = [
+        record
+        for record in records
+        if record.tier == Tier.CLOSE and record.status is Status.PASSED and record.level in (Level.RUN, Level.MODEL)
+    ]
+    where: dict[str, str] = {}
+    for record in close:
+        site, factor = record.numbers.get("first_site"), _number(record, "first_factor")
+        ratio = factor if factor is not None else _number(record, "mean_rms_ratio")
+        if ratio is not None:
+            where[str(site or record.subject)] = f"{ratio:.4g}x"
+        elif not where:  # latents outside the lossless band, though no site alone was seen to be further
+            where[f"the latents of {record.subject}"] = ""
+    places = ", ".join(f"{place} {ratio}".strip() for place, ratio in where.items())
+    return f"Close, not lossless: further from the truth than the path it replaces at {places}." if where else ""
 
 
 def failure_text(record: Record) -> str:

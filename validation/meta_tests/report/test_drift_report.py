@@ -15,6 +15,7 @@ from validation.ops import OpSet
 from validation.record import Level, Record
 from validation.report.drift_section import distance_figure
 from validation.report.pull_request import pull_request_text
+from validation.report.summary import headline
 from validation.samples.records import Records
 from validation.verdict import Status
 
@@ -99,3 +100,17 @@ def test_the_text_for_a_pull_request_has_verdict_reasons_and_the_command(cache: 
     _, shown = report(tmp_path / "run", [record for record in records if record.level is not Level.SAMPLE])
     (pasted,) = (data for tags, data in shown.texts if tags[-2:] == ("pre", "code"))
     assert pasted.startswith("**FAILED**")
+
+
+def test_the_headline_says_what_was_accepted_as_close_and_where(cache: Path) -> None:
+    held, accepted = (
+        records_of(faults.op_set("undeclared_rounding"), cache, require) for require in ("lossless", "close")
+    )
+    verdict, sentence = headline(accepted)
+    assert verdict == "PASSED"
+    factor = accepted[0].numbers["first_factor"]
+    assert sentence.endswith(
+        f"Close, not lossless: further from the truth than the path it replaces at norm {factor:.4g}x."
+    )
+    verdict, sentence = headline(held)
+    assert (verdict, "Close" in sentence) == ("FAILED", False)

@@ -443,6 +443,16 @@ def test_the_line_that_repeats_a_run_names_a_checkpoint_that_is_not_the_embedded
         assert said.startswith("validate quality --model helios --ops reference_ops --sites norm1,gate")
 
 
+@pytest.mark.parametrize(("options", "tier"), [({}, "lossless"), ({"require": "close"}, "close")])
+def test_every_op_set_is_held_to_the_rule_unless_less_is_asked_for(
+    options: dict[str, Any], tier: str, tmp_path: Path
+) -> None:
+    judged = session(tmp_path, "validation.models.helios.faults:undeclared_rounding", model="helios", **options)
+    request = judged._request("helios", tmp_path)
+    assert judged.sweep.require == request.require == tier
+    assert ("--require close" in request.repro) == (tier == "close")
+
+
 def test_bfloat16_that_cannot_be_judged_fails() -> None:
     device = Device("interpreter", "cpu", ("float32 -> bfloat16 truncates",))
     records = list(run(Helios, reference(), Request(device)))
