@@ -10,12 +10,13 @@ Series = dict[str, list[float]]
 
 
 class Status(StrEnum):
-    """The outcome of a record. All but the first four are failures."""
+    """The outcome of a record. Those of `NOT_FAILED` are no failures."""
 
     PASSED = "PASSED"
     INCONCLUSIVE = "INCONCLUSIVE"
     NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
+    MISTRUSTED = "MISTRUSTED"  # right, but nearly all of it is zero, NaN or one number: counts for nothing
     # One op.
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
@@ -55,8 +56,10 @@ class Status(StrEnum):
     @property
     def failed(self) -> bool:
         """True for every status that must turn a run red."""
-        return self not in (Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED)
+        return self not in NOT_FAILED
 
+
+NOT_FAILED = frozenset({Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED, Status.MISTRUSTED})
 
 # Reports list statuses in the order of declaration; the judge's own order of checks is its `STAGES`.
 REPORT_ORDER = tuple(Status)

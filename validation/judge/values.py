@@ -54,6 +54,19 @@ def _nonfinite(output: Tensor, target: Target) -> Tensor:
     return ~right
 
 
+def _informative_share(truth: Tensor) -> float:
+    """The share of an output's elements that a wrong op is not likely to get right by chance.
+
+    Elements that are finite, not zero, and not all the same: 0 where the output is NaN, zero or one number throughout.
+    """
+    if not truth.numel():
+        return 0.0
+    telling = truth.isfinite() & (truth != 0)
+    if truth.numel() > 1 and bool((truth == truth.flatten()[0]).all()):
+        return 0.0
+    return float(telling.double().mean())
+
+
 def judge_values(output: Tensor, target: Target) -> Verdict:
     """Judge one output of the right dtype and shape.
 
@@ -61,7 +74,7 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     to the bit never fails.
 
     Its numbers: percent of the budget used; `Errors` of candidate, baseline and ideal; the ratios of RMS and maximum
-    error over the baseline's; the share of elements equal to the baseline's to the bit.
+    error over the baseline's; the share of elements equal to the baseline's to the bit; the share that tells something.
     """
     name, truth, baseline, budget = target.name, target.truth, target.baseline, target.budget
     misplaced = _nonfinite(output, target)
@@ -97,6 +110,7 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         "max_ratio": max_ratio,
         "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
         "elements": output.numel(),
+        "informative_share": _informative_share(truth),
     }
     if worst > 1.0:
         at = tuple((used == worst).nonzero()[0].tolist())

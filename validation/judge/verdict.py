@@ -67,8 +67,11 @@ def judge(
         key: max(float(j.numbers[key] or 0.0) for j in judged)
         for key in ("rms_ratio", "max_ratio", "max_ulp", "rms_ulp")
     }
-    equal = min(float(j.numbers["equal_share"] or 0.0) for j in judged)
-    return dataclasses.replace(worst, tier=tier, numbers={**worst.numbers, **ratios, "equal_share": equal})
+    shares = {
+        "equal_share": min(float(j.numbers["equal_share"] or 0.0) for j in judged),
+        "informative_share": max(float(j.numbers["informative_share"] or 0.0) for j in judged),
+    }
+    return dataclasses.replace(worst, tier=tier, numbers={**worst.numbers, **ratios, **shares})
 
 
 def _rank(verdict: Verdict) -> tuple[int, float]:

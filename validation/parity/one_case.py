@@ -1,5 +1,6 @@
 """Judge one case: its record, with the message and the command line that repeats it."""
 
+import dataclasses
 import time
 
 from validation.cases.case import Case
@@ -13,6 +14,11 @@ from validation.judge.expected import absent, expect
 from validation.ops import tracebacks
 from validation.parity.repro import case_command
 from validation.record import Level, Record
+from validation.verdict import Status
+
+# A case of which fewer elements are finite, not zero and not all the same is passed by nearly any op. It counts for
+# nothing, as in oneDNN's benchdnn, whose word this is.
+LEAST_INFORMATIVE = 0.1
 
 SHORT_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -50,6 +56,10 @@ def judge_case(case: Case, executor: Executor, corners: tuple[Corner, ...] = ())
     start = time.perf_counter()
     verdict = executor.judge(case)
     seconds = time.perf_counter() - start
+    share = verdict.numbers.get("informative_share")
+    if verdict.status is Status.PASSED and isinstance(share, float) and share < LEAST_INFORMATIVE:
+        reason = f"{100 * share:.0f} % of the elements tell something: {verdict.reason}"
+        verdict = dataclasses.replace(verdict, status=Status.MISTRUSTED, check="informative", reason=reason, tier=None)
     repro, failed = case_command(case, executor), verdict.status.failed
     lines = [
         f"{case.op}  {ops.name}  {SHORT_DTYPE[case.dtype]}  {verdict.status}",

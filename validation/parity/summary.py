@@ -10,6 +10,9 @@ from validation.parity import tiers
 from validation.record import Level, Record
 from validation.verdict import Status, Tier
 
+# An op judged on fewer cases is not called passed: half of a quick sweep's corners are more.
+FEWEST_CASES = 30
+
 
 def summary(
     op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: Tier | None, command: str
@@ -30,6 +33,8 @@ def summary(
     unjudged = [corner.name for corner in corners if corner.name in drawn - judged]
     passed = [record for record in done if record.status is Status.PASSED]
     unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
+    mistrusted = sum(record.status is Status.MISTRUSTED for record in done)
+    counting = len(done) - unexpressed.total() - mistrusted
     tier = tiers.op_tier(passed)
     bias = tiers.bias_over_cases(passed)
     numbers: dict[str, float | int | str | None] = {
@@ -37,6 +42,7 @@ def summary(
         "failed": sum(record.status.failed for record in done),
         "xfailed": sum(record.status is Status.XFAILED for record in done),
         "not_expressed": unexpressed.total(),
+        "mistrusted": mistrusted,
         "corners": len(corners),
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
@@ -69,6 +75,12 @@ def summary(
         reason = f"{len(missed)} of {len(corners)} declared corners were never reached: {', '.join(missed)}"
     elif fallback := _fallback(done, ops):
         status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
+    elif counting < FEWEST_CASES or unexpressed.total() > len(done) / 2:
+        status, check = Status.INCONCLUSIVE, "too little judged"
+        reason = (
+            f"too little judged: {counting} of {len(done)} cases count (expected at least {FEWEST_CASES}, and half of "
+            f"all), {unexpressed.total()} cannot be expressed, {mistrusted} tell too little; {reason}"
+        )
     elif bias:
         status, check, reason = Status.BIASED, "bias over all cases", bias
     elif require is not None and (tier.tier is None or not tier.tier.meets(require)):

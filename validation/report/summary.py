@@ -166,11 +166,19 @@ def headline(records: Sequence[Record]) -> tuple[str, str]:
         here = [record.status for record in records if record.level is level]
         failed, unsure = sum(status.failed for status in here), here.count(Status.INCONCLUSIVE)
         expected, unexpressed = here.count(Status.XFAILED), here.count(Status.NOT_EXPRESSED)
-        others = ((failed, "failed"), (unsure, "inconclusive"), (expected, "xfailed"), (unexpressed, "not expressed"))
+        others = (
+            (failed, "failed"),
+            (unsure, "inconclusive"),
+            (expected, "xfailed"),
+            (unexpressed, "not expressed"),
+        )
         of = f" of {counted(len(here), noun)}"
         parts += [f"{n:,}{of} {word}" for n, word in others if n]
+        little, passed = here.count(Status.MISTRUSTED), here.count(Status.PASSED)
         if here and not any(n for n, _ in others):
-            parts.append(f"{counted(len(here), noun)} passed")
+            parts.append(f"{f'{passed:,}{of}' if little else counted(passed, noun)} passed")
+        if little:
+            parts.append(f"{little:,} tell too little to count")
     accepted = _accepted(records)
     return verdict_of(records), "; ".join(parts) + "." + (f" {accepted}" if accepted else "")
 
