@@ -90,6 +90,13 @@ OPTIONS = (
         type=float,
         metavar="S",
     ),
+    Option(
+        "results-only",
+        "judge numbers and memory alone: no empty tensors, no calls to refuse, no parameters that require grad",
+        JUDGED,
+        type=bool,
+        default=False,
+    ),
     Option("arm", "beside the first arm, time this one only", BENCHES, metavar="NAME", repeated=True),
     Option("fault", "this fault only", ("faults",), metavar="NAME", repeated=True),
     Option(

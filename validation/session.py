@@ -98,7 +98,14 @@ class Session:
     @property
     def sweep(self) -> Sweep:
         """The sweep that judges ops as the options say."""
-        return Sweep(self.executor, self.profile, self.options.seed, self.require, self.xfail)
+        return Sweep(
+            self.executor,
+            self.profile,
+            self.options.seed,
+            self.require,
+            self.xfail,
+            results_only=self.options.results_only,
+        )
 
     def keep(self, records: Iterator[Record]) -> Iterator[Record]:
         """Add each record to the run and pass it on; the failures of ops are also saved as files (`save_failure`)."""
