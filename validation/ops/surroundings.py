@@ -8,12 +8,93 @@ dtype the inputs are rounded before any op sees them (a fault that shows in 180 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _SMALLEST, _ONE = 5e-324, 1.0
+
+
+def _folder() -> str | None:
+    """The working directory; None if it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
+
+
+def _change_folder(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
+def _set_device(device: torch.device) -> None:
+    # None removes the device mode; "cpu" would leave one that slows every call.
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _set_deterministic(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _seeds() -> tuple[bytes, ...]:
+    """The state of torch's default generators, whose next numbers a sampled model takes."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    return tuple(state.numpy().tobytes() for state in states)
+
+
+def _set_seeds(states: tuple[bytes, ...]) -> None:
+    first, *others = (torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states)
+    torch.set_rng_state(first)
+    if others:
+        torch.cuda.set_rng_state_all(others)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """A part of the state: how to read it, set it, and say that it has changed, with both values or without."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    words: str
+
+
+_SETTINGS = {
+    "dtype": _Setting(
+        torch.get_default_dtype, torch.set_default_dtype, "torch's default dtype is {now}, it was {before}"
+    ),
+    "device": _Setting(torch.get_default_device, _set_device, "torch's default device is {now}, it was {before}"),
+    "flushes": _Setting(
+        lambda: _SMALLEST * _ONE == 0.0, torch.set_flush_denormal, "denormal numbers are{not_} flushed to 0"
+    ),
+    "folder": _Setting(_folder, _change_folder, "the working directory is {now}, it was {before}"),
+    "matmul": _Setting(
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+        "torch's float32 matmul precision is {now}, it was {before}",
+    ),
+    "deterministic": _Setting(
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        _set_deterministic,
+        "torch's deterministic algorithms are {now} (on, warnings only), they were {before}",
+    ),
+    "autocast": _Setting(
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda on: torch.set_autocast_enabled("cpu", on),
+        "autocast on the CPU is{not_} on",
+    ),
+    "threads": _Setting(
+        torch.get_num_threads, torch.set_num_threads, "torch computes with {now} threads, it did with {before}"
+    ),
+    "seeds": _Setting(_seeds, _set_seeds, "the state of torch's default random generator changed"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,50 +102,33 @@ class Surroundings:
     """A snapshot of the state that a call may change.
 
     Attributes:
-        dtype: torch's default dtype.
-        device: torch's default device.
-        flushes: whether this thread treats denormal numbers as 0.
-        folder: the working directory; None if it is gone.
+        values: torch's default dtype and device, whether this thread treats denormal numbers as 0, the working
+            directory, the precision of float32 matrix products, deterministic algorithms, autocast on the CPU, the
+            number of threads, the state of the default random generators; by the names of `_SETTINGS`.
     """
 
-    dtype: torch.dtype
-    device: torch.device
-    flushes: bool
-    folder: str | None
+    values: Mapping[str, Any]
 
     @classmethod
     def now(cls) -> "Surroundings":
         """Take a snapshot of this thread."""
-        try:
-            folder = str(Path.cwd())
-        except OSError:
-            folder = None
-        return cls(torch.get_default_dtype(), torch.get_default_device(), _SMALLEST * _ONE == 0.0, folder)
+        return cls({name: setting.read() for name, setting in _SETTINGS.items()})
 
     def difference(self, other: "Surroundings") -> str:
         """Describe how a later snapshot differs from this one; "" if it does not."""
         words = []
-        if other.dtype != self.dtype:
-            words.append(f"torch's default dtype is {str(other.dtype)[6:]}, it was {str(self.dtype)[6:]}")
-        if other.device != self.device:
-            words.append(f"torch's default device is {other.device}, it was {self.device}")
-        if other.flushes != self.flushes:
-            words.append(f"denormal numbers are {'' if other.flushes else 'no longer '}flushed to 0")
-        if other.folder != self.folder:
-            words.append(f"the working directory is {other.folder}, it was {self.folder}")
+        for name, setting in _SETTINGS.items():
+            before, now = self.values[name], other.values[name]
+            if before != now:
+                shown = {"before": str(before).removeprefix("torch."), "now": str(now).removeprefix("torch.")}
+                words.append(setting.words.format(**shown, not_="" if now else " no longer"))
         return "; ".join(words)
 
     def put_back(self, other: "Surroundings") -> None:
         """Restore the parts of this snapshot that differ in ``other``, the current one."""
-        if other.dtype != self.dtype:
-            torch.set_default_dtype(self.dtype)
-        if other.device != self.device:
-            # None removes the device mode; "cpu" would leave one that slows every call.
-            torch.set_default_device(None if self.device.type == "cpu" else self.device)
-        if other.flushes != self.flushes:
-            torch.set_flush_denormal(self.flushes)
-        if other.folder != self.folder and self.folder is not None:
-            os.chdir(self.folder)
+        for name, setting in _SETTINGS.items():
+            if other.values[name] != self.values[name]:
+                setting.write(self.values[name])
 
 
 @dataclasses.dataclass

@@ -43,6 +43,15 @@ def judged(function: Callable[..., Any], values: tuple[float, ...] = (1.0, SMALL
         (lambda: torch.set_default_device("meta"), "torch's default device is meta, it was cpu"),
         (lambda: torch.set_flush_denormal(True), "denormal numbers are flushed to 0"),
         (lambda: os.chdir("/"), "the working directory is /, it was "),
+        (lambda: torch.set_float32_matmul_precision("medium"), "float32 matmul precision is medium, it was highest"),
+        (
+            lambda: torch.use_deterministic_algorithms(True),
+            "(True, False) (on, warnings only), they were (False, False)",
+        ),
+        (lambda: torch.set_autocast_enabled("cpu", True), "autocast on the CPU is on"),
+        (lambda: torch.set_num_threads(2), "torch computes with 2 threads, it did with 1"),
+        (lambda: torch.manual_seed(7), "the state of torch's default random generator changed"),
+        (lambda: torch.rand(1), "the state of torch's default random generator changed"),
     ],
 )
 def test_what_a_call_changes_fails_it_and_is_put_back(change: Callable[[], Any], says: str) -> None:
