@@ -32,7 +32,7 @@ class OneBufferForAllResults(RightOps):
     "casting mode kept with the shape",
     "rms_norm",
     "a launch like an earlier one, by the shape and dtype of x, has the casting mode of that one",
-    Status.NOT_REPRODUCIBLE,
+    Status.INCORRECT_NUMERICAL,
     NUMERICAL,
     NONFINITE,
     Status.BELOW_REQUIRED_TIER,

@@ -42,8 +42,9 @@ from validation.chains import bounds
 from validation.errors import CannotExpress
 from validation.judge import second_calls
 from validation.judge.expected import CHAINED
-from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, plain_norm
+from validation.judge.second_calls import OTHER_FLAGS, Complaint, FirstCall, ReusedOutputError, plain_norm
 from validation.ops import tracebacks
+from validation.verdict import Status
 
 # A case is small if its largest tensor has at most this many elements.
 SMALL = 4096
@@ -65,7 +66,7 @@ NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 # Regimes in which doubling neither overflows nor makes an underflowed value representable.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
-CHECKS: dict[str, Callable[[FirstCall], str]] = {
+CHECKS: dict[str, Callable[[FirstCall], str | Complaint]] = {
     "repeat": second_calls.repeat,
     "batch slice": second_calls.batch_slice,
     "row permutation": second_calls.row_permutation,
@@ -79,21 +80,44 @@ CHECKS: dict[str, Callable[[FirstCall], str]] = {
 }
 
 
-def failure(first: FirstCall) -> tuple[str, str] | None:
-    """The first of the `due` checks that fails, and how, in words."""
+# What a check that fails has found, beside "another result than that of the first call".
+FOUND = {
+    "repeat": "a second call gives other bits",
+    "batch slice": "a batch item alone gives other bits",
+    "row permutation": "rows in another order give other bits",
+    "layout": "contiguous copies give other bits",
+    "power of two": "activations twice as large give other bits",
+    "side stream": "another stream gives other bits",
+    "graph replay": "a replayed graph gives other bits",
+}
+
+
+def failure(first: FirstCall) -> tuple[str, Status, str] | None:
+    """The first of the `due` checks that fails, the status that says what it found, and how, in words.
+
+    NOT_REPRODUCIBLE is another result for the same numbers. A wrong result for others (a gate of 0, other flags) is
+    what the judge calls it for those: the call before may have caused it, or the op is always wrong there.
+    """
     for name in due(first.case, first.device):
+        same = name in FOUND
+        status = Status.NOT_REPRODUCIBLE if same else Status.INCORRECT_NUMERICAL
         try:
-            words = CHECKS[name](first)
+            found = CHECKS[name](first)
+            if isinstance(found, Complaint):
+                status, words = found.status, found.words
+            else:
+                words = f"{FOUND[name]}: {found}" if found and same else found
         except ReusedOutputError as error:
-            words = str(error)
+            status, words = Status.NOT_REPRODUCIBLE, str(error)
         except CannotExpress:
             continue
         except BaseException as error:  # whatever a candidate raises is its verdict
             if tracebacks.is_interrupt(error):
                 raise
+            status = Status.NOT_REPRODUCIBLE if same else Status.RUNTIME_ERROR
             words = f"raised {type(error).__name__}: {tracebacks.said(error)[:300]}{tracebacks.of_error(error)}"
         if words:
-            return name, words
+            return name, status, words
     return None
 
 

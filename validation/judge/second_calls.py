@@ -20,6 +20,7 @@ from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
 from validation.judge.stats import Budget
 from validation.ops import reference_op, surroundings
+from validation.verdict import Status
 
 # Maps a flag's value to another one, for the check `other_flags`.
 OTHER_FLAGS: dict[str, Callable[[Any], Any]] = {
@@ -27,6 +28,14 @@ OTHER_FLAGS: dict[str, Callable[[Any], Any]] = {
     "interleaved": lambda interleaved: not interleaved,
     "scale_constant": lambda constant: 0.5 if constant == 1.0 else 1.0,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Complaint:
+    """What the judge says of a call that is another case: the status, and the reason in words."""
+
+    status: Status
+    words: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +52,7 @@ class FirstCall:
         kernels: all its arithmetic was in kernels that Triton's interpreter ran.
         even: its bits may not depend on a row's position, nor its code on the value of eps.
         judged: the judge's complaint about outputs for this case, "" if they pass.
-        judged_as: the complaint about outputs for another case with the same tensors.
+        judged_as: the complaint about outputs for another case with the same tensors, if there is one.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -56,7 +65,7 @@ class FirstCall:
     kernels: bool
     even: bool
     judged: Callable[[Outputs], str]
-    judged_as: Callable[[Case, Outputs], str]
+    judged_as: Callable[[Case, Outputs], Complaint | None]
     device: str
 
     def again(self, **kwargs: Any) -> Outputs:
@@ -257,15 +266,15 @@ def zero_modulation(first: FirstCall) -> str:
     return words_of(over, outputs[0], truth, f"{op} alone") if bool(over.any()) else ""
 
 
-def other_flags(first: FirstCall) -> str:
+def other_flags(first: FirstCall) -> str | Complaint:
     """The same tensors with each of `OTHER_FLAGS` in turn: another case, with its own truth and budget."""
     for flag, other in OTHER_FLAGS.items():
         if flag in first.case.flags:
             value = other(first.case.flags[flag])
             case = dataclasses.replace(first.case, flags={**first.case.flags, flag: value})
-            words = first.judged_as(case, first.again(**{**first.make().kwargs, flag: value}))
-            if words:
-                return f"called next with {flag}={value!r}: {words}"
+            found = first.judged_as(case, first.again(**{**first.make().kwargs, flag: value}))
+            if found is not None:
+                return Complaint(found.status, f"called next with {flag}={value!r}: {found.words}")
     return ""
 
 

@@ -16,7 +16,7 @@ from validation.judge import fingerprint, same_bits, structure
 from validation.judge.expected import Expected, absent, expect, outputs_of, written_arguments
 from validation.judge.form import wrong_form, wrong_memory
 from validation.judge.kept import expected_of
-from validation.judge.second_calls import FirstCall
+from validation.judge.second_calls import Complaint, FirstCall
 from validation.judge.values import judge_values
 from validation.ops import surroundings, tracebacks
 from validation.verdict import Status, Tier, Verdict
@@ -165,17 +165,16 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         returned=() if written_arguments(case) else outputs_of(result),
         kernels=kernels,
         even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
-        judged=lambda outputs: _failure(outputs, expected),
-        judged_as=lambda other, outputs: _failure(outputs, expect(other, _with_flags(make(), other), device)),
+        judged=lambda outputs: _words(_complaint(outputs, expected)),
+        judged_as=lambda other, outputs: _complaint(outputs, expect(other, _with_flags(make(), other), device)),
         device=device,
     )
     failure = same_bits.failure(first)
     clock.lap("same bits")
     if failure is None:
         return verdict
-    check, words = failure
-    reason = f"{check}: {words}"
-    return dataclasses.replace(verdict, status=Status.NOT_REPRODUCIBLE, check=check, reason=reason, tier=None)
+    check, status, words = failure
+    return dataclasses.replace(verdict, status=status, check=check, reason=f"{check}: {words}", tier=None)
 
 
 def _with_flags(arguments: Arguments, case: Case) -> Arguments:
@@ -200,9 +199,13 @@ def _with_fingerprint(verdict: Verdict, op: str, kwargs: Mapping[str, Any], outp
     return dataclasses.replace(verdict, numbers=numbers, lines=lines)
 
 
-def _failure(outputs: tuple[Any, ...], expected: Expected) -> str:
-    """The judge's complaint about the outputs of another call of the same case, "" if there is none."""
+def _complaint(outputs: tuple[Any, ...], expected: Expected) -> Complaint | None:
+    """The judge's complaint about the outputs of another call, if there is one."""
     judged = [wrong_form(outputs, expected.baseline, alone=len(outputs) == 1)]
     if judged == [None]:
         judged = [judge_values(output, target) for output, target in expected.target(outputs)]
-    return next((j.reason for j in judged if j is not None and j.status.failed), "")
+    return next((Complaint(j.status, j.reason) for j in judged if j is not None and j.status.failed), None)
+
+
+def _words(complaint: Complaint | None) -> str:
+    return "" if complaint is None else complaint.words

@@ -134,7 +134,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
             kernels=False,
             even=False,
             judged=lambda _: "",
-            judged_as=lambda *_: "",
+            judged_as=lambda *_: None,
             device="cpu",
         )
         seen.clear()
