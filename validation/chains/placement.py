@@ -20,17 +20,19 @@ EAGER = "eager chain in the input dtype"
 RESIDUAL = "residual not rounded before the norm"
 TRUNCATED = "truncated"
 STATISTICS = "statistics in the input dtype"
+PARAMETERS = "weights and modulation rounded to the input dtype"
+PADDED = "columns up to a power of two counted in the variance"
 
 # Placements by op; the first wins a tie. A lone rotation has one rounding and no other place for it.
-_MODULATED = (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS)
+_MODULATED = (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS, PARAMETERS)
 PLACEMENTS: dict[str, tuple[str, ...]] = {
-    "layer_norm": (ONCE, TRUNCATED, STATISTICS),
-    "rms_norm": (ONCE, EAGER, TRUNCATED, STATISTICS),
-    "qk_norm": (ONCE, EAGER, TRUNCATED, STATISTICS),
-    "qk_norm_rope": (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS),
-    "layer_norm_scale_shift": _MODULATED,
+    "layer_norm": (ONCE, TRUNCATED, STATISTICS, PARAMETERS, PADDED),
+    "rms_norm": (ONCE, EAGER, TRUNCATED, STATISTICS, PARAMETERS),
+    "qk_norm": (ONCE, EAGER, TRUNCATED, STATISTICS, PARAMETERS),
+    "qk_norm_rope": (ONCE, NORMALISED, EAGER, TRUNCATED, STATISTICS, PARAMETERS),
+    "layer_norm_scale_shift": (*_MODULATED, PADDED),
     "rms_norm_scale_shift": _MODULATED,
-    "scale_residual_layer_norm_scale_shift": (*_MODULATED, RESIDUAL),
+    "scale_residual_layer_norm_scale_shift": (*_MODULATED, RESIDUAL, PADDED),
     "scale_residual_rms_norm_scale_shift": (*_MODULATED, RESIDUAL),
     "scale_shift": (ONCE, EAGER, TRUNCATED),
     "residual_gate_add": (ONCE, EAGER, TRUNCATED),
@@ -42,19 +44,29 @@ class _Placed(Chain[Tensor]):
 
     def __init__(self, placement: str) -> None:
         self.placement = placement
+        self._parameters: torch.dtype | None = None  # of what is taken next
 
     def taken(self, t: Tensor, mode: str) -> Tensor:
         del mode
-        return t.double()
+        return (t if self._parameters is None else t.to(self._parameters)).double()
+
+    def modulation(self, name: str, m: Any, x: Tensor, mode: str) -> Tensor:
+        self._parameters = x.dtype if self.placement == PARAMETERS else None
+        return super().modulation(name, m, x, mode)
 
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
         def kept(t: Tensor) -> Tensor:
             return t.to(x.dtype).double() if self.placement == STATISTICS else t
 
-        value = x.double()
+        self._parameters = x.dtype if self.placement == PARAMETERS else None
+        value, mean = x.double(), torch.zeros((), dtype=torch.float64, device=x.device)
         if centred:
-            value = value - kept(value.mean(-1, keepdim=True))
+            mean = kept(value.mean(-1, keepdim=True))
+            value = value - mean
         variance = kept((value * value).mean(-1, keepdim=True))
+        if self.placement == PADDED:  # each of them holds 0 - mean
+            width = x.shape[-1]
+            variance = variance + ((1 << (width - 1).bit_length()) / width - 1) * mean * mean
         return value * kept((variance + eps).rsqrt())
 
     def norm(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
