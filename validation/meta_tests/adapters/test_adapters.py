@@ -62,7 +62,8 @@ def _judged(op: str, ops: OpSet, count: int) -> list[Record]:
 def test_an_adapter_runs_and_is_right_where_it_should_be(name: str, op: str) -> None:
     select(gpu=False)
     statuses = [record.status for record in _judged(op, load_op_set(f"validation.adapters.{name}"), 20)]
-    assert set(statuses) == {Status.PASSED}
+    assert Status.PASSED in statuses
+    assert set(statuses) <= {Status.PASSED, Status.MISTRUSTED}
 
 
 def _case(op: str, flags: dict[str, Any], **tensors: tuple[str, list[int], list[int]]) -> Case:

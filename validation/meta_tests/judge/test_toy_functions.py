@@ -122,7 +122,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_reference_never_fails_against_itself(name: str, judged: Judged) -> None:
     found = judged[f"{name}, itself"]
-    assert {(status, tier) for status, tier, _ in found} == {(Status.PASSED, "bit-exact")}, found
+    # Near the largest number all may be inf.
+    counting = [(status, tier) for status, tier, _ in found if status != Status.MISTRUSTED]
+    assert set(counting) == {(Status.PASSED, "bit-exact")}, found
+    assert len(counting) >= 8
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -76,6 +76,10 @@ def test_every_mistake_has_its_case() -> None:
     assert sorted(MISTAKES) == sorted(path.stem for path in regressions.REGRESSIONS.glob("*.json"))
 
 
+# Without elements a right result says nothing, though some kernels fail at it.
+EMPTY = ("no-batch", "no-heads")
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_case_tells_the_mistake_from_a_right_op(name: str) -> None:
     device = select(gpu=False)
@@ -84,4 +88,4 @@ def test_the_case_tells_the_mistake_from_a_right_op(name: str) -> None:
     wrong = OpSet("wrong", {case.op: checked(case.op, MISTAKES[name])}, "wrong")
     assert judge_case(case, InProcess(wrong, device)).status is Status(json.loads(path.read_text())["status"])
     right = judge_case(case, InProcess(op_set_from(fused_ops, "fused_ops", "fused_ops"), device))
-    assert right.status is Status.PASSED, right.message
+    assert right.status is (Status.MISTRUSTED if name.endswith(EMPTY) else Status.PASSED), right.message

@@ -164,7 +164,7 @@ def test_a_path_without_an_error_is_no_measure_of_a_maximum() -> None:
     """
     chunked, device = controls.op_set("chunked"), select(gpu=False)
     exact = judge_case(of_rows("layer_norm", "constant_rows", 4, 4096, 0), InProcess(chunked, device))
-    assert exact.status is Status.PASSED
+    assert exact.status is Status.MISTRUSTED  # the truth is 0 throughout
     assert exact.numbers["baseline_max_ulp"] == 0.0
     assert float(exact.numbers["max_ulp"] or 0) > values.ONE_ROUNDING
     cases = [of_rows("layer_norm", "normal", 4, 512, seed) for seed in range(20)]
