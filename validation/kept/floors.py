@@ -1,0 +1,133 @@
+"""Where floors come from: a file, an embedded checkpoint, or a second right sample of the reference."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from validation.errors import UsageError
+from validation.files import FIXTURES
+from validation.kept.kinds import KINDS, FileError, Kind
+from validation.samples.gates import Gates
+from validation.samples.rung import SampleError
+
+TIMES = 2.0
+"""How many times further from the reference than a second right sample a candidate may be, in squared error (3 dB), in
+1 - SSIM, in a length or in a share.
+
+One right sample's distance is one draw: another that is as right lies further away in half of all cases. Of 6 videos
+of the embedded Helios the pooled squared errors of torch's own functions spread over DRAWN.
+"""
+
+# Differences of two sums: by chance they can be 0 for a second sample, and would then be no floor at all.
+_BY_CHANCE = ("flicker_change", "mesh_volume_change")
+
+HOW = "--floors FILE, --floors CHECKPOINT or --second-reference FILE"
+
+
+def checkpoints() -> tuple[str, ...]:
+    """The embedded checkpoints for which floors were measured."""
+    names = (path.stem for path in (FIXTURES / "tolerances").glob("*.json"))
+    return tuple(sorted(name for name in names if (FIXTURES / "checkpoints" / name).is_dir()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Floors:
+    """Bounds for all pairs of a call.
+
+    Attributes:
+        floors: a file of bounds, or the name of an embedded checkpoint; None where there are none.
+        second: further right samples: files, or folders with files of the same names as the reference's.
+    """
+
+    floors: str | None = None
+    second: Sequence[Path] = ()
+
+    def require(self, kinds: Sequence[Kind]) -> None:
+        """Read a file of bounds for pairs of these kinds, before any pair is judged.
+
+        Raises:
+            UsageError: there is no such file, or it bounds nothing of these kinds.
+        """
+        if self.floors is not None and self.second:
+            raise UsageError("--second-reference: given beside --floors, expected one of the two")
+        if self.floors is not None:
+            for kind in kinds:
+                self._read(kind)
+
+    def of(self, kind: Kind, name: str, reference: Any) -> Gates | str:
+        """The bounds of a pair, or in words why there are none.
+
+        Args:
+            kind: of the pair's files. name: of the pair below the two folders, "" for two files.
+            reference: what was read.
+
+        Raises:
+            UsageError: a second sample is missing, damaged, or no right sample.
+        """
+        if self.floors is not None:
+            return self._read(kind)
+        if not self.second:
+            return f"not judged against a measured floor, expected {HOW}"
+        rows = [self._distances(kind, folder / name if name else folder, reference) for folder in self.second]
+        rows = [row for row in rows if row]
+        if not rows:
+            return "not judged against a measured floor: the second reference is equal to the first and measures none"
+        ceilings, floors = {}, {}
+        for measure in kind.rung.measures:
+            values = [value for row in rows if (value := row.get(measure.name)) is not None and math.isfinite(value)]
+            if measure.name in _BY_CHANCE or not values:
+                continue
+            if measure.better == "low":
+                ceilings[measure.name] = TIMES * max(values)
+            elif measure.unit == "dB":
+                floors[measure.name] = min(values) - 10 * math.log10(TIMES)
+            else:
+                floors[measure.name] = 1 - TIMES * (1 - min(values))
+        return Gates("second reference", ceilings, floors)
+
+    def _distances(self, kind: Kind, path: Path, reference: Any) -> dict[str, float]:
+        """The measures of a second sample against the reference; empty where it is equal to the bit."""
+        try:
+            second = kind.read(path)
+            kind.require_same_form(reference, second)
+            if kind.same_bits(reference, second):
+                return {}
+            numbers, _ = kind.rung.compare(reference, second)
+        except (FileError, SampleError, ValueError) as error:
+            raise UsageError(f"--second-reference: {path}: {error}") from error
+        if found := kind.findings(reference, second):
+            raise UsageError(f"--second-reference: {path} is {found[0].reason}, expected a right sample")
+        return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
+
+    def _read(self, kind: Kind) -> Gates:
+        text = str(self.floors)
+        known = checkpoints()
+        embedded = text in known
+        path = FIXTURES / "tolerances" / f"{text}.json" if embedded else Path(text)
+        if not path.is_file():
+            raise UsageError(f"--floors: no file {text}, expected a JSON file of bounds or one of: {', '.join(known)}")
+        measures = kind.rung.measures
+        if not embedded:
+            # A file may hold bounds for all kinds of a folder, so that a name is unknown only if no kind has it.
+            everything = [measure.name for one in KINDS for measure in one.rung.measures]
+            _require_known(path, everything)
+        try:
+            return Gates.read(path, measures, others=True)
+        except UsageError as error:
+            raise UsageError(f"--floors: {kind.name}: {error}") from error
+
+
+def _require_known(path: Path, known: Sequence[str]) -> None:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--floors: cannot read {path}: {error}, expected JSON") from error
+    for section in ("ceilings", "floors"):
+        held = data.get(section, {}) if isinstance(data, dict) else {}
+        for name in held if isinstance(held, dict) else {}:
+            if name not in known:
+                some = ", ".join(known)
+                raise UsageError(f"--floors: {path}: unknown name {name!r} in {section}, expected some of: {some}")
