@@ -1,16 +1,15 @@
 """Where floors come from: a file, an embedded checkpoint, or a second right sample of the reference."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from validation.errors import UsageError
-from validation.files import FIXTURES
+from validation.files import FIXTURES, read_json
 from validation.kept.kinds import KINDS, FileError, Kind
-from validation.samples.gates import Gates
+from validation.samples.gates import SECTIONS, Gates
 from validation.samples.rung import SampleError
 
 TIMES = 2.0
@@ -54,8 +53,10 @@ class Floors:
         if self.floors is not None and self.second:
             raise UsageError("--second-reference: given beside --floors, expected one of the two")
         if self.floors is not None:
-            for kind in kinds:
-                self._read(kind)
+            read = [self._read(kind) for kind in kinds]
+            if not any(isinstance(gates, Gates) for gates in read):
+                some = ", ".join(measure.name for kind in kinds for measure in kind.rung.measures)
+                raise UsageError(f"--floors: {self.floors} has no bound on these files, expected some of: {some}")
 
     def of(self, kind: Kind, name: str, reference: Any) -> Gates | str:
         """The bounds of a pair, or in words why there are none.
@@ -102,32 +103,28 @@ class Floors:
             raise UsageError(f"--second-reference: {path} is {found[0].reason}, expected a right sample")
         return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
 
-    def _read(self, kind: Kind) -> Gates:
+    def _read(self, kind: Kind) -> Gates | str:
+        """The bounds of a file on one kind, or in words that it has none."""
         text = str(self.floors)
         known = checkpoints()
-        embedded = text in known
-        path = FIXTURES / "tolerances" / f"{text}.json" if embedded else Path(text)
+        path = FIXTURES / "tolerances" / f"{text}.json" if text in known else Path(text)
         if not path.is_file():
             raise UsageError(f"--floors: no file {text}, expected a JSON file of bounds or one of: {', '.join(known)}")
-        measures = kind.rung.measures
-        if not embedded:
-            # A file may hold bounds for all kinds of a folder, so that a name is unknown only if no kind has it.
-            everything = [measure.name for one in KINDS for measure in one.rung.measures]
-            _require_known(path, everything)
         try:
-            return Gates.read(path, measures, others=True)
+            names = _names(path)
+            # A checkpoint's floors are on more than files hold, such as a shape's field.
+            everything = [measure.name for one in KINDS for measure in one.rung.measures]
+            if text not in known and (odd := [name for name in names if name not in everything]):
+                raise UsageError(f"{path}: unknown name {odd[0]!r}, expected some of: {', '.join(everything)}")
+            if not any(measure.name in names for measure in kind.rung.measures):
+                return f"not judged against a measured floor: {text} has none for {kind.name}"
+            return Gates.read(path, kind.rung.measures, others=True)
         except UsageError as error:
-            raise UsageError(f"--floors: {kind.name}: {error}") from error
+            raise UsageError(f"--floors: {error}") from error
 
 
-def _require_known(path: Path, known: Sequence[str]) -> None:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--floors: cannot read {path}: {error}, expected JSON") from error
-    for section in ("ceilings", "floors"):
-        held = data.get(section, {}) if isinstance(data, dict) else {}
-        for name in held if isinstance(held, dict) else {}:
-            if name not in known:
-                some = ", ".join(known)
-                raise UsageError(f"--floors: {path}: unknown name {name!r} in {section}, expected some of: {some}")
+def _names(path: Path) -> list[str]:
+    """The names that a file of bounds has; a section that is no object has none, which `Gates.read` says."""
+    content = read_json(path)
+    sections = [content.get(section, {}) for section in SECTIONS]
+    return [name for section in sections if isinstance(section, dict) for name in section]

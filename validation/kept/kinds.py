@@ -138,7 +138,7 @@ class Images(Videos):
         if not path.is_file():
             raise FileError(self.missing, f"no file {path}, expected an image")
         try:
-            image = np.asarray(iio.imread(path, index=0))
+            image = np.asarray(iio.imread(path, plugin="pillow", index=0))
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise FileError(self.missing, f"{path} is damaged ({reason}), expected an image") from error

@@ -31,7 +31,8 @@ def with_tile(change: Callable[[UInt8Frames], UInt8Frames | int], frames: slice 
 
 
 def levels(gain: float, shift: float) -> UInt8Frames:
-    return np.rint(FRAMES * gain + shift).clip(0, 255).astype(np.uint8)
+    made: UInt8Frames = np.rint(FRAMES * gain + shift).clip(0, 255).astype(np.uint8)
+    return made
 
 
 # Name, the candidate, the finding's name, and what its reason must say.
