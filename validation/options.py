@@ -219,7 +219,7 @@ OPTIONS = (
     Option(
         "second-reference",
         "measure the floor: another right sample of the reference, such as one of another kernel library; a candidate "
-        "may be as far away as it, and by twice its squared error",
+        "may have eight times its squared error",
         ("compare",),
         type=Path,
         metavar="FILE_OR_FOLDER",
@@ -256,6 +256,7 @@ OPTIONS = (
         metavar="FILE",
     ),
     Option("out", "run folder (default: a new one under runs/)", (*SESSIONS, "faults"), type=Path, metavar="DIR"),
+    Option("out", "write a run folder with a report as well", ("compare",), type=Path, metavar="DIR"),
     Option(
         "out",
         "folder of the JSON and the picture",

@@ -34,16 +34,28 @@ def _repro(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from validation.files import write_text
+    from validation.files import require_writable, write_text
     from validation.kept.floors import Floors
     from validation.kept.pairs import compare, lines, to_json
+    from validation.kept.records import keep
+    from validation.record import Environment, Run
+    from validation.report.html import write_report
 
+    if options.out is not None:
+        require_writable(options.out)
+        if (options.out / "records.jsonl").exists():
+            raise UsageError(f"--out: {options.out} holds a run already, expected a new or empty folder")
+    candidate = Path(options.candidate)
     floors = Floors(options.floors, options.second_reference)
-    results, left_out = compare(Path(options.reference), Path(options.candidate), floors, progress)
+    results, left_out = compare(Path(options.reference), candidate, floors, progress)
     status = exit_status(result.verdict.status for result in results)
     if options.json is not None:
         write_text(options.json, to_json(results, left_out, status))
     print(*lines(results, left_out), sep="\n")
+    if options.out is not None:
+        run = Run(options.out, Environment.capture(device="none", seed=0, profile="none"))
+        keep(run, results, candidate)
+        print(f"report: {write_report(run.folder)}")
     return status
 
 

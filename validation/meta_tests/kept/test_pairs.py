@@ -1,6 +1,7 @@
 """Files of every kind, alone and in two folders, through the command."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from validation.media.flicker import flicker
 from validation.media.mesh import write_mesh
 from validation.media.video import UInt8Frames, write_video
 from validation.meta_tests.report.test_report import video
+from validation.record import read_run
 
 FRAMES: UInt8Frames = video(6, 32, 48)
 LATENTS = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -138,7 +140,7 @@ def test_a_second_folder_measures_the_floor_of_each_pair(
     _, b = folders
     second = Path("c")
     second.mkdir()
-    for size, status in ((1.5e-6, cli.PASSED), (3e-6, cli.FAILED)):
+    for size, status in ((2e-6, cli.PASSED), (4e-6, cli.FAILED)):
         write_array(second / "latents.npy", LATENTS + 1e-6)
         write_array(b / "latents.npy", LATENTS + size)
         assert run("a b --second-reference c", capsys)[0] == status
@@ -301,3 +303,33 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     # Of a folder the pairs before it are named as they are judged.
     assert err.splitlines()[-1].startswith(f"validate: {says}")
     assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_a_report_shows_every_pair(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = folders
+    write_video(b / "clip.mkv", np.ascontiguousarray(FRAMES[::-1]))
+    iio.imwrite(a / "still.png", FRAMES[0, ..., 0])
+    iio.imwrite(b / "still.png", noisy(FRAMES)[0, ..., 0])
+    (b / "ball.glb").unlink()
+    status, lines = run("a b --out out", capsys)
+    assert (status, lines[-1]) == (cli.FAILED, "report: out/report.html")
+    _, records = read_run(Path("out"))
+    assert {record.subject: str(record.status) for record in records} == {
+        name: pair["status"] for name, pair in results().items()
+    }
+    page = Path("out/report.html").read_text()
+    assert "reversed (all 6 frames): MSE " in page
+    assert "the candidate has no ball.glb, which the reference has" in page
+    assert "No frames of" not in page
+    assert page.count('class="player"') == 3
+    for record in records:
+        assert all((Path("out") / file).is_file() for file in record.artifacts.values())
+    (clip,) = (record for record in records if record.subject == "clip.mkv")
+    assert clip.repro == "validate compare a/clip.mkv b/clip.mkv"
+    assert cli.main(["compare", "a", "b", "--out", "out"]) == cli.USAGE
+    assert "--out: out holds a run already" in capsys.readouterr().err
+
+
+def test_the_help_text_names_every_suffix() -> None:
+    (command,) = (command for command in cli.COMMANDS if command.name == "compare")
+    assert set(re.findall(r"\.\w+", command.words[0][1])) == set(SUFFIXES)
