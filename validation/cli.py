@@ -38,7 +38,7 @@ replaces, measured, on inputs chosen to hurt.
   validate bench ops --gpu                    how fast each op is, beside the copy, the eager chain and others
   validate bench denoise --model helios --gpu how fast a whole denoiser is with them, beside each arm's drift
   validate diff OLD_RUN NEW_RUN               two run folders: which verdicts, tiers, numbers and bits changed
-  validate compare REFERENCE CANDIDATE        two kept videos of two runs
+  validate compare REFERENCE CANDIDATE        kept videos, images, arrays or meshes of two runs
   validate repro '{"op": ...}'                one case again, from a failure's last line
 """
 

@@ -218,10 +218,19 @@ OPTIONS = (
     Option("seeds", "seeds of each prompt", ("quality", "pytest"), type=int, default=1, metavar="N"),
     Option(
         "floors",
-        "floors of PSNR and SSIM, as fixtures/tolerances has them (default: those of Helios)",
+        "bounds that belong to these files: a JSON file as fixtures/tolerances has them, or the name of an embedded "
+        "checkpoint whose floors were measured (default: none; then files that differ are not judged)",
+        ("compare",),
+        metavar="FILE_OR_CHECKPOINT",
+    ),
+    Option(
+        "second-reference",
+        "measure the floor: another right sample of the reference, such as one of another kernel library; a candidate "
+        "may have eight times its squared error",
         ("compare",),
         type=Path,
-        metavar="FILE",
+        metavar="FILE_OR_FOLDER",
+        repeated=True,
     ),
     Option(
         "merge",
@@ -238,7 +247,13 @@ OPTIONS = (
         type=Path,
         metavar="DIR",
     ),
-    Option("json", "write the results as JSON as well", (*SESSIONS, "faults", "diff"), type=new_file, metavar="FILE"),
+    Option(
+        "json",
+        "write the results as JSON as well",
+        (*SESSIONS, "faults", "diff", "compare"),
+        type=new_file,
+        metavar="FILE",
+    ),
     # pytest writes JUnit XML itself.
     Option(
         "junit",
@@ -248,6 +263,7 @@ OPTIONS = (
         metavar="FILE",
     ),
     Option("out", "run folder (default: a new one under runs/)", (*SESSIONS, "faults"), type=Path, metavar="DIR"),
+    Option("out", "write a run folder with a report as well", ("compare",), type=Path, metavar="DIR"),
     Option(
         "out",
         "folder of the JSON and the picture",

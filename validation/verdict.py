@@ -44,8 +44,10 @@ class Status(StrEnum):
     NO_SURFACE = "NO_SURFACE"  # the field has one sign everywhere
     DEGENERATE_MESH = "DEGENERATE_MESH"  # no faces, or flat
     INCORRECT_FRAMES = "INCORRECT_FRAMES"  # count, size or rate differ
+    BROKEN_FRAMES = "BROKEN_FRAMES"  # reordered, frozen, uniform, flipped, other channels or levels, a part alone
     BELOW_FLOOR = "BELOW_FLOOR"
     OUTSIDE_BAND = "OUTSIDE_BAND"
+    MISSING_FILE = "MISSING_FILE"  # one of two folders lacks it
     # The run itself.
     CORNER_NOT_REACHED = "CORNER_NOT_REACHED"
     BFLOAT16_NOT_JUDGED = "BFLOAT16_NOT_JUDGED"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from validation.commands import FAILED, PASSED, Command, exit_status
+from validation.commands import FAILED, PASSED, Command, exit_status, progress
 from validation.errors import UsageError
 from validation.options import DEFAULT_OPS
 
@@ -34,13 +34,29 @@ def _repro(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from validation.files import FIXTURES
-    from validation.samples.compare import judge_files
+    from validation.files import require_writable, write_text
+    from validation.kept.floors import Floors
+    from validation.kept.pairs import compare, lines, to_json
+    from validation.kept.records import keep
+    from validation.record import Environment, Run
+    from validation.report.html import write_report
 
-    bounds = options.floors or FIXTURES / "tolerances" / "helios.json"
-    verdict = judge_files(Path(options.reference), Path(options.candidate), bounds)
-    print(f"{verdict.status}{f' ({verdict.tier})' if verdict.tier else ''}: {verdict.reason}")
-    return exit_status([verdict.status])
+    if options.out is not None:
+        require_writable(options.out)
+        if (options.out / "records.jsonl").exists():
+            raise UsageError(f"--out: {options.out} holds a run already, expected a new or empty folder")
+    candidate = Path(options.candidate)
+    floors = Floors(options.floors, options.second_reference)
+    results, left_out = compare(Path(options.reference), candidate, floors, progress)
+    status = exit_status(result.verdict.status for result in results)
+    if options.json is not None:
+        write_text(options.json, to_json(results, left_out, status))
+    print(*lines(results, left_out), sep="\n")
+    if options.out is not None:
+        run = Run(options.out, Environment.capture(device="none", seed=0, profile="none"))
+        keep(run, results, candidate)
+        print(f"report: {write_report(run.folder)}")
+    return status
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -65,14 +81,24 @@ def _report(options: argparse.Namespace) -> int:
     return PASSED
 
 
+# `validation.kept.kinds.SUFFIXES`, whose module imports numpy and torch.
+_COMPARED = "videos .npz, .mkv, .mp4, images .png, arrays .npz, .npy, .safetensors, .pt, meshes .glb, .obj, .stl"
+
 COMMANDS = (
     Command(
         "compare",
-        "judge one kept video against another",
-        "Judges the frames of one file against those of another, as a run does its arms'. A file that is missing or\n"
-        "damaged, and another count, size or rate, is a failure; nothing is trimmed.",
+        "judge kept files of one run against another's",
+        "Judges videos, images, arrays (such as latents) and meshes of CANDIDATE against those of REFERENCE: two\n"
+        "files, or two folders whose files are matched by name. What is wrong is named: another order of frames,\n"
+        "frozen or uniform frames, flips, swapped channels, other levels, a part that differs alone. How far apart\n"
+        "right files may be depends on what made them: without floors of their own, files that differ are not judged\n"
+        "(exit status 3). A file that is missing or damaged, and another count, size or rate, is a failure; nothing\n"
+        "is trimmed.",
         _compare,
-        (("REFERENCE", "a video: .npz or .mkv, or a lossy .mp4"), ("CANDIDATE", "a video")),
+        (
+            ("REFERENCE", f"a file or a folder of files: {_COMPARED}"),
+            ("CANDIDATE", "the same of the other run"),
+        ),
         samples=True,
     ),
     Command(

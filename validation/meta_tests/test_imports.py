@@ -91,6 +91,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "option",
     ),
     # Built on all of the above.
+    "kept": (*_PLAIN, "media", "record", "samples"),
     "report": (*_PLAIN, "drift/band", "record"),
     "adapters": (*_PLAIN, "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
 }

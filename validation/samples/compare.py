@@ -3,14 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from validation.drift import band
-from validation.errors import UsageError
-from validation.media import video
 from validation.models.mount import SiteError
-from validation.samples.frames import FileFrames
 from validation.samples.gates import Gates
 from validation.samples.rung import Rung, Sample, SampleError
 from validation.verdict import Numbers, Series, Status, Tier, Verdict
@@ -139,36 +135,3 @@ def judge_made(
     if not bounds:
         parts.append("no number of these rungs has a gate")
     return verdict(Status.PASSED, check, "; ".join(parts))
-
-
-def judge_files(reference: Path, candidate: Path, bounds: Path) -> Verdict:
-    """Compare a candidate's video file with a reference's, as the two arms of a run are compared.
-
-    INCORRECT_FRAMES where a file is missing or damaged, or where rate, count or size differ: nothing is trimmed.
-    BELOW_FLOOR where its frames are too far from the reference's.
-
-    Args:
-        reference, candidate: ``.npz`` or ``.mkv``, which are lossless; an ``.mp4`` is judged with its encoder's loss.
-        bounds: a JSON file for `Gates.read`.
-
-    Raises:
-        UsageError: another kind of file, frames smaller than SSIM's window, or bad gates.
-    """
-    rung = FileFrames()
-    gates = Gates.read(bounds, rung.measures)
-    paths = {"reference": reference, "candidate": candidate}
-    for arm, path in paths.items():
-        if path.suffix not in video.SUFFIXES:
-            raise UsageError(f"{arm}: {path} ends in {path.suffix!r}, expected one of: {', '.join(video.SUFFIXES)}")
-    try:
-        frames = {arm: {rung.name: video.read_video(path)} for arm, path in paths.items()}
-        rates = {arm: video.read_rate(path) for arm, path in paths.items()}
-    except video.VideoError as error:
-        return Verdict(Status.INCORRECT_FRAMES, "frames", str(error))
-    if rates["candidate"] != rates["reference"]:
-        reason = f"candidate has {rates['candidate']:g} frames a second, expected {rates['reference']:g}"
-        return Verdict(Status.INCORRECT_FRAMES, "frames", reason)
-    try:
-        return judge_made(frames["reference"], frames["candidate"], [rung], gates)
-    except ValueError as error:
-        raise UsageError(f"reference: {reference}: {error}") from error

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from validation.media import metrics
-from validation.samples.rung import Measure, Rung, SampleError
+from validation.media.flicker import flicker
+from validation.samples.rung import Measure, Rung, SampleError, as_number
 from validation.verdict import Numbers, Series, Status
 
 
@@ -18,7 +19,7 @@ class Frames(Rung):
 
     name = "frames"
     check = "floors"
-    measures = (
+    measures: ClassVar[tuple[Measure, ...]] = (
         Measure("psnr", "PSNR, all frames pooled", "dB", "high"),
         # The mean hides one black frame in 81.
         Measure("psnr_worst_frame", "PSNR, worst frame", "dB", "high", required=True),
@@ -77,6 +78,23 @@ class Frames(Rung):
 
 
 class FileFrames(Frames):
-    """8-bit frames, as stored in files."""
+    """8-bit frames, as stored in files; with flicker."""
 
     data_range = 255.0
+    measures = (*Frames.measures, Measure("flicker_change", "flicker, change of energy", "dB", "low"))
+
+    def compare(self, reference: Any, candidate: Any) -> tuple[Numbers, Series]:
+        """See `Frames.compare`; with the energies of `flicker`."""
+        numbers, series = super().compare(reference, candidate)
+        found = flicker(reference, candidate, self.data_range)
+        if found is None:
+            return numbers | {"flicker_change": None}, series
+        energies = {"flicker_energy_reference": found.reference, "flicker_energy_candidate": found.candidate}
+        return numbers | {"flicker_change": abs(found.change), **energies}, series
+
+    def words(self, numbers: Numbers) -> str:
+        """One sentence with the measures."""
+        if numbers["flicker_change"] is None:
+            return super().words(numbers)
+        more = as_number(numbers["flicker_energy_candidate"]) > as_number(numbers["flicker_energy_reference"])
+        return f"{super().words(numbers)}; flicker {numbers['flicker_change']:.2g} dB {'more' if more else 'less'}"

@@ -33,15 +33,22 @@ class Gates:
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, measures: Iterable[Measure]) -> Self:
+    def read(cls, path: Path, measures: Iterable[Measure], *, others: bool = False) -> Self:
         """Read a JSON file, which has numbers for some of the measures under ``ceilings`` and ``floors``.
+
+        Args:
+            path: the file.
+            measures: those that it may bound.
+            others: whether bounds of further measures are left out, and are no error.
 
         Raises:
             UsageError: no such file, an unknown name, no number, no gate at all, or none for a measure that needs one.
         """
         content, known = read_json(path), list(measures)
         found = {
-            section: _section(path, content.get(section, {}), section, [m.name for m in known if m.better == better])
+            section: _section(
+                path, content.get(section, {}), section, [m.name for m in known if m.better == better], others
+            )
             for section, better in SECTIONS.items()
         }
         if not any(found.values()):
@@ -88,9 +95,11 @@ class Gates:
         return {f"{kind}_{name}": bound for kind, bounds in named for name, bound in bounds.items() if name in numbers}
 
 
-def _section(path: Path, bounds: Any, section: str, known: Sequence[str]) -> dict[str, float]:
+def _section(path: Path, bounds: Any, section: str, known: Sequence[str], others: bool) -> dict[str, float]:
     if not isinstance(bounds, dict):
         raise UsageError(f"{path}: {section} is a {type(bounds).__name__}, expected names and numbers")
+    if others:
+        bounds = {name: value for name, value in bounds.items() if name in known}
     for name, value in bounds.items():
         if name not in known:
             raise UsageError(f"{path}: unknown name {name!r} in {section}, expected some of: {', '.join(known)}")

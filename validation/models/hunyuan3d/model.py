@@ -24,6 +24,7 @@ from validation.models.hunyuan3d.sampling import Prompt, ShapePipeline
 from validation.models.hunyuan3d.shapes import ShapePrompt
 from validation.models.mount import Mount, Site, SiteCall
 from validation.ops import OpSet
+from validation.samples.meshes import Mesh
 from validation.samples.model import Model
 from validation.samples.request import Progress, silent
 from validation.samples.rung import Kept, Player, Sample
@@ -51,7 +52,7 @@ class Hunyuan3D(Model[Prompt]):
 
     name = "hunyuan3d"
     dtype = sampling.DTYPE
-    rungs = (rungs.Field(), rungs.Mesh(), rungs.Views())
+    rungs = (rungs.Field(), Mesh(), rungs.Views())
     default_checkpoint = FIXTURES / "checkpoints" / "hunyuan3d-trained"
     denoiser = Hunyuan3DDenoiser
     options = OPTIONS
