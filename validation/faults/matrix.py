@@ -22,7 +22,7 @@ from validation.device import Device, select
 from validation.errors import UsageError
 from validation.executor import InProcess
 from validation.faults import FAULTS, load
-from validation.judge import kept
+from validation.judge import remembered
 from validation.ops import check_op_name
 from validation.options import repeat_line
 from validation.parity.profiles import Profile
@@ -86,7 +86,7 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
         first_kill: stop at the first verdict that names the bug.
     """
     fault, start = FAULTS[name], time.perf_counter()
-    kept.keep()  # the faults of an op get the same cases
+    remembered.remember()  # the faults of an op get the same cases
     cases: Counter[str] = Counter()
     kills: dict[Status, Counter[str]] = {}
     executor = InProcess(fault.op_set(), device)

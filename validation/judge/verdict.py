@@ -15,7 +15,7 @@ from validation.errors import CannotExpress
 from validation.judge import fingerprint, same_bits, structure
 from validation.judge.expected import Expected, absent, expect, outputs_of, written_arguments
 from validation.judge.form import wrong_form, wrong_memory
-from validation.judge.kept import expected_of
+from validation.judge.remembered import expected_of
 from validation.judge.second_calls import Complaint, FirstCall
 from validation.judge.values import judge_values
 from validation.ops import surroundings, tracebacks

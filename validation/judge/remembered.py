@@ -1,4 +1,4 @@
-"""What cases should give, kept while several candidates are judged on the same cases: the planted faults of an op."""
+"""What cases should give, remembered while several candidates are judged on the same cases: the planted faults of an op."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from validation.judge.expected import Expected, expect
 MOST_BYTES, ELEMENT_BYTES = 2**28, 64
 
 
-class _Kept:
+class _Memory:
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str, str], tuple[Expected, int]] = OrderedDict()
         self._bytes = 0
@@ -31,17 +31,17 @@ class _Kept:
         return found
 
 
-_kept: _Kept | None = None
+_memory: _Memory | None = None
 
 
-def keep() -> None:
-    """Keep what cases should give from now on, in this process."""
-    global _kept
-    _kept = _kept or _Kept()
+def remember() -> None:
+    """Remember what cases should give from now on, in this process."""
+    global _memory
+    _memory = _memory or _Memory()
 
 
 def expected_of(case: Case, arguments: Arguments, make: Callable[[], Arguments], device: str) -> Expected:
-    """What a case should give: kept, or from arguments that no candidate has touched yet.
+    """What a case should give: remembered, or from arguments that no candidate has touched yet.
 
     Args:
         case: the case.
@@ -49,4 +49,4 @@ def expected_of(case: Case, arguments: Arguments, make: Callable[[], Arguments],
         make: makes them anew.
         device: the torch device.
     """
-    return expect(case, arguments, device) if _kept is None else _kept.expect(case, make, device)
+    return expect(case, arguments, device) if _memory is None else _memory.expect(case, make, device)
