@@ -1,4 +1,4 @@
-"""What cases should give, remembered while several candidates are judged on the same cases: the planted faults of an op."""
+"""What cases should give, remembered while several candidates are judged on them: the planted faults of an op."""
 
 from collections import OrderedDict
 from collections.abc import Callable
