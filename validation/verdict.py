@@ -10,13 +10,15 @@ Series = dict[str, list[float]]
 
 
 class Status(StrEnum):
-    """The outcome of a record. All but the first four are failures."""
+    """The outcome of a record. All but the first five are failures."""
 
     PASSED = "PASSED"
     INCONCLUSIVE = "INCONCLUSIVE"
     NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
+    NOT_RUN = "NOT_RUN"  # too slow for this device: not judged
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
     # One op.
+    REFERENCE_ERROR = "REFERENCE_ERROR"  # the reference op raised: nothing is known about the candidate
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
     TIMEOUT = "TIMEOUT"
@@ -55,7 +57,12 @@ class Status(StrEnum):
     @property
     def failed(self) -> bool:
         """True for every status that must turn a run red."""
-        return self not in (Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED)
+        return self.judged and self not in (Status.PASSED, Status.INCONCLUSIVE, Status.XFAILED)
+
+    @property
+    def judged(self) -> bool:
+        """False if nothing was judged: a library has no call for it, or the device is too slow for it."""
+        return self not in (Status.NOT_EXPRESSED, Status.NOT_RUN)
 
 
 # Reports list statuses in the order of declaration; the judge's own order of checks is its `STAGES`.

@@ -25,9 +25,12 @@ def summary(
         command: the command line that repeats the sweep.
     """
     drawn = {name for record in done for name in record.corners}
-    judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
+    judged = {name for record in done if record.status.judged for name in record.corners}
+    of_slow = {name for record in done if record.status is Status.NOT_RUN for name in record.corners} - judged
     missed = [corner.name for corner in corners if corner.name not in drawn]
-    unjudged = [corner.name for corner in corners if corner.name in drawn - judged]
+    unjudged = [corner.name for corner in corners if corner.name in drawn - judged - of_slow]
+    not_run = [corner.name for corner in corners if corner.name in of_slow]
+    too_slow = sum(record.status is Status.NOT_RUN for record in done)
     passed = [record for record in done if record.status is Status.PASSED]
     unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
     tier = tiers.op_tier(passed)
@@ -37,9 +40,11 @@ def summary(
         "failed": sum(record.status.failed for record in done),
         "xfailed": sum(record.status is Status.XFAILED for record in done),
         "not_expressed": unexpressed.total(),
+        "not_run": too_slow,
         "corners": len(corners),
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
+        "corners_not_run": len(not_run),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
@@ -62,7 +67,14 @@ def summary(
         reason = f"{reason}; {most}"
         if unjudged:
             reason = f"{reason}; corners of such cases alone: {', '.join(unjudged)}"
-    if unexpressed.total() == len(done) > 0:
+    slow = f"{too_slow} of {len(done)} cases not run on this device, which is too slow for them"
+    if too_slow:
+        reason = f"{reason}; {slow}"
+        if not_run:
+            reason = f"{reason}; corners not reached on this device: {', '.join(not_run)}"
+    if too_slow == len(done) > 0:
+        status, check, reason = Status.NOT_RUN, "runs", slow
+    elif unexpressed.total() == len(done) > 0:
         status, check, reason = Status.NOT_EXPRESSED, "runs", most
     elif missed:
         status, check = Status.CORNER_NOT_REACHED, "corners"
