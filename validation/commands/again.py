@@ -58,10 +58,12 @@ def _report(options: argparse.Namespace) -> int:
     from validation.record import read_run
     from validation.report.html import write_report
     from validation.report.terminal import print_table
+    from validation.report.unfinished import left_of
+    from validation.run_plan import RunState
 
     folder = Path(options.run_dir)
     _, records = read_run(folder)
-    print_table(records, report=write_report(folder))
+    print_table(records, report=write_report(folder), left=left_of(RunState.read(folder), records))
     return PASSED
 
 
