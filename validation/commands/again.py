@@ -100,7 +100,7 @@ COMMANDS = (
     Command(
         "report",
         "write report.html of a run folder",
-        "Writes report.html of a run folder again.",
+        "Writes report.html of a run folder again; of a run that was cut it says what was judged and what was not.",
         _report,
         (("RUN_DIR", "such as runs/20260101-120000"),),
         "exit status: 0 written, whatever the verdicts, 2 usage error\n",

@@ -1,9 +1,10 @@
 """How long a case may take: by the clock on a GPU, by processor time and programs launched under the interpreter.
 
-A kernel of one row a program runs 65,700 programs on the largest cases. Compiled they take microseconds, interpreted
-some two milliseconds each, and a right kernel is then only too slow for the device. So under the interpreter time that
-the process spent waiting for a processor does not count, the limit grows with the programs, and a case that still
-launches programs when it ends is `Status.NOT_RUN`. One that launched none within the limit hangs: `Status.TIMEOUT`.
+A kernel of one row a program runs 65,700 programs on the largest cases, in each of several calls. Interpreted they
+take 0.2 ms each on an idle processor and several times as long on a busy or slow one: a right kernel is then only too
+slow for the device. So under the interpreter time that the process spent waiting for a processor does not count, the
+limit grows with the programs, and a case that still launches programs when it ends is `Status.NOT_RUN`. One that
+launched none within the limit hangs: `Status.TIMEOUT`.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from pathlib import Path
 from validation.device.launches import Counts
 from validation.verdict import Status
 
-# What a program adds to the limit: our own take 0.2 to 1 ms under the interpreter.
+# What a program adds to the limit: one row of 4 to 1024 columns takes 0.2 ms under the interpreter.
 PROGRAM_SECONDS = 0.001
 # The limit grows to this many times itself, or an endless loop of launches would never reach it.
 MOST_LIMITS = 3.0

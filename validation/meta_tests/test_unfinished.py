@@ -14,6 +14,7 @@ import pytest
 from validation import cli
 from validation.device import select
 from validation.files import append_line
+from validation.meta_tests import in_a_fork
 from validation.parity.plan import Plan
 from validation.parity.profiles import PROFILES
 from validation.record import Environment, Level, Record, Run, read_run
@@ -281,3 +282,41 @@ def test_exit_statuses_of_unfinished_runs() -> None:
     assert cli.exit_status([Status.PASSED, Status.BIASED], finished=False) == cli.FAILED
     assert cli.exit_status([Status.PASSED, Status.NOT_RUN]) == cli.PASSED
     assert cli.exit_status([Status.NOT_RUN, Status.NOT_EXPRESSED]) == cli.FAILED
+
+
+STOPS = """
+import reference_ops
+
+
+def rms_norm(x, weight=None, eps=1e-6, *, casting_mode="float32"):
+    return None
+
+
+def split_rotary_embedding(x, cos, sin):
+    return reference_ops.split_rotary_embedding(x, cos, sin)
+"""
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_session_of_pytest_is_finished_if_all_its_tests_ran(stops: bool, here: Path) -> None:
+    (here / "stops.py").write_text(STOPS)
+    root = Path(cli.__file__).parents[1]
+    command = [
+        "-q",
+        "-c",
+        str(root / "pyproject.toml"),
+        "--rootdir",
+        str(root),
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "parity",
+    ]
+    command += ["--validate-ops", "stops.py", "--validate-profile", "quick", "--validate-out", "run"]
+    command += ["--no-validate-isolate", *(["-x"] * stops), str(root / "validation" / "test_parity.py")]
+    done = in_a_fork.run("run_pytest", *command, folder=here)
+    assert done.returncode == 1, done.stdout + done.stderr
+    left = left_of(RunState.read(here / "run"), read_run(here / "run")[1])
+    assert left.unfinished is stops
+    assert ("UNFINISHED: The run was cut; 1 of 2 ops judged to the end; not begun:" in done.stdout) is stops
+    assert (here / "run" / CLOSED).exists() is not stops
