@@ -1,10 +1,14 @@
 """The ``validate`` command."""
 
 import argparse
+import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from validation.commands import (
@@ -23,6 +27,7 @@ from validation.commands import (
 from validation.errors import UsageError
 from validation.extras import require_models
 from validation.options import PROGRAM, add_options
+from validation.output import lasting
 
 __all__ = ["FAILED", "INCONCLUSIVE", "PASSED", "USAGE", "exit_status", "main"]
 
@@ -87,6 +92,27 @@ def _texts(command: Command) -> dict[str, Any]:
     }
 
 
+# Of a disk that takes no more, and of one that may not be written.
+NOWHERE_TO_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM interrupt as Ctrl-C does, so that it too leaves a report."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     from validation.files import default_folder
@@ -95,6 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(default_folder() / "hypothesis"))
     # Under the interpreter NumPy warns wherever a case contains NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
+    with _interrupted_by_sigterm(), lasting() as out:
+        status = _run(argv)
+        out.flush()
+    if out.error is None or isinstance(out.error, BrokenPipeError):
+        return status
+    print(f"{PROGRAM}: cannot write to standard output: {out.error.strerror}", file=sys.stderr)
+    return USAGE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(argv)
         command: Command = vars(options).pop("command")
@@ -103,6 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run(options)
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        if error.errno not in NOWHERE_TO_WRITE:
+            raise
+        print(f"{PROGRAM}: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)

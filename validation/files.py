@@ -1,5 +1,6 @@
 """Files and folders: where the fixtures are, whether a path can be written, and writing a file whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,6 +97,27 @@ def write_text(path: Path, text: str) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    data = line.encode("utf-8", "replace") + b"\n"
+    try:
+        with path.open("ab", buffering=0) as file:
+            size, written = file.tell(), 0
+            try:
+                while written < len(data):
+                    written += file.write(data[written:])
+            except OSError:
+                with contextlib.suppress(OSError):  # a device has no size
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}, expected a place with space left") from error
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,9 @@ MARKERS = {
     "gpu": "needs a GPU; runs with --gpu only",
 }
 
-# Keys of a worker's input, and the attribute of a test's report that carries its records.
-GPU, FOLDER, RECORDS = "validation_gpu", "validation_folder", "validation_records"
+# Keys of a worker's input, and the attributes of a test's report that carry its records and what was planned.
+GPU, FOLDER = "validation_gpu", "validation_folder"
+RECORDS, PLANNED = "validation_records", "validation_planned"
 
 
 class Validation:
@@ -47,11 +48,16 @@ class Validation:
     Attributes:
         options: as given.
         worker: whether this process is a worker of pytest-xdist.
+        ops: those of the collected parity tests, for the plan of the run.
+        quality: whether quality tests were collected.
+        cut: whether the session ended before all of them had run.
     """
 
     def __init__(self, options: argparse.Namespace, shared_folder: Path | None) -> None:
         self.options = options
         self.worker = shared_folder is not None
+        self.ops: tuple[str, ...] = ()
+        self.quality = self.cut = False
         self._folder = shared_folder
         self._session: Session | None = None
 
@@ -74,6 +80,16 @@ class Validation:
             except UsageError as error:
                 raise pytest.UsageError(as_pytest_says(str(error))) from error
         return self._session
+
+    def set_out(self, ops: Sequence[str], *, quality: bool) -> None:
+        """Plan the run, unless it has begun or another process writes it."""
+        self.ops, self.quality = tuple(ops), quality
+        session = self.session
+        if not self.worker and not session.started:
+            try:
+                session.set_out(self.ops, quality=quality)
+            except UsageError as error:
+                raise pytest.UsageError(as_pytest_says(str(error))) from error
 
     @property
     def started(self) -> bool:
@@ -150,6 +166,7 @@ def pytest_runtest_makereport(
     if validation.worker and call.when == "call" and validation.started:
         records = validation.session.run.records
         setattr(report, RECORDS, [record.to_json() for record in records])
+        setattr(report, PLANNED, (validation.ops, validation.quality))
         records.clear()
     return report
 
@@ -158,8 +175,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add the records that came with a worker's report to the run."""
     node = getattr(report, "node", None)  # the worker, set by pytest-xdist in the controlling process
     if node is not None:
+        validation = node.config.stash[VALIDATION]
+        if hasattr(report, PLANNED):
+            ops, quality = getattr(report, PLANNED)
+            validation.set_out(ops, quality=quality)
         for text in getattr(report, RECORDS, ()):
-            node.config.stash[VALIDATION].session.run.add(Record.from_json(text))
+            validation.session.run.add(Record.from_json(text))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -180,13 +201,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check what the quality tests ask for before the first of them runs."""
-    if any(item.get_closest_marker("quality") for item in session.items):
+    """Plan the run, and check what the quality tests ask for before the first of them runs."""
+    quality = any(item.get_closest_marker("quality") for item in session.items)
+    if quality:
         try:
             require_models("pytest -m quality")
             session.config.stash[VALIDATION].session.check_quality()
         except UsageError as error:
             raise pytest.UsageError(as_pytest_says(str(error))) from error
+    of_parity = [item for item in session.items if item.get_closest_marker("parity")]
+    named = [item.callspec.params for item in of_parity if hasattr(item, "callspec")]
+    ops = [params["op_name"] for params in named if "op_name" in params]
+    if (ops or quality) and not session.config.option.collectonly:
+        session.config.stash[VALIDATION].set_out(ops, quality=quality)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -226,16 +253,26 @@ def check(session: "Session", records: Iterator[Record]) -> None:
         pytest.fail("inconclusive: " + "; ".join(r.reason for r in inconclusive), pytrace=False)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Note whether all tests ran: not after Ctrl-C, an error of pytest's own, or with ``-x``."""
+    whole = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    session.config.stash[VALIDATION].cut = not whole or bool(session.shouldstop or session.shouldfail)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Write the report and print the table, if anything was judged."""
     validation = config.stash[VALIDATION]
     if not validation.started:
         return
     from validation.report.terminal import print_table
+    from validation.report.unfinished import left_of
 
     session = validation.session
+    if not validation.cut:
+        session.run.close()
     path = session.finish()
     terminalreporter.section("validation")
     text = io.StringIO()
-    print_table(session.run.records, report=path, file=text)
+    print_table(session.run.records, report=path, file=text, left=left_of(session.run.state, session.run.records))
     terminalreporter.write(text.getvalue())

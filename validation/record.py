@@ -1,9 +1,11 @@
 """The one schema in which every result is kept, and the folder it is kept in.
 
-A run folder holds ``environment.json`` (an `Environment`), ``records.jsonl`` (one `Record` a line, in the
-order in which they were made), the files that records name under ``artifacts``, and ``report.html``.
+A run folder holds ``environment.json`` (an `Environment`), ``plan.json`` and ``closed.json`` (`validation.run_plan`),
+``records.jsonl`` (one `Record` a line, in the order in which they were made), the files that records name under
+``artifacts``, and ``report.html``.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,12 +15,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
 from validation.errors import UsageError
+from validation.files import append_line, write_text
+from validation.run_plan import RunPlan, RunState, close
 from validation.verdict import Status, Tier
 
 SCHEMA = 1
@@ -213,46 +217,75 @@ def _commit() -> str:
         return ""
 
 
+def op_is_judged(op: str, records: Iterable[Record]) -> bool:
+    """Whether an op was judged to the end: its last record is about all its cases, or says why the rest was left."""
+    whole = (record for record in records if record.level is Level.RUN and record.subject == op)
+    return any("cases" in record.numbers or record.check == "runs" for record in whole)
+
+
 class Run:
     """A run folder being written.
 
     Attributes:
         folder: its path.
-        records: what was added so far.
+        records: what was added so far; at first those of the ops that an interrupted run had judged to the end.
+        plan: what the run sets out to judge.
+        closed: whether all of it was judged.
     """
 
-    def __init__(self, folder: Path, environment: Environment, *, shared: bool = False) -> None:
-        """Make the folder and write the environment.
+    def __init__(
+        self,
+        folder: Path,
+        environment: Environment,
+        *,
+        shared: bool = False,
+        plan: RunPlan | None = None,
+        go_on: bool = False,
+    ) -> None:
+        """Make the folder; write the environment and the plan.
 
         Args:
             folder: its path.
             environment: of this process.
             shared: whether another process writes the environment and the records; artifacts go there either way.
+            plan: what the run sets out to judge; None writes none.
+            go_on: whether a folder that holds an interrupted run of the same plan and environment is taken over.
 
         Raises:
             UsageError: the folder cannot be made or written, or holds another run.
         """
         self.folder, self.environment, self.shared = folder, environment, shared
+        self.plan, self.closed = plan, False
         self.records: list[Record] = []
         if (folder / "records.jsonl").exists() and not shared:
-            raise UsageError(f"{folder} holds a run already, expected a new or empty folder")
+            self.records = _of_judged_ops(folder, environment, plan if go_on else None)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if shared:
-                return
-            text = json.dumps(dataclasses.asdict(environment), indent=2)
-            (folder / "environment.json").write_text(text + "\n")
-            (folder / "records.jsonl").touch()
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}, expected a writable folder") from error
+        if shared:
+            return
+        write_text(folder / "environment.json", json.dumps(dataclasses.asdict(environment), indent=2) + "\n")
+        if plan is not None:
+            plan.write(folder)
+        write_text(folder / "records.jsonl", "".join(record.to_json() + "\n" for record in self.records))
 
     def add(self, record: Record) -> None:
-        """Append a record, also to ``records.jsonl`` unless the folder is shared."""
+        """Append a record, also to ``records.jsonl`` unless the folder is shared; UsageError if that cannot be done."""
+        if not self.shared:
+            append_line(self.folder / "records.jsonl", record.to_json())
         self.records.append(record)
-        if self.shared:
-            return
-        with (self.folder / "records.jsonl").open("a") as file:
-            file.write(record.to_json() + "\n")
+
+    def close(self) -> None:
+        """Write that all of the plan was judged; UsageError if it cannot be written."""
+        if not self.shared and self.plan is not None:
+            close(self.folder, len(self.records))
+        self.closed = True
+
+    @property
+    def state(self) -> RunState | None:
+        """How far the run came; None if it has no plan."""
+        return None if self.plan is None else RunState(self.plan, len(self.records) if self.closed else None)
 
     @staticmethod
     def new_folder(root: Path = Path("runs")) -> Path:
@@ -265,8 +298,38 @@ class Run:
         return folder
 
 
+# What must be equal for a run to go on where another was cut.
+_SAME = ("device", "torch", "triton", "diffusers", "commit", "seed", "profile", "options")
+# Options that say where results go, not what they are.
+_ELSEWHERE = frozenset({"json", "junit", "out"})
+
+
+def _of_judged_ops(folder: Path, environment: Environment, plan: RunPlan | None) -> list[Record]:
+    """The records of the ops that an interrupted run had judged to the end.
+
+    Raises:
+        UsageError: the run in the folder was finished, or is another one.
+    """
+    wanted = "expected a new or empty folder"
+    if plan is None or RunPlan.read(folder) is None:
+        raise UsageError(f"{folder} holds a run already, {wanted}")
+    before, records = read_run(folder)
+    if RunState.read(folder).finished(len(records)):
+        raise UsageError(f"{folder} holds a run already, which was finished, {wanted}")
+    here, there = (
+        dataclasses.asdict(e) | {"options": {k: v for k, v in e.options.items() if k not in _ELSEWHERE}}
+        for e in (environment, before)
+    )
+    differ = [name for name in _SAME if here[name] != there[name]]
+    if differ or RunPlan.read(folder) != plan:
+        what = ", ".join(differ) or "ops, cases or files"
+        raise UsageError(f"{folder} holds a run already, which was cut and had other {what}, {wanted}")
+    judged = {op for op in plan.ops if op_is_judged(op, records)}
+    return [record for record in records if record.subject in judged and record.level in (Level.OP, Level.RUN)]
+
+
 def read_run(folder: Path) -> tuple[Environment, list[Record]]:
-    """The environment and the records of a run folder.
+    """The environment and the records of a run folder; a last line that was cut is left out.
 
     Raises:
         UsageError: it is no run folder, or a file in it is damaged.
@@ -284,6 +347,11 @@ def read_run(folder: Path) -> tuple[Environment, list[Record]]:
 
 
 def _read_records(path: Path) -> Iterator[Record]:
-    for line in path.read_text().splitlines():
+    # A process that was killed while it wrote leaves a line without its end.
+    *lines, last = path.read_text().split("\n")
+    for line in lines:
         if line.strip():
             yield Record.from_json(line)
+    if last.strip():
+        with contextlib.suppress(UsageError):
+            yield Record.from_json(last)

@@ -3,26 +3,33 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from validation import device as devices
 from validation.errors import UsageError
 from validation.executor import Executor, limit_of, load
+from validation.files import write_text
 from validation.ops import OpSet, check_op_name
+from validation.ops.sources import source_digests, suite_digest
 from validation.options import chosen, repeat_line
 from validation.parity.profiles import profile_named
 from validation.parity.regressions import save_failure
 from validation.parity.sweep import Sweep
 from validation.parity.xfail import XFail
-from validation.record import Environment, Level, Record, Run
+from validation.record import Environment, Level, Record, Run, op_is_judged
+from validation.run_plan import RunPlan
 from validation.samples import registry
 from validation.samples.registry import model_class
 from validation.verdict import Tier
 
 if TYPE_CHECKING:
     from validation.samples.request import Request
+
+
+# What candidates print, below the run folder.
+PRINTED = "printed.txt"
 
 
 class Session:
@@ -37,14 +44,16 @@ class Session:
         require: the tier that each op, and the drift, must reach.
         xfail: the known failures; none if no file was given.
         folder: where the run is written; created with `run`.
+        plan: what the run sets out to judge; set before `run` is asked for, or else none is written.
     """
 
-    def __init__(self, options: argparse.Namespace, shared_folder: Path | None = None) -> None:
+    def __init__(self, options: argparse.Namespace, shared_folder: Path | None = None, *, go_on: bool = False) -> None:
         """Check everything that can be checked before any work, and select the device.
 
         Args:
             options: as given.
             shared_folder: the run folder of another process, which gathers the records of this one.
+            go_on: whether to go on with an interrupted run in the run folder.
 
         Raises:
             UsageError: an option cannot be met.
@@ -68,6 +77,8 @@ class Session:
                 raise UsageError(
                     f"--xfail: {entry.where}: {options.ops} does not provide {entry.op}, expected: {provided}"
                 )
+        self.plan: RunPlan | None = None
+        self._go_on = go_on
         self._run: Run | None = None
         self._shared = shared_folder is not None
         self.folder: Path = shared_folder or options.out or Run.new_folder()
@@ -82,8 +93,34 @@ class Session:
                 profile=self.profile.name,
                 options=chosen(self.options),
             )
-            self._run = Run(self.folder, environment, shared=self._shared)
+            self._run = Run(self.folder, environment, shared=self._shared, plan=self.plan, go_on=self._go_on)
+            self.executor.print_to(self.folder / PRINTED)
         return self._run
+
+    def set_out(self, ops: Sequence[str], *, quality: bool) -> None:
+        """Plan the run, before any work and without loading weights.
+
+        Args:
+            ops: the ops that parity will judge.
+            quality: whether `quality` will sample models.
+
+        Raises:
+            UsageError: as `check_quality` says.
+        """
+        models = self.check_quality() if quality else {}
+        cases = {op: self.sweep.cases(op) for op in ops}
+        self.plan = RunPlan(cases, models, digests={"suite": suite_digest(), **source_digests(self.ops)})
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The ops that an interrupted run in the folder had judged to the end."""
+        return tuple(op for op in self.names if op_is_judged(op, self.run.records))
+
+    @property
+    def printed(self) -> Path | None:
+        """The file that holds what candidates in a process of their own printed; None if they printed nothing."""
+        path = self.folder / PRINTED
+        return path if path.is_file() and path.stat().st_size else None
 
     @property
     def started(self) -> bool:
@@ -149,16 +186,19 @@ class Session:
         given = (options.model, options.sites, options.checkpoint, options.prompts)
         return bool(self._own()) or any(value is not None for value in given)
 
-    def check_quality(self) -> None:
-        """Check what `quality` will sample, before any work and without loading weights.
+    def check_quality(self) -> dict[str, list[str]]:
+        """Check what `quality` will sample, before any work and without loading weights; names the samples by model.
 
         Raises:
             UsageError: an unknown model or site, nothing to mount, a bad file, an unwritable folder.
         """
         from validation.samples.run import plan
 
+        samples = {}
         for name in self.models():
-            plan(model_class(name), self.ops, self._request(name, self.options.out))
+            model, _ = plan(model_class(name), self.ops, self._request(name, self.options.out))
+            samples[name] = [f"{prompt.name}, seed {prompt.seed}" for prompt in model.prompts]
+        return samples
 
     def quality(self, progress: Callable[[str], None] = lambda _text: None) -> Iterator[Record]:
         """Judge the op set by sampled models, and keep the samples in the run folder.
@@ -224,21 +264,26 @@ class Session:
         """
         from validation.report.html import write_report
         from validation.report.junit import write_junit
+        from validation.report.unfinished import left_of
 
+        self.executor.close()
         if self.options.json is not None:
             write_json(self.options.json, self.run)
         if self.options.junit is not None:
-            write_junit(self.run.records, self.options.junit)
-        self.executor.close()
+            write_junit(self.run.records, self.options.junit, left_of(self.run.state, self.run.records))
         return write_report(self.run.folder)
 
 
 def write_json(path: Path, run: Run) -> None:
-    """Write a run as one JSON object: ``{"environment": {...}, "records": [...]}``."""
+    """Write a run as one JSON object: ``{"environment": {...}, "plan": {...}, "finished": ..., "records": [...]}``.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     data = {
         "environment": dataclasses.asdict(run.environment),
+        "plan": None if run.plan is None else dataclasses.asdict(run.plan),
+        "finished": run.closed,
         "records": [json.loads(record.to_json()) for record in run.records],
     }
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(data, indent=1) + "\n")

@@ -15,9 +15,11 @@ class Status(StrEnum):
     PASSED = "PASSED"
     INCONCLUSIVE = "INCONCLUSIVE"
     NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
+    NOT_RUN = "NOT_RUN"  # too slow for this device: not judged
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
     MISTRUSTED = "MISTRUSTED"  # right, but nearly all of it is zero, NaN or one number: counts for nothing
     # One op.
+    REFERENCE_ERROR = "REFERENCE_ERROR"  # the reference op raised: nothing is known about the candidate
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
     TIMEOUT = "TIMEOUT"
@@ -60,8 +62,22 @@ class Status(StrEnum):
         """True for every status that must turn a run red."""
         return self not in NOT_FAILED
 
+    @property
+    def judged(self) -> bool:
+        """False if nothing was judged: a library has no call for it, or the device is too slow for it."""
+        return self not in (Status.NOT_EXPRESSED, Status.NOT_RUN)
 
-NOT_FAILED = frozenset({Status.PASSED, Status.INCONCLUSIVE, Status.NOT_EXPRESSED, Status.XFAILED, Status.MISTRUSTED})
+
+NOT_FAILED = frozenset(
+    {
+        Status.PASSED,
+        Status.INCONCLUSIVE,
+        Status.NOT_EXPRESSED,
+        Status.NOT_RUN,
+        Status.XFAILED,
+        Status.MISTRUSTED,
+    }
+)
 
 # Reports list statuses in the order of declaration; the judge's own order of checks is its `STAGES`.
 REPORT_ORDER = tuple(Status)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 PASSED, FAILED, USAGE, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOG = """\
-exit status: 0 all passed, 1 a verdict failed, 2 usage error, 3 inconclusive, 130 interrupted
+exit status: 0 all passed, 1 a verdict failed, 2 usage error or nowhere to write, 3 inconclusive or unfinished,
+130 interrupted before anything was judged
 """
 
 
@@ -41,11 +42,16 @@ def progress(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def exit_status(statuses: Iterable[object]) -> int:
-    """The exit status of a run: a failure outweighs an inconclusive result, and a run without results fails."""
+def exit_status(statuses: Iterable[object], *, finished: bool = True) -> int:
+    """The exit status of a run: a failure outweighs the rest, and a finished run without results fails.
+
+    Args:
+        statuses: of its records.
+        finished: whether all of its plan was judged.
+    """
     from validation.verdict import Status
 
     known = [Status(str(status)) for status in statuses]
-    if all(status is Status.NOT_EXPRESSED for status in known) or any(status.failed for status in known):
+    if any(status.failed for status in known) or (finished and not any(status.judged for status in known)):
         return FAILED
-    return INCONCLUSIVE if Status.INCONCLUSIVE in known else PASSED
+    return PASSED if finished and Status.INCONCLUSIVE not in known else INCONCLUSIVE

@@ -74,10 +74,12 @@ def _report(options: argparse.Namespace) -> int:
     from validation.record import read_run
     from validation.report.html import write_report
     from validation.report.terminal import print_table
+    from validation.report.unfinished import left_of
+    from validation.run_plan import RunState
 
     folder = Path(options.run_dir)
     _, records = read_run(folder)
-    print_table(records, report=write_report(folder))
+    print_table(records, report=write_report(folder), left=left_of(RunState.read(folder), records))
     return PASSED
 
 
@@ -124,7 +126,7 @@ COMMANDS = (
     Command(
         "report",
         "write report.html of a run folder",
-        "Writes report.html of a run folder again.",
+        "Writes report.html of a run folder again; of a run that was cut it says what was judged and what was not.",
         _report,
         (("RUN_DIR", "such as runs/20260101-120000"),),
         "exit status: 0 written, whatever the verdicts, 2 usage error\n",

@@ -1,15 +1,19 @@
 """``validate run``, ``parity``, ``quality`` and ``faults``: they judge, and leave a run folder with a report."""
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from validation.commands import Command, exit_status, progress
+from validation.errors import UsageError
 from validation.options import given
 
 if TYPE_CHECKING:
     from validation.record import Record
     from validation.session import Session
+
+    Show = Callable[[list[Record]], None]
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -25,23 +29,25 @@ def _quality(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace, *, parity: bool = False, quality: bool = False) -> int:
-    from validation.report.terminal import print_table
     from validation.session import Session
 
-    session = Session(given(**vars(options)))
-    if quality:
-        session.check_quality()
+    session = Session(given(**vars(options)), go_on=True)
+    session.set_out(session.names if parity else (), quality=quality)
     ops = session.ops
-    progress(f"{ops.name} on {session.device.name}, seed {session.options.seed}, to {session.run.folder}")
-    if parity:
-        if ops.missing and not session.options.op:
-            progress(f"{ops.name} does not provide: {', '.join(ops.missing)}")
-        _keep(session, session.sweep.of_ops(session.names, progress))
-    if quality:
-        _keep(session, session.quality(progress=progress))
-    path = session.finish()
-    print_table(session.run.records, report=path)
-    return exit_status(record.status for record in session.run.records)
+
+    def work() -> None:
+        progress(f"{ops.name} on {session.device.name}, seed {session.options.seed}, to {session.run.folder}")
+        if parity:
+            if ops.missing and not session.options.op:
+                progress(f"{ops.name} does not provide: {', '.join(ops.missing)}")
+            if session.judged:
+                progress(f"judged to the end before the interruption: {', '.join(session.judged)}")
+            left = tuple(name for name in session.names if name not in session.judged)
+            _keep(session, session.sweep.of_ops(left, progress))
+        if quality:
+            _keep(session, session.quality(progress=progress))
+
+    return _carried_out(session, work)
 
 
 def _keep(session: "Session", records: "Iterator[Record]") -> None:
@@ -49,22 +55,50 @@ def _keep(session: "Session", records: "Iterator[Record]") -> None:
         pass
 
 
+def _carried_out(session: "Session", work: Callable[[], None], show: "Show | None" = None) -> int:
+    """Do the work of a run, then write the report and print the table, also if it was interrupted."""
+    from validation.report.terminal import print_table
+    from validation.report.unfinished import left_of
+
+    try:
+        work()
+        session.run.close()
+    except KeyboardInterrupt as error:
+        if not session.started:
+            raise
+        progress(f"interrupted by {str(error) or 'Ctrl-C'}: writing the report of what was judged")
+    except UsageError:
+        if session.started:
+            with contextlib.suppress(UsageError):
+                session.finish()
+        raise
+    path = session.finish()
+    run = session.run
+    if show is not None:
+        show(run.records)
+    if session.printed is not None:
+        progress(f"what the ops printed is in {session.printed}")
+    print_table(run.records, report=path, left=left_of(run.state, run.records))
+    return exit_status((record.status for record in run.records), finished=run.closed)
+
+
 def _faults(options: argparse.Namespace) -> int:
     from validation.faults.matrix import kill_matrix, selected
     from validation.report.fault_section import print_matrix
-    from validation.report.terminal import print_table
+    from validation.run_plan import RunPlan
     from validation.session import Session
 
     chosen = {name: value for name, value in vars(options).items() if name not in ("fault", "op", "seeds")}
     session = Session(given(ops="reference_ops", **chosen))
     names, left_out = selected(options.fault, options.op, session.device)
     seeds = range(options.seed, options.seed + options.seeds)
-    progress(f"{len(names)} planted faults on {session.device.name}, seeds {list(seeds)}, to {session.run.folder}")
-    _keep(session, kill_matrix(names, session.device, session.profile, seeds, left_out=left_out, progress=progress))
-    path = session.finish()
-    print_matrix(session.run.records)
-    print_table(session.run.records, report=path)
-    return exit_status(record.status for record in session.run.records)
+    session.plan = RunPlan(faults=tuple(f"{name}, seed {seed}" for seed in seeds for name in names))
+
+    def work() -> None:
+        progress(f"{len(names)} planted faults on {session.device.name}, seeds {list(seeds)}, to {session.run.folder}")
+        _keep(session, kill_matrix(names, session.device, session.profile, seeds, left_out=left_out, progress=progress))
+
+    return _carried_out(session, work, print_matrix)
 
 
 COMMANDS = (

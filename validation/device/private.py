@@ -179,6 +179,8 @@ TRITON: Mapping[str, tuple[str, ...]] = {
         "GridExecutor.__call__",
         "InterpreterBuilder.cast_impl",
         "InterpreterBuilder.create_fma",
+        "InterpreterBuilder.set_grid_dim",
+        "InterpreterBuilder.set_grid_idx",
         "InterpreterBuilder.create_fp_to_fp",
         "TensorHandle",
         "_get_np_dtype",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from validation.cases.case import Case
@@ -22,7 +23,7 @@ class Death:
     """How a process ended before it answered.
 
     Attributes:
-        status: one of `DEATHS`.
+        status: one of `DEATHS`, or NOT_RUN: it was ended, for the device is too slow for the case.
         reason: in words, with the Python line that was running.
     """
 
@@ -65,6 +66,10 @@ class Executor(ABC):
     @abstractmethod
     def deaths(self) -> int:
         """How many processes the candidates have ended so far."""
+
+    @abstractmethod
+    def print_to(self, path: Path) -> None:
+        """Lead what candidates print to a file, if they run in a process of their own."""
 
     @abstractmethod
     def close(self) -> None:

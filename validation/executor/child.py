@@ -1,5 +1,6 @@
 """The child's side of an isolated executor: it runs `InProcess`, one request after another."""
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 from validation.cases.case import Case
 from validation.cases.errors import bad_calls, good_case
-from validation.device import select
+from validation.device import launches, select
 from validation.errors import UsageError
 from validation.executor.in_process import InProcess
 from validation.executor.protocol import Defect
@@ -22,18 +23,19 @@ from validation.judge.verdict import judge_call
 from validation.ops import load_op_set, reference_op, reference_op_names
 
 
-def serve(requests: int, replies: int, trace: int) -> None:
+def serve(requests: int, replies: int, trace: int, counts: int) -> None:
     """Answer the request lines until there are no more.
 
     Args:
         requests: file descriptor of the requests.
         replies: file descriptor for the answers.
         trace: file descriptor to write the stack to on a fatal signal.
+        counts: file descriptor of the memory in which to count what the interpreter launches.
     """
     faulthandler.enable(trace)
     # The parent handles Ctrl-C. A KeyboardInterrupt here was raised by the candidate (`tracebacks.is_interrupt`).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for descriptor in (requests, replies, trace):
+    for descriptor in (requests, replies, trace, counts):
         os.set_inheritable(descriptor, False)  # a process that the candidate starts would keep the pipes open
 
     def reply(request: dict[str, Any], work: Callable[[dict[str, Any]], Any]) -> None:
@@ -47,12 +49,27 @@ def serve(requests: int, replies: int, trace: int) -> None:
 
     lines = (json.loads(line) for line in os.fdopen(requests, "rb"))
     answer_to: list[Callable[[dict[str, Any]], Any]] = []
-    reply(next(lines), lambda start: answer_to.append(_loaded(start)))
+    reply(next(lines), lambda start: answer_to.append(_loaded(start, counts)))
+    printing = ""
     for request in lines:
+        if request["printed"] and request["printed"] != printing:
+            printing = request["printed"]
+            _print_to(printing)
         reply(request, answer_to[0])
 
 
-def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+def _print_to(path: str) -> None:
+    """Lead what this process prints to a file, or to nowhere if that cannot be written."""
+    for name in (path, os.devnull):
+        with contextlib.suppress(OSError):
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.close(file)
+            return
+
+
+def _loaded(start: dict[str, Any], counts: int) -> Callable[[dict[str, Any]], Any]:
     """Select the device and load the op set; returns the function that answers all other requests."""
     # As on the command line: under the interpreter, NumPy warns wherever a case holds NaN or inf on purpose.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
@@ -61,6 +78,8 @@ def _loaded(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     # seconds: do it here, so that it does not count against the candidate.
     op = reference_op_names()[0]
     judge_call(good_case(signature_of(op)), reference_op(op), device.torch)
+    if not start["gpu"]:
+        launches.count_programs(launches.Counts(counts))
     sys.path[:] = start["path"]
     executor = InProcess(load_op_set(start["ops"]), device)
 

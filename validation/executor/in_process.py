@@ -1,5 +1,6 @@
 """Candidates in this process: a debugger reaches them, and a crash ends the run."""
 
+from pathlib import Path
 from typing import Any
 
 from validation.cases.case import Case
@@ -32,6 +33,9 @@ class InProcess(Executor):
     def deaths(self) -> int:
         """Always 0: a death would be this process's own."""
         return 0
+
+    def print_to(self, path: Path) -> None:
+        """Do nothing: a debugger prints here too."""
 
     def close(self) -> None:
         """Do nothing: no process was started."""

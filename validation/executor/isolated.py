@@ -5,7 +5,9 @@ verdict back. If it dies the case gets ``CRASHED``, if it does not answer in tim
 new process. A case also gets a new process if its tensors can no longer be made or judged in a used one: after an
 illegal memory access every later request to the accelerator fails in that process. A case that a new process cannot
 judge either is ``CRASHED``: the candidate changed the state that it is judged with, or returned an object that torch
-cannot handle.
+cannot handle. If it is the reference op that raises, in a new process too, the case is ``REFERENCE_ERROR``; if the
+interpreter is too slow for a case, it is ``NOT_RUN`` (`validation.executor.watch`). A new process refuses to load an op
+set whose files have changed since the first.
 
 Other op sets than ours are isolated by default, ours on request (``--isolate``). On the CPU a new process is forked
 from one that has imported torch and Triton: 2.2 s for the first, 0.12 s for each after it, and a few milliseconds a
@@ -14,6 +16,7 @@ An op set made in memory cannot be isolated: the process loads it by the name in
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from validation.cases.case import Case
@@ -40,7 +43,12 @@ class Isolated(Executor):
             UsageError: the process could not load the op set.
             RuntimeError: the process could not start for another reason: a defect of the suite.
         """
-        answer = self.worker.ask({"case": case.to_dict(), "grad": grad})
+        request, used = {"case": case.to_dict(), "grad": grad}, self.worker.used
+        answer = self.worker.ask(request)
+        if used and not isinstance(answer, Death) and answer["status"] == Status.REFERENCE_ERROR:
+            # The candidate may have changed what the reference computes with: a new process tells.
+            self.worker.close()
+            answer = self.worker.ask(request)
         if isinstance(answer, Death):
             return Verdict(answer.status, "runs", answer.reason)
         tier = None if answer["tier"] is None else Tier(answer["tier"])
@@ -50,6 +58,10 @@ class Isolated(Executor):
         """As `Executor` says; a `Death` if the call ended the process. Raises as `judge`."""
         answer = self.worker.ask({"op": bad.case.op, "bad_call": bad.name})
         return answer if isinstance(answer, Death) else str(answer)
+
+    def print_to(self, path: Path) -> None:
+        """As `Executor` says."""
+        self.worker.printed = path
 
     @property
     def options(self) -> dict[str, Any]:

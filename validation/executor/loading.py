@@ -9,6 +9,7 @@ from validation.executor.in_process import InProcess
 from validation.executor.isolated import Isolated
 from validation.executor.worker import LIMIT_SECONDS, Worker
 from validation.ops import load_op_set
+from validation.ops.sources import source_digests
 
 
 def load(origin: str, device: Device, *, isolate: bool | None = None, limit: float = LIMIT_SECONDS) -> Executor:
@@ -32,7 +33,9 @@ def load(origin: str, device: Device, *, isolate: bool | None = None, limit: flo
     worker = Worker(origin, device, limit=limit)
     try:
         worker.start()
-        return Isolated(load_op_set(origin), device, worker)
+        executor = Isolated(load_op_set(origin), device, worker)
+        worker.digests = source_digests(executor.ops)
+        return executor
     except BaseException:
         worker.close()
         raise

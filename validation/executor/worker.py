@@ -9,21 +9,24 @@ import select
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from validation.device import Device
+from validation.device.launches import Counts
 from validation.errors import UsageError
 from validation.executor import process
-from validation.executor.base import Death
+from validation.executor.base import DEATHS, Death
 from validation.executor.protocol import Defect
+from validation.executor.watch import Clock, Overrun, Progress, shared_counts
 from validation.forking.forked import Process, how_it_ended
 from validation.ops import tracebacks
+from validation.ops.sources import check_unchanged
 from validation.verdict import Status
 
-# Time limit of one case, truth included. The slowest of ours takes 2 s under the interpreter; a compiled candidate may
-# first compile for some 30 s.
+# Time limit of one case, truth included (`watch` says of which time). The slowest of ours takes 2 s under the
+# interpreter; a compiled candidate may first compile for some 30 s.
 LIMIT_SECONDS = 120.0
 START_SECONDS = 300.0
 
@@ -34,6 +37,8 @@ class Worker:
     Attributes:
         process: the running process, if there is one.
         deaths: how many processes were lost.
+        digests: of the op set's files, which must not have changed when a process is started again.
+        printed: the file that takes what the process prints; None: our stderr.
     """
 
     def __init__(self, origin: str, device: Device, *, limit: float = LIMIT_SECONDS) -> None:
@@ -47,13 +52,16 @@ class Worker:
         self.origin, self.device, self.limit = origin, device, limit
         self.process: Process | None = None
         self.deaths = 0
+        self.digests: Mapping[str, str] = {}
+        self.printed: Path | None = None
         self._folder = Path.cwd()  # base of a relative origin: a candidate may change folder in our process
         self._used = False  # whether the process has had a request after loading the op set
         self._number = 0  # the last request's number
         self._requests: IO[bytes] | None = None
         self._replies = -1
         self._read = b""
-        self._trace = -1
+        self._trace = self._counted = -1
+        self._counts: Counts | None = None
         atexit.register(self.close)
 
     def start(self) -> None:
@@ -75,7 +83,7 @@ class Worker:
             UsageError: the process could not load the op set, or refused the request.
             RuntimeError: a new process failed to start, and did not die: a defect of the suite.
         """
-        new = self.process is None or not self._used
+        new = not self.used
         answer = self._asked(request)
         if isinstance(answer, Defect) and not new:
             self.close()
@@ -84,23 +92,32 @@ class Worker:
         if isinstance(answer, Defect):
             self.close()  # the process itself may be broken, and fail all later requests
             answer = answer.death
-        self.deaths += isinstance(answer, Death)
+        self.deaths += isinstance(answer, Death) and answer.status in DEATHS
         return answer
+
+    @property
+    def used(self) -> bool:
+        """Whether the next request goes to a process that has answered others."""
+        return self.process is not None and self._used
 
     def _asked(self, request: dict[str, Any]) -> Any:
         death = None if self.process is not None else self._start()
         if death is not None:
             return death
         self._used = True
-        return self._exchange(request, self.limit)
+        if self._counts is None or self.process is None:
+            return self._exchange(request, Clock(self.limit))
+        self._counts.clear()
+        return self._exchange(request, Progress(self.process.pid, self._counts, self.limit))
 
     def _start(self) -> Death | None:
         """Start a process that loads the op set; a `Death` if it died before it answered."""
+        check_unchanged(self.digests)
         self._launch()
         path = [folder for folder in sys.path if isinstance(folder, str)]  # Python itself skips other entries
         try:
             gpu = not self.device.interpreted
-            answer = self._exchange({"ops": self.origin, "gpu": gpu, "path": path}, START_SECONDS)
+            answer = self._exchange({"ops": self.origin, "gpu": gpu, "path": path}, Clock(START_SECONDS))
         except UsageError:
             self.close()
             raise
@@ -115,24 +132,31 @@ class Worker:
         read, requests = os.pipe()
         self._replies, write = os.pipe()
         self._trace = os.memfd_create("trace")
-        self.process = process.start(read, write, self._trace, self._folder, forked=self.device.interpreted)
+        self._counted, counts = shared_counts()
+        self._counts = counts if self.device.interpreted else None
+        descriptors = (read, write, self._trace, self._counted)
+        self.process = process.start(descriptors, self._folder, forked=self.device.interpreted)
         os.close(read)
         os.close(write)
         self._requests, self._read, self._used = os.fdopen(requests, "wb"), b"", False
 
-    def _exchange(self, request: dict[str, Any], limit: float) -> Any:
+    def _exchange(self, request: dict[str, Any], watch: Clock | Progress) -> Any:
         assert self.process is not None
         assert self._requests is not None
         self._number += 1
         with contextlib.suppress(BrokenPipeError):  # it died after its last answer: the reply pipe's end shows that
-            self._requests.write(json.dumps({**request, "number": self._number}).encode() + b"\n")
+            printed = str(self.printed.resolve()) if self.printed is not None else ""
+            self._requests.write(json.dumps({**request, "printed": printed, "number": self._number}).encode() + b"\n")
             self._requests.flush()
-        line = self._line(time.monotonic() + limit)
-        if line is None:
+        line = self._line(watch)
+        if isinstance(line, Overrun) and line.status is Status.NOT_RUN:
+            self.close()
+            return Death(line.status, line.reason)
+        if isinstance(line, Overrun):
             self.process.send_signal(signal.SIGABRT)  # faulthandler writes its stack
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5.0)
-            death = Death(Status.TIMEOUT, f"did not return within {limit:g} s{self._place()}")
+            death = Death(Status.TIMEOUT, f"{line.reason}{self._place()}")
             self.close()
             return death
         if not line:
@@ -162,12 +186,15 @@ class Worker:
             return Defect(**answer["defect"])
         return answer["answer"]
 
-    def _line(self, deadline: float) -> bytes | None:
-        """The next line of the reply pipe; empty at its end, None at the deadline (in `time.monotonic` seconds)."""
+    def _line(self, watch: Clock | Progress) -> bytes | Overrun:
+        """The next line of the reply pipe; empty at its end; an `Overrun` if it did not come in time."""
         while b"\n" not in self._read:
-            ready, _, _ = select.select([self._replies], [], [], max(deadline - time.monotonic(), 0.0))
+            ready, _, _ = select.select([self._replies], [], [], watch.wait())
             if not ready:
-                return None
+                overrun = watch.overrun()
+                if overrun is not None:
+                    return overrun
+                continue
             chunk = os.read(self._replies, 1 << 16)
             if not chunk:
                 return b""
@@ -201,4 +228,5 @@ class Worker:
             self._requests.close()
         os.close(self._replies)
         os.close(self._trace)
+        os.close(self._counted)
         self.process = None

@@ -15,6 +15,7 @@ from validation.errors import CannotExpress
 from validation.judge import fingerprint, same_bits, structure
 from validation.judge.expected import Expected, absent, expect, outputs_of, written_arguments
 from validation.judge.form import wrong_form, wrong_memory
+from validation.judge.reference import ReferenceFailedError, checked_target, of_reference
 from validation.judge.remembered import expected_of
 from validation.judge.second_calls import Complaint, FirstCall
 from validation.judge.values import judge_values
@@ -27,6 +28,7 @@ Result = TypeVar("Result")
 # -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> everything written -> NaN and inf
 # where the truth has them -> error -> bias -> same bits again.
 STAGES = (
+    Status.REFERENCE_ERROR,
     Status.COMPILE_ERROR,
     Status.RUNTIME_ERROR,
     Status.TIMEOUT,
@@ -116,8 +118,11 @@ def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Verdic
     clock = _Clock()
     # A sweep of 158 cases on two cores took 33 s of processor time with two threads, which wait for each other on
     # tensors this small, and 5 s with one.
-    with one_thread():
-        verdict = _judge_call(case, candidate, device, clock)
+    try:
+        with one_thread():
+            verdict = _judge_call(case, candidate, device, clock)
+    except ReferenceFailedError as error:
+        verdict = Verdict(Status.REFERENCE_ERROR, "reference", str(error))
     return dataclasses.replace(verdict, seconds=clock.seconds)
 
 
@@ -129,9 +134,9 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
 
     arguments = make()
     clock.lap("inputs")
-    expected = expected_of(case, arguments, make, device)
+    expected = of_reference(lambda: expected_of(case, arguments, make, device))
     # A chained op's truth is computed from the candidate's outputs, hence after the call.
-    expected = dataclasses.replace(expected, target=clock.apart("truth", expected.target))
+    expected = dataclasses.replace(expected, target=clock.apart("truth", checked_target(expected)))
     clock.lap("truth")
     try:
         with launches.counted() as launched, surroundings.kept() as around:
@@ -166,7 +171,9 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         kernels=kernels,
         even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
         judged=lambda outputs: _words(_complaint(outputs, expected)),
-        judged_as=lambda other, outputs: _complaint(outputs, expect(other, _with_flags(make(), other), device)),
+        judged_as=lambda other, outputs: _complaint(
+            outputs, of_reference(lambda: expect(other, _with_flags(make(), other), device))
+        ),
         device=device,
     )
     failure = same_bits.failure(first)

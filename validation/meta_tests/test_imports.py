@@ -22,13 +22,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "verdict": (),
     "progress": (),
     "files": ("errors",),
+    "output": (),
     "forking": ("files",),
     "options": ("errors", "files", "option", "samples/registry", "verdict"),
     "extras": ("errors",),
     "option": (),
     "samples/registry": ("errors", "option", "samples"),
-    "record": _PLAIN,
-    "diff": (*_PLAIN, "record"),
+    "run_plan": _PLAIN,
+    "record": (*_PLAIN, "run_plan"),
+    "diff": (*_PLAIN, "record", "run_plan"),
     # Tensors, arithmetic and judgement import no record, no model and no test framework.
     "cases": (*_PLAIN, "reference_ops/contract"),
     "device": _PLAIN,
@@ -92,7 +94,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     # Built on all of the above.
     "kept": (*_PLAIN, "media", "record", "samples"),
-    "report": (*_PLAIN, "drift/band", "record"),
+    "report": (*_PLAIN, "drift/band", "record", "run_plan"),
     "adapters": (*_PLAIN, "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
 }
 # Drivers: no unit above imports them.

@@ -9,6 +9,7 @@ import pytest
 
 from validation.device import gpu_of_worker
 from validation.record import Level, read_run
+from validation.run_plan import RunState
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -54,6 +55,10 @@ def test_the_workers_records_make_one_run(tmp_path: Path) -> None:
     assert [(tmp_path / name).exists() for name in ("gw0", "gw1", "no worker")] == [True, True, False]
     environment, records = read_run(out)
     assert "-n 2" in environment.command
+    state = RunState.read(out)
+    assert state.plan is not None
+    assert set(state.plan.ops) == {"layer_norm", "rms_norm"}
+    assert state.closed == len(records)
     summaries = {r.subject: r for r in records if r.level is Level.RUN and r.check != "bad input"}
     assert set(summaries) == {"layer_norm", "rms_norm"}
     for op, summary in summaries.items():

@@ -71,13 +71,21 @@ class Plan:
         """Whether bfloat16 can be judged."""
         return not self.device.bfloat16_problems
 
+    def count(self) -> int:
+        """How many cases there are; none is drawn."""
+        shared = (shares(corner, self.profile, self.signature) for corner in self.corners if corner.forced)
+        return len(self._kept()) + sum(count for pairs in shared for _, count in pairs) + self.profile.free
+
+    def _kept(self) -> list[Case]:
+        """The cases that are not drawn: past failures, and the real models' workloads."""
+        op = self.signature.op
+        kept = [c for c in regressions(op) if self.bfloat16 or all(s.dtype != "bfloat16" for s in c.tensors.values())]
+        # With few tokens, the stages of a pyramid give equal cases.
+        return kept + list({case.to_json(): case for _, case in _real(op, self.device)}.values())
+
     def cases(self) -> Iterator[Planned]:
         """All cases, in order; made lazily."""
-        for case in regressions(self.signature.op):
-            if self.bfloat16 or all(spec.dtype != "bfloat16" for spec in case.tensors.values()):
-                yield Planned(case, {}, {})
-        # With few tokens, the stages of a pyramid give equal cases.
-        for case in {case.to_json(): case for _, case in _real(self.signature.op, self.device)}.values():
+        for case in self._kept():
             yield Planned(case, {}, {})
         for corner in self.corners:
             if corner.forced:

@@ -28,13 +28,16 @@ def summary(
         command: the command line that repeats the sweep.
     """
     drawn = {name for record in done for name in record.corners}
-    judged = {name for record in done if record.status is not Status.NOT_EXPRESSED for name in record.corners}
+    judged = {name for record in done if record.status.judged for name in record.corners}
+    of_slow = {name for record in done if record.status is Status.NOT_RUN for name in record.corners} - judged
     missed = [corner.name for corner in corners if corner.name not in drawn]
-    unjudged = [corner.name for corner in corners if corner.name in drawn - judged]
+    unjudged = [corner.name for corner in corners if corner.name in drawn - judged - of_slow]
+    not_run = [corner.name for corner in corners if corner.name in of_slow]
+    too_slow = sum(record.status is Status.NOT_RUN for record in done)
     passed = [record for record in done if record.status is Status.PASSED]
     unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
     mistrusted = sum(record.status is Status.MISTRUSTED for record in done)
-    counting = len(done) - unexpressed.total() - mistrusted
+    counting = len(done) - unexpressed.total() - mistrusted - too_slow
     tier = tiers.op_tier(passed)
     bias = tiers.bias_over_cases(passed)
     numbers: dict[str, float | int | str | None] = {
@@ -43,9 +46,11 @@ def summary(
         "xfailed": sum(record.status is Status.XFAILED for record in done),
         "not_expressed": unexpressed.total(),
         "mistrusted": mistrusted,
+        "not_run": too_slow,
         "corners": len(corners),
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
+        "corners_not_run": len(not_run),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
@@ -68,24 +73,33 @@ def summary(
         reason = f"{reason}; {most}"
         if unjudged:
             reason = f"{reason}; corners of such cases alone: {', '.join(unjudged)}"
-    if unexpressed.total() == len(done) > 0:
+    slow = f"{too_slow} of {len(done)} cases not run on this device, which is too slow for them"
+    if too_slow:
+        reason = f"{reason}; {slow}"
+        if not_run:
+            reason = f"{reason}; corners not reached on this device: {', '.join(not_run)}"
+    if too_slow == len(done) > 0:
+        status, check, reason = Status.NOT_RUN, "runs", slow
+    elif unexpressed.total() == len(done) > 0:
         status, check, reason = Status.NOT_EXPRESSED, "runs", most
     elif missed:
         status, check = Status.CORNER_NOT_REACHED, "corners"
         reason = f"{len(missed)} of {len(corners)} declared corners were never reached: {', '.join(missed)}"
     elif fallback := _fallback(done, ops):
         status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
+    elif bias:
+        status, check, reason = Status.BIASED, "bias over all cases", bias
+    elif require is not None and tier.tier is not None and not tier.tier.meets(require):
+        status = Status.BELOW_REQUIRED_TIER
+        reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
     elif counting < FEWEST_CASES or unexpressed.total() > len(done) / 2:
         status, check = Status.INCONCLUSIVE, "too little judged"
         reason = (
             f"too little judged: {counting} of {len(done)} cases count (expected at least {FEWEST_CASES}, and half of "
             f"all), {unexpressed.total()} cannot be expressed, {mistrusted} tell too little; {reason}"
         )
-    elif bias:
-        status, check, reason = Status.BIASED, "bias over all cases", bias
-    elif require is not None and (tier.tier is None or not tier.tier.meets(require)):
-        status = Status.BELOW_REQUIRED_TIER
-        reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
+    elif require is not None and tier.tier is None:
+        status, reason = Status.BELOW_REQUIRED_TIER, f"no tier, expected {require}: {tier.reason}"
     return Record(
         level=Level.RUN,
         subject=op,

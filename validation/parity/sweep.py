@@ -54,7 +54,8 @@ class Sweep:
         every declared corner, then free draws; then, for each kind of failure, the same failure shrunk; then one
         record on a call with parameters that require grad, one on the calls that the op must refuse; last, one record
         for the op: its tier, bias over all cases, corners not reached. After `profiles.MAX_DEATHS` cases that hung,
-        crashed or lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects.
+        crashed or lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects;
+        cases that are only too slow for the device do not count there.
         """
         executor, xfail = self.executor, self.xfail
         plan = Plan.of(op, executor.device, self.profile, self.seed)
@@ -83,7 +84,7 @@ class Sweep:
                 small = shrunk(planned, plan, status, executor)
                 if small is not None:
                     yield small
-        if not self.results_only and any(record.status is not Status.NOT_EXPRESSED for record in done):
+        if not self.results_only and any(record.status.judged for record in done):
             yield xfail.apply(grad_record(op, executor))
             yield xfail.apply(bad_input_record(op, executor))
         left_out -= {name for record in done for name in record.corners}
@@ -112,6 +113,10 @@ class Sweep:
                     progress(f"[{n}/{len(names)}] {op}: {count} cases, {failed} failed so far, {now - start:.0f} s")
                 yield record
             progress(f"[{n}/{len(names)}] {op}: {count} cases, {failed} failed, {time.perf_counter() - start:.1f} s")
+
+    def cases(self, op: str) -> int:
+        """How many cases an op gets, without the shrunk ones."""
+        return Plan.of(op, self.executor.device, self.profile, self.seed).count()
 
     def command(self, op: str) -> str:
         """The command line that judges an op again with the same settings."""

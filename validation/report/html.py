@@ -9,6 +9,8 @@ from validation import files
 from validation.record import Level, Record, read_run
 from validation.report import drift_section, fault_section, op_section, page, sample_section, summary
 from validation.report.pull_request import pull_request_text
+from validation.report.unfinished import left_of
+from validation.run_plan import RunState
 from validation.verdict import Status
 
 # To add a section, write a file with such a function and list it here.
@@ -36,7 +38,8 @@ def write_report(folder: Path) -> Path:
         UsageError: the folder is not a run folder, or the file cannot be written.
     """
     environment, records = read_run(folder)
-    verdict, sentence = summary.headline(records)
+    left = left_of(RunState.read(folder), records)
+    verdict, sentence = summary.headline(records, left)
     sections = [section for make in SECTIONS if (section := make(folder, records)) is not None]
     script = page.source("report.js")
     groups = summary.not_passed(records)
@@ -47,11 +50,13 @@ def write_report(folder: Path) -> Path:
         verdict=verdict,
         sentence=sentence,
         judged=_judged(records),
-        paste=pull_request_text(environment, records),
-        rows=summary.rows(records),
+        paste=pull_request_text(environment, records, left),
+        note="" if left.unfinished else left.text,
+        rows=summary.rows(records, left),
         kinds=_KINDS,
         failures=[group for group in groups if group.status.failed],
         inconclusive=[group for group in groups if group.status is Status.INCONCLUSIVE],
+        not_run=[group for group in groups if group.status is Status.NOT_RUN],
         sections=sections,
         linked=frozenset().union(*(section.anchors for section in sections)),
         max_others=MAX_OTHERS,

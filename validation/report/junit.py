@@ -13,10 +13,17 @@ from xml.etree import ElementTree as ET
 from validation import files
 from validation.record import Record
 from validation.report import summary
+from validation.report.unfinished import NOTHING, Left
+from validation.verdict import Status
 
 
-def write_junit(records: Sequence[Record], path: Path) -> None:
-    """Write JUnit XML: failures as ``failure``, inconclusive verdicts and an empty run as ``error``.
+def write_junit(records: Sequence[Record], path: Path, left: Left = NOTHING) -> None:
+    """Write JUnit XML: failures as ``failure``; inconclusive verdicts, an empty and an unfinished run as ``error``.
+
+    Args:
+        records: of one run.
+        path: of the file.
+        left: what the run was to judge and has not.
 
     Raises:
         UsageError: the file cannot be written; nothing half written is left.
@@ -27,8 +34,8 @@ def write_junit(records: Sequence[Record], path: Path) -> None:
         here = [record for record in records if _key(record) == (level, op_set, subject, dtype)]
         name = f"{subject}[{dtype}]" if dtype else subject
         suites.setdefault(level, []).append(_test_case(f"{level}.{op_set}".strip("."), name, here))
-    verdict, sentence = summary.headline(records)
-    if sentence == summary.NOT_JUDGED:
+    verdict, sentence = summary.headline(records, left)
+    if sentence == summary.NOT_JUDGED or left.unfinished:
         empty = ET.Element("testcase", classname="run", name="judged", time="0.000")
         ET.SubElement(empty, "error", type=verdict, message=sentence)
         suites.setdefault("run", []).append(empty)
@@ -50,7 +57,7 @@ def _test_case(classname: str, name: str, records: list[Record]) -> ET.Element:
     case = ET.Element("testcase", classname=_valid(classname), name=_valid(name), time=f"{seconds:.3f}")
     groups = summary.not_passed(records)
     for tag, failed in (("failure", True), ("error", False)):
-        of_tag = [group for group in groups if group.status.failed is failed]
+        of_tag = [group for group in groups if group.status.failed is failed and group.status.judged]
         if of_tag:
             first = of_tag[0].records[0]
             element = ET.SubElement(case, tag, type=str(first.status), message=_valid(first.reason))
@@ -58,6 +65,8 @@ def _test_case(classname: str, name: str, records: list[Record]) -> ET.Element:
             break  # many readers take only the first result of a test case, and a failure outweighs a doubt
     budget = summary.percent(summary.worst(records, "budget_percent"))
     text = f"{summary.counted(len(records), 'record')}, worst budget {budget} %"
+    not_run = sum(record.status is Status.NOT_RUN for record in records)
+    text += f", {not_run} not run on this device" * bool(not_run)
     ET.SubElement(case, "system-out").text = text
     return case
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from validation.record import Environment, Level, Record
 from validation.report import summary
+from validation.report.unfinished import NOTHING, Left
 from validation.verdict import Tier
 
 
-def pull_request_text(environment: Environment, records: Sequence[Record]) -> str:
+def pull_request_text(environment: Environment, records: Sequence[Record], left: Left = NOTHING) -> str:
     """The verdict, a line for each kind of result, and the command that repeats the run."""
-    verdict, sentence = summary.headline(records)
-    rows = summary.rows(records)
+    verdict, sentence = summary.headline(records, left)
+    rows = summary.rows(records, left)
     op_sets = ", ".join(sorted({row.op_set for row in rows if row.op_set}))
     lines = [f"**{verdict}**: {op_sets + ': ' if op_sets else ''}{sentence}", ""]
     passed = [row for row in rows if row.level is Level.OP and row.verdict == "PASSED"]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from validation.record import Level, Record
+from validation.report.unfinished import NOTHING, UNFINISHED, Left
 from validation.verdict import REPORT_ORDER, Status, Tier
 
 NOT_JUDGED = "Nothing was judged: the run holds no op, model or sample record."
@@ -21,10 +22,14 @@ NOUNS = {
 }
 
 
+def judged(record: Record) -> bool:
+    """Whether a record says anything about what was asked for: it was run, and a library had a call for it."""
+    return record.status.judged
+
+
 def verdict_of(records: Sequence[Record]) -> str:
     """PASSED, FAILED or INCONCLUSIVE; a failure outweighs the rest, and nothing judged is a failure."""
-    judged = [record for record in records if record.status is not Status.NOT_EXPRESSED]
-    if not judged or any(record.status.failed for record in judged):
+    if not any(map(judged, records)) or any(record.status.failed for record in records):
         return "FAILED"
     return "INCONCLUSIVE" if any(record.status is Status.INCONCLUSIVE for record in records) else "PASSED"
 
@@ -40,6 +45,7 @@ class Row:
         records: at least one.
         checks: records of the run about the op or model as a whole: corners not reached, the tier of the whole op.
         anchor: names the row inside one report.
+        cut: whether the run was cut before all of it was judged.
     """
 
     level: Level
@@ -48,6 +54,7 @@ class Row:
     records: list[Record]
     checks: list[Record] = dataclasses.field(default_factory=list)
     anchor: str = ""
+    cut: bool = False
 
     @property
     def failed(self) -> int:
@@ -56,12 +63,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """PASSED, FAILED or INCONCLUSIVE, the checks included; NOT_EXPRESSED where no case was judged."""
-        if not any(record.status.failed for record in self.checks) and all(
-            record.status is Status.NOT_EXPRESSED for record in self.records
-        ):
-            return str(Status.NOT_EXPRESSED)
-        return verdict_of([*self.records, *self.checks])
+        """PASSED, FAILED or INCONCLUSIVE, the checks included; else why no case was judged, or UNFINISHED."""
+        every = [*self.records, *self.checks]
+        if self.cut and not any(record.status.failed for record in every):
+            return UNFINISHED
+        if not any(record.status.failed for record in self.checks) and not any(map(judged, self.records)):
+            return str(self.records[0].status) if self.records else verdict_of(every)
+        return verdict_of(every)
 
     @property
     def tier(self) -> str | None:
@@ -91,10 +99,10 @@ class Row:
         return [record for record in self.records if record.dtype == dtype]
 
 
-def rows(records: Sequence[Record]) -> list[Row]:
+def rows(records: Sequence[Record], left: Left = NOTHING) -> list[Row]:
     """One row per level, op or model, and op set: ops first, in alphabetical order, the run itself last.
 
-    Records of the run about an op or model as a whole go into its row.
+    Records of the run about an op or model as a whole go into its row. `left` is what the run has not judged.
     """
     levels = list(Level)
     found: dict[tuple[int, str, str], list[Record]] = {}
@@ -102,7 +110,14 @@ def rows(records: Sequence[Record]) -> list[Row]:
         if record.level is not Level.RUN:
             found.setdefault((levels.index(record.level), record.subject, record.op_set), []).append(record)
     made = [
-        Row(levels[level], subject, op_set, found[level, subject, op_set], anchor=f"{levels[level]}-{n}")
+        Row(
+            levels[level],
+            subject,
+            op_set,
+            found[level, subject, op_set],
+            anchor=f"{levels[level]}-{n}",
+            cut=subject in left.subjects,
+        )
         for n, (level, subject, op_set) in enumerate(sorted(found))
     ]
     of_run: list[Record] = []
@@ -132,14 +147,14 @@ class Group:
 
 
 def not_passed(records: Iterable[Record]) -> list[Group]:
-    """The results to look at: failures in the rows' order, then inconclusive ones.
+    """The results to look at: failures in the rows' order, then inconclusive ones and cases not run on this device.
 
     A model's checks say different things, and so do records without a case: each forms its own group.
     """
     found: dict[tuple[bool, int, str, str, int, bool, int], list[Record]] = {}
     levels = list(Level)
     for n, record in enumerate(records):
-        if record.status.failed or record.status is Status.INCONCLUSIVE:
+        if record.status.failed or record.status in (Status.INCONCLUSIVE, Status.NOT_RUN):
             where = (levels.index(record.level), record.subject, record.op_set, REPORT_ORDER.index(record.status))
             last = record.level is Level.MODEL and record.check != "teacher-forced"
             alone = -1 if record.case else n
@@ -157,28 +172,24 @@ def _size(record: Record) -> tuple[float, int]:
     return (elements if known and elements is not None else math.inf, len(json.dumps(record.case)))
 
 
-def headline(records: Sequence[Record]) -> tuple[str, str]:
-    """The verdict of the whole run, and the same in one sentence with its counts."""
+def headline(records: Sequence[Record], left: Left = NOTHING) -> tuple[str, str]:
+    """The verdict of the whole run, and the same in one sentence with its counts; `left` is what was not judged."""
     if all(record.level is Level.RUN for record in records):
-        return "FAILED", NOT_JUDGED
+        return (UNFINISHED, f"{NOT_JUDGED} {_sentence(left.text)}") if left.unfinished else ("FAILED", NOT_JUDGED)
     parts = []
     for level, noun in NOUNS.items():
-        here = [record.status for record in records if record.level is level]
-        failed, unsure = sum(status.failed for status in here), here.count(Status.INCONCLUSIVE)
-        expected, unexpressed = here.count(Status.XFAILED), here.count(Status.NOT_EXPRESSED)
-        others = (
-            (failed, "failed"),
-            (unsure, "inconclusive"),
-            (expected, "xfailed"),
-            (unexpressed, "not expressed"),
-        )
-        of = f" of {counted(len(here), noun)}"
+        here = Counter(record.status for record in records if record.level is level)
+        failed = sum(n for status, n in here.items() if status.failed)
+        others = [(failed, "failed"), *((here[status], word) for status, word in _WORDS.items())]
+        of = f" of {counted(here.total(), noun)}"
         parts += [f"{n:,}{of} {word}" for n, word in others if n]
-        little, passed = here.count(Status.MISTRUSTED), here.count(Status.PASSED)
+        little, passed = here[Status.MISTRUSTED], here[Status.PASSED]
         if here and not any(n for n, _ in others):
             parts.append(f"{f'{passed:,}{of}' if little else counted(passed, noun)} passed")
         if little:
             parts.append(f"{little:,} tell too little to count")
+    if left.unfinished:
+        return UNFINISHED, _sentence("; ".join([left.text, *parts]))
     accepted = _accepted(records)
     return verdict_of(records), "; ".join(parts) + "." + (f" {accepted}" if accepted else "")
 
@@ -200,6 +211,19 @@ def _accepted(records: Sequence[Record]) -> str:
             where[f"the latents of {record.subject}"] = ""
     places = ", ".join(f"{place} {ratio}".strip() for place, ratio in where.items())
     return f"Close, not lossless: further from the truth than the path it replaces at {places}." if where else ""
+
+
+# How results that neither passed nor failed are counted in a sentence.
+_WORDS = {
+    Status.INCONCLUSIVE: "inconclusive",
+    Status.XFAILED: "xfailed",
+    Status.NOT_EXPRESSED: "not expressed",
+    Status.NOT_RUN: "not run on this device",
+}
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def failure_text(record: Record) -> str:

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from validation.record import Level, Record
 from validation.report import summary
-from validation.verdict import Status
+from validation.report.unfinished import NOTHING, Left
 
 WIDTH = 100
 _COLUMNS = ("op or model", "op set", "cases", "failed", "budget %", "RMS x", "tier", "verdict")
@@ -20,10 +20,12 @@ _LEGEND = (
     "truth over the reference path's, geometric mean of the cases in the worst dtype. tier: the loosest.",
 )
 _KINDS = {Level.MODEL: " drift", Level.SAMPLE: " samples"}
-_COLOURS = {"FAILED": "31", "INCONCLUSIVE": "33", "PASSED": "32"}
+_COLOURS = {"FAILED": "31", "INCONCLUSIVE": "33", "UNFINISHED": "33", "PASSED": "32"}
 
 
-def print_table(records: Sequence[Record], *, report: Path | None = None, file: TextIO | None = None) -> None:
+def print_table(
+    records: Sequence[Record], *, report: Path | None = None, file: TextIO | None = None, left: Left = NOTHING
+) -> None:
     """Print the table, the results that did not pass, the verdict, and the report's path.
 
     Lines fit 100 columns, except repro commands, which stay on one line to be pasted. Coloured only on a
@@ -33,17 +35,20 @@ def print_table(records: Sequence[Record], *, report: Path | None = None, file: 
         records: the records of one run, in any order.
         report: the HTML report, named at the end.
         file: where to print; standard output by default.
+        left: what the run was to judge and has not.
     """
     file = sys.stdout if file is None else file
     out = _Printer(file)
-    rows = summary.rows(records)
+    rows = summary.rows(records, left)
     if rows:
         _print_rows(out, rows)
     for group in summary.not_passed(records):
         _print_group(out, group)
-    verdict, sentence = summary.headline(records)
+    verdict, sentence = summary.headline(records, left)
     out.line()
     out.wrapped(f"{verdict}: {sentence}", colour=verdict)
+    if left.text and not left.unfinished:
+        out.line(left.text)
     if report is not None:
         out.line(f"report: {report}")
 
@@ -120,7 +125,7 @@ def _print_group(out: _Printer, group: summary.Group) -> None:
     out.line()
     title = "  ".join(part for part in (group.subject, group.op_set, str(group.status)) if part)
     times = "" if count == 1 else f"  {count:,} times, the smallest case:"
-    unsure = group.status is Status.INCONCLUSIVE
+    unsure = not group.status.failed
     out.wrapped(title + times, colour="INCONCLUSIVE" if unsure else "FAILED")
     out.wrapped(summary.failure_text(smallest), indent="  ")
     if smallest.repro:
