@@ -79,8 +79,25 @@ NOT_FAILED = frozenset(
     }
 )
 
-# Reports list statuses in the order of declaration; the judge's own order of checks is its `STAGES`.
-REPORT_ORDER = tuple(Status)
+# Reports list what is worst first: foreign memory, then wrong numbers, then what did not run, then manners. The judge's
+# own order of checks is its `STAGES`.
+_WORST_FIRST = (
+    Status.OUT_OF_BOUNDS_WRITE,
+    Status.INPUT_MODIFIED,
+    Status.OUTPUT_ALIASES_INPUT,
+    Status.CRASHED,
+    Status.NOT_WRITTEN,
+    Status.INCORRECT_NUMERICAL,
+    Status.INCORRECT_NONFINITE,
+    Status.BIASED,
+    Status.NOT_REPRODUCIBLE,
+    Status.STATE_CHANGED,
+    Status.INCORRECT_STRUCTURE,
+    Status.INCORRECT_DTYPE,
+    Status.INCORRECT_SHAPE,
+    Status.INCORRECT_DEVICE,
+)
+REPORT_ORDER = (*_WORST_FIRST, *(status for status in Status if status not in _WORST_FIRST))
 
 
 class Tier(StrEnum):

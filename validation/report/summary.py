@@ -134,7 +134,7 @@ class Group:
 
     Attributes:
         status: their status.
-        records: the smallest case first.
+        records: the smallest case first, those without elements and of one channel last.
         subject, op_set: what they are about.
         anchor: names the group inside one report.
     """
@@ -166,10 +166,13 @@ def not_passed(records: Iterable[Record]) -> list[Group]:
     ]
 
 
-def _size(record: Record) -> tuple[float, int]:
+def _size(record: Record) -> tuple[bool, float, int]:
+    """Rows of one number and empty tensors come last: what fails there alone is a matter of manners."""
+    shapes = [spec["shape"] for spec in record.case.get("tensors", {}).values()]
+    odd = any(isinstance(shape, list) and (0 in shape or shape[-1:] == [1]) for shape in shapes)
     elements = _number(record, "elements")
     known = elements is not None and not math.isnan(elements)
-    return (elements if known and elements is not None else math.inf, len(json.dumps(record.case)))
+    return odd, elements if known and elements is not None else math.inf, len(json.dumps(record.case))
 
 
 def headline(records: Sequence[Record], left: Left = NOTHING) -> tuple[str, str]:

@@ -298,8 +298,8 @@ def test_not_passed_groups_by_kind_smallest_case_first() -> None:
     ]
     groups = summary.not_passed(records)
     assert [(g.subject, g.status, [r.case["seed"] for r in g.records]) for g in groups] == [
-        ("rms_norm", Status.RUNTIME_ERROR, [4]),
         ("rms_norm", Status.BIASED, [2, 3, 1]),
+        ("rms_norm", Status.RUNTIME_ERROR, [4]),
         ("layer_norm", Status.INCONCLUSIVE, [5]),
     ]
 
@@ -786,3 +786,24 @@ def test_size_and_time_of_a_large_run(tmp_path: Path) -> None:
     text, _ = report(tmp_path, records)
     assert time.process_time() - start < 10
     assert len(text.encode()) < 3_000_000
+
+
+def test_failures_are_listed_by_what_they_mean() -> None:
+    def failed(status: Status, width: int) -> Record:
+        return op_record(status=status, shape=(2, width))
+
+    records = [
+        failed(Status.RUNTIME_ERROR, 4),
+        failed(Status.INCORRECT_NUMERICAL, 1),
+        failed(Status.INCORRECT_NUMERICAL, 64),
+        failed(Status.INCORRECT_NUMERICAL, 8),
+        failed(Status.OUT_OF_BOUNDS_WRITE, 4096),
+    ]
+    groups = summary.not_passed(records)
+    assert [group.status for group in groups] == [
+        Status.OUT_OF_BOUNDS_WRITE,
+        Status.INCORRECT_NUMERICAL,
+        Status.RUNTIME_ERROR,
+    ]
+    # Of one channel every norm is the same: such a case is shown last, though it is the smallest.
+    assert [record.numbers["elements"] for record in groups[1].records] == [16, 128, 2]
