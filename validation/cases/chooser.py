@@ -17,8 +17,9 @@ from validation.cases.case import TensorSpec
 
 T = TypeVar("T")
 
-# Choices that compile no kernel of their own: tensors' contents, and numbers that kernels take as floats.
-VALUES = frozenset({"values", "literals", "eps", "scale_constant"})
+# Choices that compile no kernel of their own: tensors' contents, numbers that kernels take as floats, and the width
+# within its class.
+VALUES = frozenset({"values", "literals", "eps", "scale_constant", "width.member"})
 
 
 _integers = functools.cache(st.integers)  # to make a strategy takes longer than to draw from it

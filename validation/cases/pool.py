@@ -31,9 +31,9 @@ from validation.cases.strategies import SHARED, compile_keys
 T = TypeVar("T")
 Key = Mapping[str, Any]
 
-# The largest op has 94 groups of corners. The same-bits checks may compile up to 44 kernels more, and 2,000 cases need
-# at most 142 in all (`validation.parity.compile_keys`; seeds 0 to 5).
-KEYS = 95
+# The largest op has up to 102 groups of corners. The same-bits checks may compile up to 39 kernels more, and 2,000 cases need
+# at most 140 in all (`validation.parity.compile_keys`; seeds 0 to 5).
+KEYS = 103
 # A sweep gets `KEYS` keys for each started batch of this many free cases.
 CASES = 2000
 

@@ -60,9 +60,11 @@ class Signature:
     @property
     def regimes(self) -> tuple[str, ...]:
         """The value regimes in which the op is judged."""
-        left_out = set()
+        left_out = set[str]()
         if not self.modulations:
-            left_out.add("zero_modulation")
+            left_out |= {"zero_modulation", "some_zero", "some_equal"}
+        if "eps" not in self:
+            left_out.add("row_mean")
         if not {"scale", *WEIGHTS} & set(self.names):
             left_out.add("large_modulation")
         if not self.modulations or ("eps" in self and "residual" not in self):

@@ -27,9 +27,9 @@ WIDTHS = {
     "pow2+1": (9, 17, 33, 65, 129, 257, 513, 1025, 4097),
     "16k": tuple(n for n in range(48, 3073, 16) if not _power_of_two(n)),
     "even": tuple(n for n in range(6, 3075, 2) if n % 16),
-    "model": (64, 128, 1024, 3072, 5120),
-    # One whole block of columns, and more than one: the kernels loop.
-    "beyond": (8192, 8193, 9000, 16384),
+    "model": (64, 128, 1024, 3072, 3584, 4608, 5120, 5376, 6144, 7168),
+    # One whole block of columns, and more than one: the kernels loop. 5, 6, 7 and 9 blocks of 2048, 3, 5, 6 of 4096.
+    "beyond": (8192, 8193, 9000, 10240, 12288, 14336, 16384, 18432, 24576),
 }
 # Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the others are chosen to hurt.
 HEAD_DIMS = {
@@ -65,11 +65,12 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "many_tokens": ((1, 1), (1, 1), (65_600, 66_500)),  # more than 65536 tokens in one item
     "many_items": ((65_600, 66_500), (1, 1), (1, 1)),  # more than a grid's second axis takes
     "far": ((1, 1), (1, 1), (9, 9)),
+    "tall": ((2, 2), (1, 1), (300, 304)),  # more than 512 rows, however wide
 }
 # Most cases compute something: two in sixteen of the freely drawn sizes are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
 COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
-RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "far")
+RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "far", "tall")
 RARE_WIDTHS = ("beyond",)
 
 Sizes = tuple[int, int, int]
@@ -110,7 +111,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
         for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
         if size != "square" or batch == tokens
     ]
-    if size not in ("sixteens", "square", "many_rows", "many_tokens", "many_items", "far"):
+    if size not in ("sixteens", "square", "many_rows", "many_tokens", "many_items", "far", "tall"):
         fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
         all_sizes = fits or [min(all_sizes, key=math.prod)]
     members: dict[tuple[int, ...], list[Sizes]] = {}
@@ -153,5 +154,5 @@ def width_of(choose: Chooser, table: Mapping[str, tuple[int, ...]]) -> tuple[int
     """A width from the table, and the widest of its class."""
     kind = choose.pick("width", [w for w in table if w not in RARE_WIDTHS], [w for w in table if w in RARE_WIDTHS])
     classes = _width_classes(table[kind])
-    width = choose.member("width.class", classes)
-    return width, max(classes[width_class(width)])
+    members = classes[choose.pick("width.class", list(classes))]
+    return choose.pick("width.member", members), max(members)

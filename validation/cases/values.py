@@ -14,16 +14,20 @@ from validation.cases.roles import ACTIVATIONS, ANGLES, MODULATIONS, WEIGHTS
 REGIMES = {
     "normal": "standard normal",
     "mean_offset": "standard normal around a mean of 30 sigma, of 100 in float32, either sign, one a row; small gates",
+    "row_mean": "standard normal around a mean of 0.1 to 1 sigma, either sign, one a row",
     "variance_eps": "normal with a variance of about eps, so that eps counts",
     "constant_rows": "every row one value: variance zero",
     "outlier_channels": "normal, a few channels x200, as in trained transformers",
     "tiny": "subnormal in the working dtype",
     "near_max": "about float16's largest number, 65504, so that sums and products overflow float16",
+    "beyond_float16": "of 10^5 to 10^6, where the dtype has such numbers; 65504 in float16, which has not",
     "zeros": "all zero",
     "nonfinite": "normal, with NaN, inf and -inf in some rows and in all parameters; half of the modulation zero",
     "large_modulation": "normal; scale, and some of weight, bias and shift, about float16's largest number",
     "ties": "integers of as many bits as the dtype has, so that sums lie half-way between two of its numbers",
     "zero_modulation": "normal; shift, scale and gate zero, as an adaLN-Zero block starts",
+    "some_zero": "normal; shift, scale and gate zero for the first item and each item's first row, not for all",
+    "some_equal": "normal; shift, scale and gate equal for all rows of the first item, and for each item's first two",
     "dit": "as in a diffusion transformer: heavy tails, outlier channels, a mean, modulation up to 10",
 }
 
@@ -52,6 +56,8 @@ def draw(
     match regime:
         case "zero_modulation" if argument in MODULATIONS:
             made = torch.zeros(shape)
+        case "some_zero" | "some_equal" if argument in MODULATIONS and len(shape) > 1:
+            made = _partly(made, zero=regime == "some_zero")
         case "mean_offset" if argument == "gate":
             # Otherwise the gated x deviates as much as its mean, and nothing cancels in the norm that follows.
             made = 0.01 * made
@@ -80,7 +86,7 @@ def _activation(
 
     row = (*shape[:-1], 1)
     match regime:
-        case "normal" | "zero_modulation" | "large_modulation":
+        case "normal" | "zero_modulation" | "large_modulation" | "some_zero" | "some_equal":
             return normal()
         case "ties":
             return _integers(shape, dtype, generator)
@@ -89,6 +95,8 @@ def _activation(
             # three times that at 100. At 100, 16-bit values would have too few distinct numbers.
             offset = 100.0 if dtype is torch.float32 else 30.0
             return normal() + offset * torch.where(uniform(row) < 0.5, -1.0, 1.0)
+        case "row_mean":
+            return normal() + (0.1 + 0.9 * uniform(row)) * torch.where(uniform(row) < 0.5, -1.0, 1.0)
         case "variance_eps":
             return normal() * math.sqrt(max(eps, 1e-12))
         case "constant_rows":
@@ -99,6 +107,10 @@ def _activation(
             return normal().clamp(-4.0, 4.0) * (0.2 * torch.finfo(dtype).tiny)
         case "near_max":
             return torch.where(uniform() < 0.5, -1.0, 1.0) * (0.5 + 0.5 * uniform()) * LARGEST
+        case "beyond_float16":
+            sizes = 10.0 ** (5.0 + uniform())
+            sizes = sizes.clamp(max=LARGEST) if dtype is torch.float16 else sizes
+            return torch.where(uniform() < 0.5, -1.0, 1.0) * sizes
         case "zeros":
             return torch.zeros(shape)
         case "nonfinite":
@@ -111,6 +123,26 @@ def _activation(
 
 def _coins(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator) < 0.5
+
+
+def _partly(made: Tensor, *, zero: bool) -> Tensor:
+    """Modulation ``[items, ..., D]`` that looks zero, or like one row, to whoever looks at its beginning alone.
+
+    With zero, all rows of the first item (frames, tokens) and the first row of each other one are zero. Otherwise all
+    rows of the first item are equal, and the first two of each other one. Of items with one row each (or of the rows
+    of one item), the first is zero, or the first two are equal. The last row is always another.
+    """
+    if not made.numel():
+        return made
+    rows = made.reshape(made.shape[0], -1, made.shape[-1]).clone()
+    if 1 in rows.shape[:2]:
+        rows = rows.reshape(1, -1, made.shape[-1])
+    items, count, _ = rows.shape
+    few = min(1 if zero else 2, count - 1)
+    for item in range(items):
+        alike = count if item == 0 and items > 1 else few
+        rows[item, :alike] = 0.0 if zero else rows[item, :1].clone()
+    return rows.reshape(made.shape)
 
 
 def _large(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,7 +8,12 @@ from validation.cases.case import Case
 from validation.cases.corners.corner import Corner
 from validation.cases.corners.heads import qk_corners, rotary_corners
 from validation.cases.corners.layouts import layout_corners, shared_corners
-from validation.cases.corners.modulation import affine_corners, modulation_corners, same_form_corners
+from validation.cases.corners.modulation import (
+    affine_corners,
+    modulation_corners,
+    partial_corners,
+    same_form_corners,
+)
 from validation.cases.corners.paths import head_path_corners, path_corners
 from validation.cases.corners.regimes import type_corners
 from validation.cases.corners.sizes import far_corner, size_corners, width_corners
@@ -23,7 +28,7 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool =
     for name in signature.modulations:
         corners += modulation_corners(name, bfloat16)
     if signature.modulations:
-        corners += same_form_corners(signature)
+        corners += same_form_corners(signature) + partial_corners(signature)
     if signature.family in ("norm", "modulated"):
         corners += path_corners(signature)
     if "weight" in signature:

@@ -160,6 +160,26 @@ def same_form_corners(signature: Signature) -> list[Corner]:
     return corners
 
 
+def partial_corners(signature: Signature) -> list[Corner]:
+    """Modulation that is zero, or equal, for some items, frames or tokens: what tempts to look at the first alone."""
+    corners, names = [], signature.modulations
+    for regime in ("some_zero", "some_equal"):
+        for form, size in {"[B,1,D]": "items", "[B,F,1,D]": "frames", "[B,L,D]": "frames"}.items():
+            forced = {f"{name}.form": form for name in names}
+            forced |= {"values": regime, "size": size, "width": "pow2"}
+
+            def reached(case: Case, regime: str = regime, form: str = form) -> bool:
+                if form == "[B,1,D]":  # of two items no two are equal and the third another
+                    each = all(name in case.tensors for name in names) and main(case).shape[0] > 2
+                    each = each and all(case.tensors[name].shape[:-1] == (main(case).shape[0], 1) for name in names)
+                else:
+                    each = all(_form_reached(name, form)(case) for name in names)
+                return case.values == regime and each
+
+            corners.append(Corner(f"values={regime}, {form}", forced, reached, sparse=True))
+    return corners
+
+
 def _form_reached(name: str, form: str) -> Callable[[Case], bool]:
     """A test for the form, with B, F and L > 1, so that no two forms look alike."""
 

@@ -37,12 +37,12 @@ def path_corners(signature: Signature) -> list[Corner]:
             (Arrangement.INDEXED, Arrangement.COLUMNS_APART),
         ),
         "D=3072": (
-            {"width": "model", "width.class": width_class(3072), "size": "frames"},
+            {"width": "model", "width.class": width_class(3072), "width.member": 3072, "size": "frames"},
             lambda shape: shape[-1] == 3072,
             (Arrangement.ROWS_APART, Arrangement.INDEXED),
         ),
         "D=5120": (
-            {"width": "model", "width.class": width_class(5120), "size": "frames"},
+            {"width": "model", "width.class": width_class(5120), "width.member": 5120, "size": "frames"},
             lambda shape: shape[-1] == 5120,
             (Arrangement.COLUMNS_APART, Arrangement.ROWS_APART),
         ),
@@ -59,9 +59,30 @@ def path_corners(signature: Signature) -> list[Corner]:
         ),
     }
     regimes = {"mean_offset": "float32", "variance_eps": "float32"} if "eps" in signature else {}
-    corners = []
+    corners = _tall_corners(signature, rank)
     for path, (forced, test, arrangements) in paths.items():
         corners += _in_regimes(signature, path, {**forced, **rank}, of_rows(test), regimes, arrangements)
+    return corners
+
+
+def _tall_corners(signature: Signature, rank: Mapping[str, Any]) -> list[Corner]:
+    """More than 512 rows that are wide as well: a persistent loop takes several rows a program, a pipeline fills.
+
+    Two cases, for one has 610,000 elements, as many as 40 of the others: with and without rows apart.
+    """
+    corners = []
+    forced = {"width": "model", "width.class": width_class(1024), "size": "tall", **rank}
+    for dtype, arrangement in {"float32": Arrangement.ANY, "float16": Arrangement.ROWS_APART}.items():
+
+        def reached(case: Case, dtype: str = dtype, arrangement: Arrangement = arrangement) -> bool:
+            shape = main(case).shape
+            wide = len(shape) == 3 and math.prod(shape[:-1]) > 512 and shape[-1] >= 1024
+            return wide and case.dtype == dtype and _is_arranged(case, arrangement)
+
+        choices = {**forced, **_arranged(signature, arrangement), "dtype": dtype, "casting_mode": "float32"}
+        choices |= {f"{name}.form": "[B,L,D]" for name in signature.modulations}
+        label = ", ".join(filter(None, ("rows>512, D=1024", arrangement.value)))
+        corners.append(Corner(label, choices, reached, sparse=True))
     return corners
 
 

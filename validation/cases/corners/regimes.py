@@ -49,6 +49,18 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
                 ),
             )
         )
+    # What converts to float16 on the way overflows where the others have room.
+    for wide in [name for name in dtypes if name != "float16"]:
+        corners.append(
+            Corner(
+                f"values=beyond_float16 {wide}",
+                {"values": "beyond_float16", "dtype": wide, "casting_mode": "float32", "size": "frames", "heads": 2},
+                lambda case, wide=wide: case.values == "beyond_float16" and case.dtype == wide,  # type: ignore[misc]
+                sparse=True,
+            )
+        )
+    if "eps" in signature and signature.family in ("norm", "modulated"):
+        corners += _row_mean_corners()
     if "scale" in signature:
         # 1 + scale must be computed in float32: float16 does not have that number.
         large: dict[str, Any] = {
@@ -111,6 +123,25 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
     }.items():
         if flag in signature:
             corners += [Corner(f"{flag}={o}", {flag: o}, _equals(flag, o)) for o in options]
+    return corners
+
+
+def _row_mean_corners() -> list[Corner]:
+    """Means of 0.1 to 1 sigma at wide rows with padding: its columns have a deviation too, minus the mean.
+
+    By chance a mean is 1 / sqrt(D) sigma, and as much padding as columns adds 1 / D to the variance. At 30 sigma, in
+    `mean_offset`, a kernel may have chosen to subtract the mean first.
+    """
+    corners = []
+    # With the dtype left to chance, one sweep of eight did not show the planted fault.
+    for width, kind, dtype in (5120, "model", "float16"), (4097, "pow2+1", "float32"):
+
+        def reached(case: Case, width: int = width, dtype: str = dtype) -> bool:
+            return case.values == "row_mean" and main(case).shape[-1] == width and case.dtype == dtype
+
+        forced = {"width": kind, "width.class": width_class(width), "width.member": width, "dtype": dtype}
+        forced |= {"values": "row_mean", "size": "frames", "casting_mode": "float32"}
+        corners.append(Corner(f"D={width}, values=row_mean {dtype}", forced, reached, sparse=True))
     return corners
 
 

@@ -105,6 +105,12 @@ def test_value_regimes_are_what_they_say(regime: str, dtype: str) -> None:
             assert 0.5 < rows.std() < 50
         case "mean_offset":
             assert (rows.mean(1).abs() - (100 if dtype == "float32" else 30)).abs().max() < 1
+        case "row_mean":
+            sigmas = (rows.mean(1) / rows.std(1)).abs()
+            assert 0.0 < sigmas.min() < 0.3 < 0.8 < sigmas.max() < 1.3
+        case "beyond_float16":
+            least, most = (65504, 65504) if dtype == "float16" else (0.99e5, 1.01e6)
+            assert bool(((rows.abs() >= least) & (rows.abs() <= most)).all())
         case "variance_eps":
             assert 0.5e-6 < rows.var() < 2e-6
         case "constant_rows":
@@ -151,6 +157,29 @@ def test_parameters_follow_the_regimes_that_are_about_them(name: str, shape: tup
     assert (min(large) == 65504.0) == (name == "scale")
     if name in ("scale", "gate"):
         assert set(drawn("ties").flatten().tolist()) == {1.0, 2.0, -2.0, -3.0}
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 1, 8), (1, 5, 8), (3, 5, 8), (3, 5, 1, 8), (3, 1, 1, 8)])
+@pytest.mark.parametrize("regime", ["some_zero", "some_equal"])
+def test_modulation_that_is_zero_or_equal_for_some_is_not_for_all(regime: str, shape: tuple[int, ...]) -> None:
+    made = draw(regime, "scale", shape, torch.float32, 1e-6, torch.Generator().manual_seed(0))
+    rows = made.reshape(shape[0], -1, 8)
+    rows = rows if 1 not in rows.shape[:2] else rows.reshape(1, -1, 8)
+    alike = rows == (0.0 if regime == "some_zero" else rows[:, :1])
+    looks, items = alike.all(-1), len(rows)
+    assert bool(looks[:, : 1 if regime == "some_zero" else 2].all())  # the first rows of each item
+    assert bool(looks[0].all()) == (items > 1)  # all of the first item, if there is another
+    assert not bool(looks[-1, -1])
+    if items > 1:
+        assert not bool((rows[0] == rows[1]).all())
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 8), (2, 0, 8), (1, 1, 8), (8,), ()])
+def test_modulation_of_one_row_or_none_has_no_rows_that_differ(shape: tuple[int, ...]) -> None:
+    for regime in ("some_zero", "some_equal"):
+        made = draw(regime, "gate", shape, torch.float32, 1e-6, torch.Generator().manual_seed(0))
+        assert made.shape == shape
+        assert not bool((made == 0).any())
 
 
 def test_rows_with_and_without_what_is_not_finite_are_in_every_tensor_of_two_rows() -> None:
