@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from validation.files import finite_json
 from validation.record import Environment, Level, Record, read_run
 
 SHOWN = 3  # differences of one op or model, in the text
@@ -112,7 +113,7 @@ class Diff:
     def to_json(self) -> str:
         """All fields and `counts` as strict JSON, without NaN or Infinity."""
         data = dataclasses.asdict(self) | {"old": str(self.old), "new": str(self.new), "counts": self.counts}
-        return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
+        return finite_json(data)
 
 
 def diff(old: Path, new: Path) -> Diff:
@@ -294,11 +295,3 @@ def _array_change(name: str, old: npt.NDArray[Any] | None, new: npt.NDArray[Any]
     index = [int(i) for i in np.unravel_index(differ[0], old.shape)]
     where = f"{name}{index or ''}"
     return f"{where} {old[tuple(index)]} -> {new[tuple(index)]}, first of {differ.size:,} of {old.size:,} that differ"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,13 +1,11 @@
 """Which files are compared with which: two files, or the files of two folders by name."""
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from validation.errors import UsageError
+from validation.files import finite_json
 from validation.kept.floors import Floors
 from validation.kept.judge import Pair, Result, as_json, judge
 from validation.kept.kinds import SUFFIXES, kind_of
@@ -119,12 +117,4 @@ def to_json(results: Sequence[Result], left_out: Sequence[str], exit_status: int
         "pairs": [as_json(result) for result in results],
         "left_out": list(left_out),
     }
-    return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return finite_json(data)

@@ -106,7 +106,7 @@ class Mount:
 
     Every forward of the model is checked at its end: each site must have been called exactly `Site.calls` times, so
     that a path around an op is an error and never a silent fallback; and process-wide settings
-    (`validation.ops.surroundings`) must be the same as at the mount.
+    (`validation.ops.surroundings`) must be the same after each forward as before it.
 
     Attributes:
         sites: the mounted sites by name.
@@ -120,7 +120,7 @@ class Mount:
         self.calls = dict.fromkeys(self.sites, 0)
         self.forwards = 0
         self._before = dict(self.calls)
-        self._around = Surroundings.now()
+        self._around: Surroundings | None = None  # as the running forward found them
         hooks = (model.register_forward_pre_hook(self._begin), model.register_forward_hook(self._end))
         self._undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
 
@@ -198,7 +198,7 @@ class Mount:
 
     def unmount(self) -> None:
         """Restore the model and torch's process-wide settings; a second call does nothing."""
-        if self._undo:
+        if self._undo and self._around is not None:  # a forward that did not come to its end
             self._around.put_back(Surroundings.now())
         while self._undo:
             self._undo.pop()()
@@ -213,6 +213,7 @@ class Mount:
 
     def _begin(self, _model: nn.Module, _arguments: Any) -> None:
         self._before = dict(self.calls)
+        self._around = Surroundings.now()
 
     def _end(self, _model: nn.Module, _arguments: Any, _output: Any) -> None:
         for site in self.sites.values():
@@ -223,6 +224,9 @@ class Mount:
                     f"site {site.name} was called {calls} times in forward {self.forwards + 1}, expected {site.calls}",
                 )
         self.forwards += 1
-        if changed := self._around.difference(Surroundings.now()):
+        before, after = self._around, Surroundings.now()
+        self._around = None
+        if before is not None and (changed := before.difference(after)):
+            before.put_back(after)
             words = f"after forward {self.forwards} the whole process computes with something else: {changed}"
             raise SiteError(Status.STATE_CHANGED, words)
