@@ -67,11 +67,11 @@ PLANTED: tuple[tuple[str, UInt8Frames, str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize("noise", [0, 1, 2])
+@pytest.mark.parametrize("noise", [0, 2])
 @pytest.mark.parametrize(("candidate", "name", "says"), [row[1:] for row in PLANTED], ids=[row[0] for row in PLANTED])
 def test_a_planted_fault_is_named_and_nothing_else_is(candidate: UInt8Frames, name: str, says: str, noise: int) -> None:
-    if noise == 2 and name == "uniform":
-        noise = 1  # two levels of noise are no uniform colour
+    if name == "uniform":
+        noise //= 2  # two levels of noise are no uniform colour
     found = findings.find(FRAMES, noisy(candidate, noise))
     assert [one.name for one in found] == [name]
     if noise == 0 or name != "gain and level shift":
