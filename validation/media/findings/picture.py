@@ -50,8 +50,8 @@ def _variance(frame: Frames) -> float:
 def find_turned(reference: Frames, candidate: Frames, nearest: Floats, left: Sequence[int]) -> list[Finding]:
     """Frames that are flipped, or whose channels are swapped, or both: of two faults, neither alone is nearer.
 
-    Of 23 turns the best is taken, so that the margin is its square, 16; and it is taken against the nearest frame of the
-    reference at any index, since single frames of a video in another order can look flipped.
+    Of 23 turns the best is taken, so that the margin is its square, 16; and it is taken against the nearest frame of
+    the reference at any index, since single frames of a video in another order can look flipped.
 
     Args:
         reference, candidate: see `search.find`. left: frames to search.
