@@ -47,22 +47,26 @@ def _variance(frame: Frames) -> float:
     return float(frame.reshape(-1, frame.shape[2]).var(axis=0).max())
 
 
-def find_turned(reference: Frames, candidate: Frames, errors: Floats, left: Sequence[int]) -> list[Finding]:
+def find_turned(reference: Frames, candidate: Frames, nearest: Floats, left: Sequence[int]) -> list[Finding]:
     """Frames that are flipped, or whose channels are swapped, or both: of two faults, neither alone is nearer.
 
+    Of 23 turns the best is taken, so that the margin is its square, 16; and it is taken against the nearest frame of
+    the reference at any index, since single frames of a video in another order can look flipped.
+
     Args:
-        reference, candidate: see `search.find`. errors: MSE of each frame, ``[T]``. left: frames to search.
+        reference, candidate: see `search.find`. left: frames to search.
+        nearest: MSE of each frame to the nearest of the reference's as it stands, ``[T]``.
     """
     by_name: dict[str, list[tuple[int, float]]] = {}
     for t in left:
         tried = _turned(reference[t], candidate[t])
         name = min(tried, key=lambda name: tried[name])
-        if MARGIN * tried[name] <= errors[t]:
+        if MARGIN**2 * tried[name] <= nearest[t]:
             by_name.setdefault(name, []).append((t, tried[name]))
     found = []
     for name, rows in by_name.items():
         frames, undone = [t for t, _ in rows], float(np.mean([value for _, value in rows]))
-        found.append(finding(name, frames, len(reference), errors[frames].mean(), undone, "undone"))
+        found.append(finding(name, frames, len(reference), nearest[frames].mean(), undone, "undone"))
     return found
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from validation.media.findings.finding import ROUNDING, Finding, Frames, mse
 from validation.media.findings.levels import find_levels
-from validation.media.findings.order import find_frozen, find_order
+from validation.media.findings.order import find_frozen, find_order, find_whole_order, frame_distances
 from validation.media.findings.part import find_parts
 from validation.media.findings.picture import find_turned, find_uniform
 
@@ -35,14 +35,20 @@ def find(reference: Frames, candidate: Frames) -> list[Finding]:
         left[:] = [frame for frame in left if frame not in named]
 
     keep(find_uniform(reference, candidate, left))
+    distances = frame_distances(reference, candidate) if len(reference) > 1 and left else None
+    if not found and distances is not None:
+        # Of a symmetric thing that moves to and fro, single frames of a reversed video look flipped.
+        keep(find_whole_order(distances))
+    nearest = errors if distances is None else distances.min(axis=1)
     # Both tried over the same frames, and the one kept that leaves less: a flip with a swap can bring an inverted video
     # nearer too, and a gain of each channel one whose channels are swapped.
-    turned, levels = find_turned(reference, candidate, errors, left), find_levels(reference, candidate, left)
+    turned, levels = find_turned(reference, candidate, nearest, left), find_levels(reference, candidate, left)
     keep(levels if levels and not any(one.undone < levels[0].undone for one in turned) else turned)
     keep(find_frozen(reference, candidate, left))
     # All frames that are no other fault's can have moved, those that are right by chance too.
     named = {frame for finding in found for frame in finding.frames}
-    keep(find_order(reference, candidate, left, [t for t in range(len(reference)) if t not in named]))
+    if distances is not None:
+        keep(find_order(distances, left, [t for t in range(len(reference)) if t not in named]))
     keep(find_levels(reference, candidate, left) if found else [])
     keep(find_parts(reference, candidate, left))
     return found
