@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -320,3 +321,31 @@ def test_a_session_of_pytest_is_finished_if_all_its_tests_ran(stops: bool, here:
     assert left.unfinished is stops
     assert ("UNFINISHED: The run was cut; 1 of 2 ops judged to the end; not begun:" in done.stdout) is stops
     assert (here / "run" / CLOSED).exists() is not stops
+
+
+def test_ctrl_c_among_planted_faults_leaves_a_report_and_no_traceback(tmp_path: Path) -> None:
+    """As a terminal does it: the whole group of processes is interrupted."""
+    root = str(Path(cli.__file__).parents[1])
+    command = [sys.executable, "-m", "validation", "faults", "--op", SECOND, "--profile", "quick", "--out", "run"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        records = tmp_path / "run" / "records.jsonl"
+        deadline = time.monotonic() + 300.0
+        while not records.exists() or records.read_text().count("\n") < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, _ = process.communicate()
+    assert process.returncode == cli.INCONCLUSIVE, out
+    assert "interrupted by Ctrl-C" in out
+    assert "UNFINISHED: The run was cut; " in out
+    assert " planted faults judged" in out
+    assert "Traceback" not in out

@@ -16,7 +16,7 @@ _CANDIDATES = tuple(f"{_SUITE / name}/" for name in ("adapters", "controls", "fa
 # Found, not imported: Triton may only be imported after the interpreter is selected.
 _LIBRARIES = tuple(
     f"{Path(spec.origin).resolve().parent}/"
-    for spec in map(importlib.util.find_spec, ("torch", "triton"))
+    for spec in map(importlib.util.find_spec, ("torch", "triton", "numpy"))
     if spec is not None and spec.origin is not None
 )
 _STANDARD = f"{sysconfig.get_path('stdlib')}/"
@@ -36,7 +36,8 @@ def place(frames: Iterable[Frame]) -> str:
     """The candidate's place, as the end of a message: ``, in mine.py, line 12, in rms_norm``; "" if it has no frame.
 
     Args:
-        frames: a stack, innermost frame first. Frames of the suite, Python's library, torch and Triton are skipped.
+        frames: a stack, innermost frame first. Frames of the suite, Python's library, torch, Triton and NumPy are
+            skipped.
     """
     for file, line, function in frames:
         if not of_suite(file) and not _of_a_library(file):

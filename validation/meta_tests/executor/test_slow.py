@@ -108,8 +108,7 @@ def test_a_case_of_many_programs_is_not_run_and_costs_no_death(executor: Isolate
 def test_a_program_that_never_ends_is_a_timeout(executor: Isolated) -> None:
     record = judge_case(a_case(3, 5), executor)
     assert record.status is Status.TIMEOUT
-    assert record.reason.startswith("did not return within 1 s of the last of 1 programs that it launched, in ")
-    assert record.reason.endswith("in endless")
+    assert record.reason.startswith("did not return within 1 s of the last of 1 programs that it launched")
     assert executor.deaths == 1
 
 
