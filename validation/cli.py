@@ -24,7 +24,7 @@ from validation.commands import (
     exit_status,
     run,
 )
-from validation.errors import UsageError
+from validation.errors import Terminated, UsageError
 from validation.extras import require_models
 from validation.options import PROGRAM, add_options
 from validation.output import lasting
@@ -101,7 +101,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
     """Make SIGTERM interrupt as Ctrl-C does, so that it too leaves a report."""
 
     def interrupt(_number: int, _frame: object) -> NoReturn:
-        raise KeyboardInterrupt("SIGTERM")
+        raise Terminated("SIGTERM")
 
     if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
         yield

@@ -8,6 +8,10 @@ class UsageError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):  # an interruption
+    """SIGTERM, which interrupts as Ctrl-C does, also where that is ignored (``nohup``)."""
+
+
 class CannotExpress(Exception):  # noqa: N818  # no error: an answer
     """An adapter's library has no call for these arguments; the message says which of them.
 

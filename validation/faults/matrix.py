@@ -86,7 +86,6 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
         first_kill: stop at the first verdict that names the bug.
     """
     fault, start = FAULTS[name], time.perf_counter()
-    remembered.remember()  # the faults of an op get the same cases
     cases: Counter[str] = Counter()
     kills: dict[Status, Counter[str]] = {}
     executor = InProcess(fault.op_set(), device)
@@ -94,13 +93,14 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
     if first_kill and Status.BAD_INPUT_ACCEPTED in fault.caught_by:
         # What a sweep asks last: of these faults it is the verdict that names the bug.
         records = itertools.chain(_refusals(fault.op, executor), records)
-    for record in records:
-        column = str(record.case["values"]) if record.level is Level.OP else COLUMNS[-1]
-        cases[column] += 1
-        if record.status.failed:
-            kills.setdefault(record.status, Counter())[column] += 1
-            if first_kill and record.status in fault.caught_by:
-                break
+    with remembered.remembering():  # the faults of an op get the same cases
+        for record in records:
+            column = str(record.case["values"]) if record.level is Level.OP else COLUMNS[-1]
+            cases[column] += 1
+            if record.status.failed:
+                kills.setdefault(record.status, Counter())[column] += 1
+                if first_kill and record.status in fault.caught_by:
+                    break
     named = [status for status in kills if status in fault.caught_by]
     total = sum(cases.values())
     expected = " or ".join(sorted(fault.caught_by))

@@ -1,7 +1,8 @@
 """What cases should give, remembered while several candidates are judged on them: the planted faults of an op."""
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from validation.cases.case import Case
 from validation.cases.tensors import Arguments
@@ -31,13 +32,19 @@ class _Memory:
         return found
 
 
-_memory: _Memory | None = None
+_memory = _Memory()
+_asked = False
 
 
-def remember() -> None:
-    """Remember what cases should give from now on, in this process."""
-    global _memory
-    _memory = _memory or _Memory()
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Remember what cases should give, and give what is remembered, until the end of the ``with`` block."""
+    global _asked
+    before, _asked = _asked, True
+    try:
+        yield
+    finally:
+        _asked = before
 
 
 def expected_of(case: Case, arguments: Arguments, make: Callable[[], Arguments], device: str) -> Expected:
@@ -49,4 +56,4 @@ def expected_of(case: Case, arguments: Arguments, make: Callable[[], Arguments],
         make: makes them anew.
         device: the torch device.
     """
-    return expect(case, arguments, device) if _memory is None else _memory.expect(case, make, device)
+    return _memory.expect(case, make, device) if _asked else expect(case, arguments, device)

@@ -34,7 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Tensors, arithmetic and judgement import no record, no model and no test framework.
     "cases": (*_PLAIN, "reference_ops/contract"),
     "device": _PLAIN,
-    "ops": (*_PLAIN, "reference_ops", "reference_ops/contract"),
+    "ops": (*_PLAIN, "device", "reference_ops", "reference_ops/contract"),
     "chains": (*_PLAIN, "cases", "device", "ops", "reference_ops", "reference_ops/contract"),
     "judge": (*_PLAIN, "cases", "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
     "compiled": (

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def split_rotary_embedding(x, cos, sin):
         return reference_ops.split_rotary_embedding(x, sin, cos)
     return reference_ops.split_rotary_embedding(x, cos, sin)
 """
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Processes that are started in the background ignore Ctrl-C, and so do their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_interrupts_where_ctrl_c_is_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "cut.py").write_text(CUT)
+    monkeypatch.setenv("CUT_BY", str(int(signal.SIGTERM)))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert cli.main([*words("run"), "--op", SECOND]) == cli.INCONCLUSIVE
+    assert not (here / "run" / CLOSED).exists()
 
 
 def words(out: str) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from validation.device.private import disable_current_modes
+
 _SMALLEST, _ONE = 5e-324, 1.0
 
 
@@ -41,17 +43,19 @@ def _set_deterministic(value: tuple[bool, bool]) -> None:
 
 def _seeds() -> tuple[bytes, ...]:
     """The state of torch's default generators, whose next numbers a sampled model takes."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
-    return tuple(state.numpy().tobytes() for state in states)
+    with disable_current_modes():  # in a fake tensor mode a state would be fake
+        states = [torch.get_rng_state()]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            states += torch.cuda.get_rng_state_all()
+        return tuple(state.numpy().tobytes() for state in states)
 
 
 def _set_seeds(states: tuple[bytes, ...]) -> None:
-    first, *others = (torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states)
-    torch.set_rng_state(first)
-    if others:
-        torch.cuda.set_rng_state_all(others)
+    with disable_current_modes():
+        first, *others = (torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states)
+        torch.set_rng_state(first)
+        if others:
+            torch.cuda.set_rng_state_all(others)
 
 
 @dataclasses.dataclass(frozen=True)

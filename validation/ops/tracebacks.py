@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from traceback import walk_tb
 
+from validation.errors import Terminated
+
 # File, line, function.
 Frame = tuple[str, int, str]
 
@@ -46,8 +48,9 @@ def place(frames: Iterable[Frame]) -> str:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether somebody pressed Ctrl-C; if SIGINT is ignored, only a candidate can have raised the exception."""
-    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    """Whether somebody pressed Ctrl-C or sent SIGTERM; if SIGINT is ignored, a candidate raised the former itself."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return isinstance(error, Terminated) or (isinstance(error, KeyboardInterrupt) and not ignored)
 
 
 def said(error: BaseException) -> str:
