@@ -1,8 +1,10 @@
 """The interpreter's bfloat16 is repaired, and the check on it fails without the repair."""
 
 import json
+import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,14 @@ def test_an_op_of_an_autotuned_kernel_is_judged() -> None:
     case = Case("scale_shift", {"x": x, **rows}, {"casting_mode": "float32"}, "normal", 0)
     record = judge_case(case, InProcess(OpSet("tuned", {"scale_shift": scale_shift}, "tuned"), select(gpu=False)))
     assert (record.status, record.numbers["launches"]) == (Status.PASSED, 1), record.reason
+
+
+def test_numpy_says_nothing_of_nan_and_inf_in_a_kernel() -> None:
+    import fused_ops
+
+    x = torch.full((1, 2, 16), math.inf)
+    x[0, 0, 0] = math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = fused_ops.scale_shift(x, torch.full((16,), -math.inf), torch.zeros(16))
+    assert bool(y.isnan().all())
