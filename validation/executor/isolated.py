@@ -10,7 +10,7 @@ interpreter is too slow for a case, it is ``NOT_RUN`` (`validation.executor.watc
 set whose files have changed since the first.
 
 Other op sets than ours are isolated by default, ours on request (``--isolate``). On the CPU a new process is forked
-from one that has imported torch and Triton: 2.2 s for the first, 0.12 s for each after it, and a few milliseconds a
+from one that has imported torch and Triton: 1.0 s for the first, 0.23 s for each after it, and a few milliseconds a
 case. On a GPU each process imports them itself, for CUDA does not survive a fork. ``--no-isolate`` is for a debugger.
 An op set made in memory cannot be isolated: the process loads it by the name in ``--ops``.
 """
