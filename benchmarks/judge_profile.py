@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
@@ -54,7 +53,6 @@ def _by_stage(arguments: argparse.Namespace) -> None:
     from validation.parity.profiles import profile_named
     from validation.parity.sweep import Sweep
 
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     device = select(gpu=False)
     ops = load_op_set(arguments.ops)
     profile = profile_named(arguments.profile)

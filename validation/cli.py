@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -119,8 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Otherwise Hypothesis creates its folder in the current directory.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(default_folder() / "hypothesis"))
-    # Under the interpreter NumPy warns wherever a case contains NaN or inf on purpose.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     with _interrupted_by_sigterm(), lasting() as out:
         status = _run(argv)
         out.flush()

@@ -137,7 +137,10 @@ def _recorded(reference: Callable[[], Any]) -> tuple[Tape, tuple[Tensor, ...]]:
 
 
 def _overflows(tape: Tape, outputs: Sequence[Slot]) -> list[Tensor]:
-    """Where an output depends on a number, other than itself, that its rounding may have made infinite.
+    """Where an output depends on a number, other than itself, that its rounding may or may not have made infinite.
+
+    Of one beyond twice the largest number nothing is open: the reference shows what follows from its overflow, and the
+    judge takes an element that is no further from the truth than that.
 
     Such a number becomes NaN where it is read, by arithmetic or by a cast, and everything that depends on it
     is then NaN.
@@ -153,7 +156,8 @@ def _overflows(tape: Tape, outputs: Sequence[Slot]) -> list[Tensor]:
         largest = torch.finfo(dtype).max / (1.0 + 2.0 * UNIT_ROUNDOFF[dtype])
         # A value that dtype holds exactly, such as each element of an input, was not rounded.
         rounded = t.isfinite() & (t != t.to(dtype).double())
-        return t.masked_fill(rounded & (t.abs() > largest), math.nan)
+        may = (t.abs() > largest) & (t.abs() <= 2.0 * torch.finfo(dtype).max)
+        return t.masked_fill(rounded & may, math.nan)
 
     for step in tape.steps:
         args, kwargs = tree_map(lambda leaf, step=step: read(leaf, step), (step.args, step.kwargs))

@@ -54,7 +54,7 @@ def _compare(options: argparse.Namespace) -> int:
     print(*lines(results, left_out), sep="\n")
     if options.out is not None:
         run = Run(options.out, Environment.capture(device="none", seed=0, profile="none"))
-        keep(run, results, candidate)
+        keep(run, results, candidate, floors)
         print(f"report: {write_report(run.folder)}")
     return status
 

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -79,8 +78,6 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    # Under the interpreter NumPy warns about every case that holds NaN or inf on purpose.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     try:
         return _run(arguments) if arguments.model is None else _run_model(arguments)
     except UsageError as error:

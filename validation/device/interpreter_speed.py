@@ -38,7 +38,7 @@ def hasten(interpreter: Any) -> None:
 
 
 def _skip_conversions_of_equal_types() -> None:
-    """Take operands of one type as they are, and remember which block two blocks make.
+    """Take operands of one type as they are, and remember which type two types make.
 
     Finding out that nothing is to be done was a third of a launch's time: shapes are Triton's own tuples, each
     comparison of which makes new types.

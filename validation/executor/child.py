@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -71,8 +70,6 @@ def _print_to(path: str) -> None:
 
 def _loaded(start: dict[str, Any], counts: int) -> Callable[[dict[str, Any]], Any]:
     """Select the device and load the op set; returns the function that answers all other requests."""
-    # As on the command line: under the interpreter, NumPy warns wherever a case holds NaN or inf on purpose.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     device = select(start["gpu"])
     # Unless it was forked, the first judged case imports Triton's runtime and torch._dynamo, which takes some three
     # seconds: do it here, so that it does not count against the candidate.

@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -206,7 +205,6 @@ def _processes(device: Device) -> int:
 
 def _begin(gpu: bool) -> None:
     """Make a process ready."""
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(triton|numpy)\.")
     torch.set_num_threads(1)
     select(gpu)
     load()

@@ -42,9 +42,9 @@ from validation.chains import bounds
 from validation.errors import CannotExpress
 from validation.judge import second_calls
 from validation.judge.expected import CHAINED
-from validation.judge.second_calls import OTHER_FLAGS, Complaint, FirstCall, ReusedOutputError, plain_norm
+from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, plain_norm
 from validation.ops import tracebacks
-from validation.verdict import Status
+from validation.verdict import Status, Verdict
 
 # A case is small if its largest tensor has at most this many elements.
 SMALL = 4096
@@ -66,7 +66,7 @@ NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 # Regimes in which doubling neither overflows nor makes an underflowed value representable.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
-CHECKS: dict[str, Callable[[FirstCall], str | Complaint]] = {
+CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
     "repeat": second_calls.repeat,
     "batch slice": second_calls.batch_slice,
     "row permutation": second_calls.row_permutation,
@@ -103,8 +103,8 @@ def failure(first: FirstCall) -> tuple[str, Status, str] | None:
         status = Status.NOT_REPRODUCIBLE if same else Status.INCORRECT_NUMERICAL
         try:
             found = CHECKS[name](first)
-            if isinstance(found, Complaint):
-                status, words = found.status, found.words
+            if isinstance(found, Verdict):
+                status, words = found.status, found.reason
             else:
                 words = f"{FOUND[name]}: {found}" if found and same else found
         except ReusedOutputError as error:

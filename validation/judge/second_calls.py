@@ -20,7 +20,7 @@ from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
 from validation.judge.stats import Budget
 from validation.ops import reference_op, surroundings
-from validation.verdict import Status
+from validation.verdict import Verdict
 
 # Maps a flag's value to another one, for the check `other_flags`.
 OTHER_FLAGS: dict[str, Callable[[Any], Any]] = {
@@ -28,14 +28,6 @@ OTHER_FLAGS: dict[str, Callable[[Any], Any]] = {
     "interleaved": lambda interleaved: not interleaved,
     "scale_constant": lambda constant: 0.5 if constant == 1.0 else 1.0,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Complaint:
-    """What the judge says of a call that is another case: the status, and the reason in words."""
-
-    status: Status
-    words: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +44,7 @@ class FirstCall:
         kernels: all its arithmetic was in kernels that Triton's interpreter ran.
         even: its bits may not depend on a row's position, nor its code on the value of eps.
         judged: the judge's complaint about outputs for this case, "" if they pass.
-        judged_as: the complaint about outputs for another case with the same tensors, if there is one.
+        judged_as: the failed verdict on outputs for another case with the same tensors; None if they pass.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -65,7 +57,7 @@ class FirstCall:
     kernels: bool
     even: bool
     judged: Callable[[Outputs], str]
-    judged_as: Callable[[Case, Outputs], Complaint | None]
+    judged_as: Callable[[Case, Outputs], Verdict | None]
     device: str
 
     def again(self, **kwargs: Any) -> Outputs:
@@ -266,7 +258,7 @@ def zero_modulation(first: FirstCall) -> str:
     return words_of(over, outputs[0], truth, f"{op} alone") if bool(over.any()) else ""
 
 
-def other_flags(first: FirstCall) -> str | Complaint:
+def other_flags(first: FirstCall) -> str | Verdict:
     """The same tensors with each of `OTHER_FLAGS` in turn: another case, with its own truth and budget."""
     for flag, other in OTHER_FLAGS.items():
         if flag in first.case.flags:
@@ -274,7 +266,7 @@ def other_flags(first: FirstCall) -> str | Complaint:
             case = dataclasses.replace(first.case, flags={**first.case.flags, flag: value})
             found = first.judged_as(case, first.again(**{**first.make().kwargs, flag: value}))
             if found is not None:
-                return Complaint(found.status, f"called next with {flag}={value!r}: {found.words}")
+                return dataclasses.replace(found, reason=f"called next with {flag}={value!r}: {found.reason}")
     return ""
 
 

@@ -17,7 +17,7 @@ from validation.judge.expected import Expected, absent, expect, outputs_of, writ
 from validation.judge.form import wrong_form, wrong_memory
 from validation.judge.reference import ReferenceFailedError, checked_target, of_reference
 from validation.judge.remembered import expected_of
-from validation.judge.second_calls import Complaint, FirstCall
+from validation.judge.second_calls import FirstCall
 from validation.judge.values import judge_values
 from validation.ops import surroundings, tracebacks
 from validation.verdict import Status, Tier, Verdict
@@ -170,8 +170,8 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         returned=() if written_arguments(case) else outputs_of(result),
         kernels=kernels,
         even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
-        judged=lambda outputs: _words(_complaint(outputs, expected)),
-        judged_as=lambda other, outputs: _complaint(
+        judged=lambda outputs: failed.reason if (failed := _failed(outputs, expected)) else "",
+        judged_as=lambda other, outputs: _failed(
             outputs, of_reference(lambda: expect(other, _with_flags(make(), other), device))
         ),
         device=device,
@@ -206,13 +206,9 @@ def _with_fingerprint(verdict: Verdict, op: str, kwargs: Mapping[str, Any], outp
     return dataclasses.replace(verdict, numbers=numbers, lines=lines)
 
 
-def _complaint(outputs: tuple[Any, ...], expected: Expected) -> Complaint | None:
-    """The judge's complaint about the outputs of another call, if there is one."""
+def _failed(outputs: tuple[Any, ...], expected: Expected) -> Verdict | None:
+    """The failed verdict on the outputs of another call; None if they pass."""
     judged = [wrong_form(outputs, expected.baseline, alone=len(outputs) == 1)]
     if judged == [None]:
         judged = [judge_values(output, target) for output, target in expected.target(outputs)]
-    return next((Complaint(j.status, j.reason) for j in judged if j is not None and j.status.failed), None)
-
-
-def _words(complaint: Complaint | None) -> str:
-    return "" if complaint is None else complaint.words
+    return next((j for j in judged if j is not None and j.status.failed), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from validation.kept.floors import Floors
 from validation.kept.judge import Result
 from validation.kept.kinds import Clip, Frames, Videos
 from validation.media.video import write_video
@@ -14,25 +15,29 @@ from validation.record import Level, Record, Run
 from validation.samples.rung import Player
 
 
-def keep(run: Run, results: Sequence[Result], candidate: Path) -> None:
+def keep(run: Run, results: Sequence[Result], candidate: Path, floors: Floors) -> None:
     """Add a record for each pair; the frames of both sides are copied into the folder, for the report to show.
 
     Args:
         run: a new run folder.
         results: of the pairs.
         candidate: as it was given; its name stands for the op set.
+        floors: as given, for the repeat lines.
 
     Raises:
         UsageError: the folder cannot be written.
     """
     for n, result in enumerate(results):
-        run.add(_record(run.folder, f"artifacts/{n}", result, candidate.name))
+        run.add(_record(run.folder, f"artifacts/{n}", result, candidate.name, floors))
 
 
-def _record(folder: Path, place: str, result: Result, op_set: str) -> Record:
+def _record(folder: Path, place: str, result: Result, op_set: str, floors: Floors) -> Record:
     pair, verdict = result.pair, result.verdict
     subject = pair.name or str(pair.reference)
-    repeat = repeat_line("compare", str(pair.reference), str(pair.candidate))
+    second = [str(path / pair.name) if pair.name else str(path) for path in floors.second]
+    repeat = repeat_line(
+        "compare", str(pair.reference), str(pair.candidate), floors=floors.floors, second_reference=second or None
+    )
     lines = [f"{subject}  {op_set}  {verdict.status}", verdict.reason, *(one.reason for one in result.findings)]
     both = pair.reference is not None and pair.candidate is not None
     artifacts, players = _frames(folder, place, result) if both else ({}, [])
