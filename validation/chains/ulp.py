@@ -33,7 +33,7 @@ def ulp(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
     """
     size, largest = magnitude.abs(), torch.finfo(dtype).max
     size = torch.where(size < largest, size, largest)  # a NaN is less than nothing
-    # Without its significand a number is the power of two below it; zero and float64's subnormals become zero. A third
-    # of the time that frexp and ldexp take.
+    # Without its significand a number is the power of two below it; zero and float64's subnormals become zero. Half
+    # of the time that frexp and ldexp take (76 against 148 us for 20,000 numbers).
     power = (size.view(torch.int64) & _EXPONENT).view(torch.float64)
     return (power * (2.0 * UNIT_ROUNDOFF[dtype])).clamp(min=SMALLEST[dtype])

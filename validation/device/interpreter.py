@@ -60,8 +60,8 @@ def repair() -> None:
     """Install the conversions above in the interpreter; once per process.
 
     Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with NumPy 2.4,
-    runs autotuned kernels with one configuration (`_take_first_configuration`), and saves two thirds of a launch's
-    time (`interpreter_speed`).
+    runs autotuned kernels with one configuration (`_take_first_configuration`), and takes less time
+    (`interpreter_speed`).
     """
     tl, interpreter = triton_module("triton.language"), triton_module("triton.runtime.interpreter")
     builder = interpreter.InterpreterBuilder

@@ -1,6 +1,6 @@
 """A process that imports a module when it is first asked for, and forks a child that calls a function in it.
 
-Torch and Triton take a second to import, the fork three milliseconds. The server itself calls
+Torch and Triton take a second to import, which a fork saves. The server itself calls
 nothing, so it has no thread that a fork would lose but OpenBLAS's, which prepares for forks; and it never touches CUDA,
 which a fork would not survive.
 
