@@ -40,8 +40,8 @@ def hasten(interpreter: Any) -> None:
 def _skip_conversions_of_equal_types() -> None:
     """Take operands of one type as they are, and remember which type two types make.
 
-    Finding out that nothing is to be done was 13 of 42 s of launches under a profiler: shapes are Triton's own tuples, each
-    comparison of which makes new types.
+    Finding out that nothing is to be done was 13 of 42 s of launches under a profiler: shapes are Triton's own tuples,
+    each comparison of which makes new types.
     """
     tl = triton_module("triton.language")
     semantic = triton_module("triton.language.semantic").TritonSemantic
