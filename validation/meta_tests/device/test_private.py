@@ -87,3 +87,23 @@ def test_pyproject_admits_the_versions_whose_private_names_are_known() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for package, (first, end) in private.KNOWN.items():
         assert f"{package}>={first},<{end}" in project["dependencies"]
+
+
+def test_dynamo_is_not_imported_until_somebody_compiles() -> None:
+    """Its import takes 1 s, and torch's own wrapper of a mode's handler would begin with it."""
+    code = """
+import sys
+from validation.device import select
+select(gpu=False)
+import fused_ops
+from validation.cases.errors import good_case
+from validation.judge.signature import signature_of
+from validation.judge.verdict import judge_call
+print(judge_call(good_case(signature_of("rms_norm")), fused_ops.rms_norm, "cpu").status, "torch._dynamo" in sys.modules)
+import torch
+y = torch.compile(lambda x: x + 1, backend="eager")
+print(judge_call(good_case(signature_of("rms_norm")), fused_ops.rms_norm, "cpu").status, float(y(torch.ones(1))))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["PASSED", "False", "PASSED", "2.0", "True"], done.stderr

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,19 @@ def test_a_report_shows_every_pair(folders: tuple[Path, Path], capsys: pytest.Ca
     assert clip.repro == "validate compare a/clip.mkv b/clip.mkv"
     assert cli.main(["compare", "a", "b", "--out", "out"]) == cli.USAGE
     assert "--out: out holds a run already" in capsys.readouterr().err
+
+
+def test_a_repeat_line_names_the_second_reference_of_its_pair(folders: tuple[Path, Path]) -> None:
+    """Without it the repetition would be judged by no floor, and be another verdict."""
+    _, b = folders
+    second = b.parent / "c"
+    shutil.copytree(b, second)
+    write_video(second / "clip.mkv", noisy(FRAMES))
+    write_video(b / "clip.mkv", (FRAMES // 2).astype(np.uint8))
+    assert cli.main(["compare", "a", "b", "--second-reference", "c", "--out", "out"]) == cli.FAILED
+    (clip,) = (record for record in read_run(Path("out"))[1] if record.subject == "clip.mkv")
+    assert clip.repro == "validate compare a/clip.mkv b/clip.mkv --second-reference c/clip.mkv"
+    assert cli.main(shlex.split(clip.repro)[1:]) == cli.FAILED
 
 
 def test_the_help_text_names_every_suffix() -> None:

@@ -146,6 +146,25 @@ def test_an_op_that_changes_what_the_process_computes_with_is_an_error_and_undon
     assert Surroundings.now() == before
 
 
+def test_what_a_forward_changed_before_it_raised_is_undone_and_what_others_change_is_left() -> None:
+    def raises(_x: Tensor) -> Tensor:
+        torch.set_flush_denormal(True)
+        raise KeyboardInterrupt
+
+    model, before = Doubler(), Surroundings.now()
+    with mount_on(model, raises), pytest.raises(KeyboardInterrupt):
+        model(torch.ones(1, 2))
+    assert Surroundings.now() == before
+    # The sampler's own random numbers between two forwards are no candidate's.
+    with mount_on(model, lambda x: x) as mounted:
+        for _ in range(2):
+            model(torch.ones(1, 2))
+            torch.rand(1)
+        assert mounted.forwards == 2
+        taken = torch.get_rng_state()
+    assert torch.equal(torch.get_rng_state(), taken)
+
+
 def test_a_second_mount_is_refused() -> None:
     model = Doubler()
     with mount_on(model, lambda x: x), pytest.raises(UsageError, match="forward of Identity is replaced already"):
