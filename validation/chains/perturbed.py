@@ -25,6 +25,7 @@ import torch
 import torch.autograd.forward_ad as forward
 from torch import Tensor
 
+from validation.chains.rounding import Rounding
 from validation.chains.running import TINY, Running, U
 from validation.chains.tape import HALVES, Call, Slot, Step, Tape, aten, filled, inputs_of, is_view, run
 from validation.chains.ulp import SMALLEST, UNIT_ROUNDOFF
@@ -88,49 +89,66 @@ def _moved_at_random(generator: torch.Generator) -> After:
     return after
 
 
-def replay(
-    reference: Callable[[], Any], generator: Callable[[torch.device], torch.Generator] | None
-) -> list[tuple[Tensor, torch.dtype]]:
+def replay(reference: Callable[[], Any], rounding: Rounding | None) -> list[tuple[Tensor, torch.dtype]]:
     """A legal replay of a reference's call: its outputs in float64, not yet rounded, and their dtypes.
 
     Steps in 16 bits are rounded to nearest, except those that make the outputs' own elements.
 
     Args:
         reference: makes the call.
-        generator: returns a device's generator, which moves each float32 step up or down by one rounding; None moves
-            none.
+        rounding: the float32 arithmetic of the steps; None makes no error.
     """
     with torch.no_grad():
-        tape, outputs = _recorded(reference)
+        tape, outputs = _recorded(reference, Tape(layer_norm_as_torch=True))
         rounded, exact = inputs_of(tape), inputs_of(tape)  # exact: the same values before their own rounding
         for step in tape.steps:
             call = filled(step, rounded)
             if step.moves:
                 exact.update(zip(step.outputs, run(step, filled(step, exact)), strict=True))
-            results = run(step, call)
+            results = run(step, call) if rounding is None or not step.terms else _summed(step, call, rounding)
             rounded.update(zip(step.outputs, results, strict=True))
             for slot, t in zip(step.outputs, results, strict=True):
                 if not _floating(t):
                     exact[slot] = t
                     continue
-                if generator is not None and step.rounds:
-                    moved = t.clone()
-                    _moved_at_random(generator(t.device))(step, call, [moved])
-                    # A value that float32 holds needed no rounding; many 16-bit sums and products lie halfway between
-                    # two neighbours, and every kernel rounds these to even.
-                    t.copy_(torch.where(t.float().double() == t, t, moved))
                 if slot not in exact:
                     exact[slot] = t.clone()
                 elif not step.moves or (step.dtype not in HALVES and not is_view(step.call)):
                     exact[slot].copy_(t)
                 if step.rounds and step.dtype in HALVES:
                     t.copy_(t.to(step.dtype).double())
+                elif step.rounds and step.dtype is torch.float32 and rounding is not None:
+                    t.copy_(rounding.rounded(t))
     return [(exact[tape.slot(t)], t.dtype) for t in outputs]
 
 
-def _recorded(reference: Callable[[], Any]) -> tuple[Tape, tuple[Tensor, ...]]:
+def _summed(step: Step, call: Call, rounding: Rounding) -> list[Tensor]:
+    """The results of a sum of many terms, or of a product of matrices: summed in float32, in a random order."""
+    args, kwargs = tree_map(_narrow, call)
+    wide = args
+    match step.call.overloadpacket:
+        case aten.sum | aten.mean:
+            dims = args[1] if len(args) > 1 and args[1] else range(args[0].dim())
+            for d in dims:
+                order = rounding.order(args[0].shape[d], args[0].device)
+                wide = (wide[0].index_select(d, order), *wide[1:])
+        case aten.mm | aten.bmm | aten.addmm | aten.baddbmm:
+            a, b = args[-2:]
+            order = rounding.order(a.shape[-1], a.device)
+            wide = (*args[:-2], a.index_select(-1, order), b.index_select(-2, order))
+    return [t.double() if t.is_floating_point() else t for t in run(step, (wide, kwargs))]
+
+
+def _narrow(leaf: Any) -> Any:
+    """The leaf in float32 if it is a float64 tensor or dtype."""
+    if leaf is torch.float64:
+        return torch.float32
+    return leaf.float() if _floating(leaf) else leaf
+
+
+def _recorded(reference: Callable[[], Any], tape: Tape | None = None) -> tuple[Tape, tuple[Tensor, ...]]:
     """A tape of a call, and what the call returned."""
-    tape = Tape()
+    tape = tape or Tape()
     with tape:
         result = reference()
     return tape, tuple(result) if isinstance(result, tuple) else (result,)

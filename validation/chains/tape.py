@@ -61,6 +61,18 @@ def _layer_norm(
     return y.to(x.dtype), mean, rstd
 
 
+def _layer_norm_as_torch(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In the order of PyTorch's own kernels on the CPU, whose error grows with the mean."""
+    _, variance, mean = _moments(x, range(-len(shape), 0), 0.0)
+    rstd = torch.rsqrt(variance + eps)
+    y = _wide(x) * rstd + -mean * rstd
+    y = y if weight is None else y * _wide(weight)
+    y = y if bias is None else y + _wide(bias)
+    return y.to(x.dtype), mean, rstd
+
+
 def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> tuple[Tensor, Tensor]:
     wide = _wide(x)
     square = (wide * wide).mean(list(range(-len(shape), 0)), keepdim=True)
@@ -163,8 +175,15 @@ class Step:
 class Tape(DispatchMode):
     """Records the operations of a run in working dtypes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, layer_norm_as_torch: bool = False) -> None:
+        """Record nothing yet.
+
+        Args:
+            layer_norm_as_torch: record ``layer_norm`` as ``x * rstd - mean * rstd``, not ``(x - mean) * rstd``.
+        """
         super().__init__()
+        own = {aten.native_layer_norm.default: _layer_norm_as_torch} if layer_norm_as_torch else {}
+        self._decomposed = _DECOMPOSED | own
         self.steps: list[Step] = []
         self.inputs: dict[Slot, Tensor] = {}  # tensors that no step made, unchanged: arguments and constants
         self.dtypes: dict[Slot, torch.dtype] = {}
@@ -177,9 +196,9 @@ class Tape(DispatchMode):
         """Run the operation and record it."""
         del types
         kwargs = kwargs or {}
-        if func in _DECOMPOSED:
+        if func in self._decomposed:
             with self:
-                return _DECOMPOSED[func](*args, **kwargs)
+                return self._decomposed[func](*args, **kwargs)
         recorded, recorded_kwargs = tree_map(self._placeholder, (args, kwargs))
         given = [t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
         out = func(*args, **kwargs)
