@@ -24,7 +24,7 @@ from validation.ops import Op, OpSet
 from validation.samples.model import Sampler
 from validation.samples.request import Progress, silent
 from validation.samples.rung import Sample
-from validation.verdict import TIERS, Status
+from validation.verdict import TIERS, Status, Verdict
 
 LAYERS, WIDTH, TOKENS, STEPS = 2, 128, 200, 6
 SITES = (Site("norm", "layer_norm_scale_shift", LAYERS), Site("gate", "residual_gate_add", LAYERS))
@@ -72,8 +72,8 @@ class SmallSampler(Sampler[Start]):
 
     name, sites = "small", SITES
 
-    def __init__(self, change: Change) -> None:
-        self.model, self.change = Small(), change
+    def __init__(self, change: Change, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.model, self.change, self.dtype = Small().to(dtype), change, dtype
 
     def mount(self, ops: OpSet) -> Mount:
         self.model.mounted = Mount(self.model, ops, SITES)
@@ -84,7 +84,7 @@ class SmallSampler(Sampler[Start]):
         x = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(prompt.seed))
         with torch.no_grad():
             for step in range(STEPS):
-                x = self.change(step, x + 0.3 * (self.model(x.bfloat16()).float() - x))
+                x = self.change(step, x + 0.3 * (self.model(x.to(self.dtype)).float() - x))
                 latents.append(x)
         return Sample(latents)
 
@@ -165,6 +165,48 @@ def test_right_op_sets_are_lossless(cache: Path, name: str) -> None:
     assert max(place.factor for place in places(drift.teacher.errors)) < 1.0001
     assert "no site is further from the truth" in teacher.reason
     assert "inside the lossless band" in banded.reason
+
+
+def around_twelve(_step: int, x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True) + 12 * x.std()
+
+
+def as_torch_normalises() -> OpSet:
+    """The mean is subtracted last, as in PyTorch's own kernels: the usual form of a right norm."""
+
+    def layer_norm_scale_shift(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        wide = x.float()
+        variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
+        rstd = (variance + 1e-6).rsqrt()
+        return ((wide * rstd - mean * rstd) * (1 + scale) + shift).to(x.dtype)
+
+    return reference(layer_norm_scale_shift=layer_norm_scale_shift)
+
+
+def verdicts_in_float32(ops: OpSet, cache: Path, change: Change = unchanged) -> tuple[Verdict, Verdict]:
+    """In a float32 model errors add up, and each rounding shows."""
+    sampler = SmallSampler(change, torch.float32)
+    drift = measure.Drift(sampler, ops, STARTS, identity={"change": change.__name__, "dtype": "float32"}, cache=cache)
+    for start in STARTS:
+        drift.add(start, sampler.sample(reference(), start).latents, sampler.sample(ops, start).latents)
+    return verdicts.verdicts(drift, "lossless")
+
+
+@pytest.mark.parametrize("name", ["pairwise", "division", "reversed"])
+def test_right_op_sets_are_lossless_in_a_float32_model(cache: Path, name: str) -> None:
+    for verdict in verdicts_in_float32(controls.op_set(name), cache):
+        assert (verdict.status, verdict.tier) == (Status.PASSED, "lossless"), verdict.reason
+
+
+def test_a_right_norm_is_lossless_around_a_mean_of_12_sigma(cache: Path) -> None:
+    for verdict in verdicts_in_float32(as_torch_normalises(), cache, around_twelve):
+        assert (verdict.status, verdict.tier) == (Status.PASSED, "lossless"), verdict.reason
+
+
+# With replays whose errors were 1.4 times those of right kernels it was lossless.
+def test_a_norm_one_float32_ulp_off_is_not_lossless_in_a_float32_model(cache: Path) -> None:
+    _, banded = verdicts_in_float32(faulty_norm(lambda _: True, 2.0**-23), cache)
+    assert banded.status is not Status.PASSED, banded.reason
 
 
 def test_the_reference_is_bit_exact(cache: Path) -> None:
