@@ -14,6 +14,7 @@ import torch
 
 from validation import controls
 from validation.device import Device, select
+from validation.equivalence import MARGIN
 from validation.errors import UsageError
 from validation.executor import InProcess
 from validation.ops import OpSet, check_op_name
@@ -21,7 +22,6 @@ from validation.parity.one_case import SHORT_DTYPE
 from validation.parity.plan import Plan
 from validation.parity.profiles import Profile
 from validation.parity.sweep import Sweep
-from validation.parity.tiers import LOSSLESS_MEAN_RATIO
 from validation.record import Level, Record
 from validation.samples import registry
 from validation.samples.request import Request
@@ -96,8 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
     alarms = judged = 0
     print(f"{device.name}, torch {torch.__version__}, seed {arguments.seed}")
     print(
-        f"{'control':<16}{'op':<40}{'cases':>7}{'alarms':>8}{'seconds':>9}  {'tier':<10}{'budget':>8}"
-        + "".join(f"{f'{kind} {SHORT_DTYPE[dtype]}':>10}" for kind, dtype in LOSSLESS_MEAN_RATIO)
+        f"{'control':<16}{'op':<40}{'cases':>7}{'alarms':>8}{'seconds':>9}  {'tier':<10}{'arith.':>8}"
+        + "".join(f"{f'{kind} {SHORT_DTYPE[dtype]}':>10}" for kind, dtype in MARGIN)
     )
     for name in arguments.names or controls.NAMES:
         ops = controls.op_set(name)
@@ -124,14 +124,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _columns(summary: Record) -> str:
-    """The tier, the largest share of the budget used, mean RMS and maximum error over the reference path's by dtype.
+    """The tier, the largest share of the arithmetic's allowance, the bounds of the RMS and the maximum error by dtype.
 
-    These show how near correct arithmetic comes to the limits of `tiers`, which define lossless.
+    These show how near correct arithmetic comes to the margins of `equivalence`, which define lossless.
     """
-    names = (f"mean_{kind}_ratio_{dtype}" for kind, dtype in LOSSLESS_MEAN_RATIO)
+    names = (f"upper_{kind}_ratio_{dtype}" for kind, dtype in MARGIN)
     ratios = (summary.numbers.get(name) for name in names)
     ratio_columns = "".join(f"{'-':>10}" if ratio is None else f"{ratio:>10.3f}" for ratio in ratios)
-    return f"{summary.tier or '-':<10}{summary.numbers['budget_percent']:>7.0f}%{ratio_columns}"
+    return f"{summary.tier or '-':<10}{summary.numbers['arithmetic_percent']:>7.0f}%{ratio_columns}"
 
 
 def _run_model(arguments: argparse.Namespace) -> int:

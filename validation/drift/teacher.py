@@ -6,7 +6,7 @@ output is from the float64 truth before its rounding. Errors cannot grow: each i
 model is not copied; these are extra calls.
 
 *Test*: in one call the candidate is *further* if its mean squared error exceeds both the baseline's and the
-replay's, the RMS by more than a factor `MARGIN`. If it is as right as the baseline the two are exchangeable,
+replay's, the RMS by more than a factor `HAIR`. If it is as right as the baseline the two are exchangeable,
 so this happens with probability at most 1/2, and the number of such calls is at most binomial: a sign test, exact
 and blind to outliers. It is made for each place (one call of a site in a forward, over steps and prompts) and for
 each site (over its places too), and Bonferroni's correction covers all of these together. The replay is needed
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 import reference_ops
+from validation import equivalence
 from validation.chains.replay import Replay
 from validation.chains.truth import bound, delivered, exact_outputs, rounded_outputs
 from validation.drift.band import ALPHA
@@ -39,7 +40,7 @@ from validation.models.mount import SiteCall, SiteError, running_call
 from validation.ops import Op, OpSet
 from validation.verdict import Status
 
-MARGIN = 1.001
+HAIR = 1.001
 GROSS = 2.0
 
 ARMS = ("baseline", "replay", "candidate")
@@ -61,6 +62,7 @@ class CallErrors:
         candidate_max, baseline_max: greatest absolute errors.
         candidate_mean: mean signed error.
         power: mean square of the truth.
+        dtype: of the output, ``bfloat16``.
     """
 
     site: str
@@ -75,11 +77,12 @@ class CallErrors:
     baseline_max: float
     candidate_mean: float
     power: float
+    dtype: str = "bfloat16"
 
     @property
     def further(self) -> bool:
         """The candidate is further from the truth than the baseline and the replay."""
-        return self._beyond(MARGIN)
+        return self._beyond(HAIR)
 
     @property
     def gross(self) -> bool:
@@ -104,6 +107,7 @@ class Place:
         gross: whether one of them is further than roundings explain.
         factor: the candidate's RMS error over the baseline's: geometric mean over the calls, or the greatest if one
             is gross.
+        shown: what the calls show of that mean, see `equivalence`.
         p: p-value of the sign test, corrected for all places and sites; 0 if a call is gross.
         steps: the steps in which the candidate is further, in order.
         errors: RMS error over the RMS of the truth, by arm (``baseline``, ``replay``, ``candidate``).
@@ -115,6 +119,7 @@ class Place:
     further: int
     gross: bool
     factor: float
+    shown: equivalence.Shown
     p: float
     steps: tuple[int, ...]
     errors: dict[str, float]
@@ -209,7 +214,8 @@ class TeacherForced:
             values = torch.stack(numbers).tolist()
             name = here.site if len(exact) == 1 else f"{here.site} output {n}"
             step = here.forward // forwards_per_step
-            self.errors.append(CallErrors(name, self.place_of(here), prompt, step, *values))
+            dtype = str(rounded.dtype).removeprefix("torch.")
+            self.errors.append(CallErrors(name, self.place_of(here), prompt, step, *values, dtype=dtype))
 
 
 def places(errors: Sequence[CallErrors]) -> list[Place]:
@@ -240,6 +246,7 @@ def _place(site: str, place: str, errors: Sequence[CallErrors], families: int) -
     p = sum(math.comb(len(errors), n) for n in range(len(further), len(errors) + 1)) / 2 ** len(errors)
     log = max(logs) if gross else statistics.fmean(logs)
     power = sum(error.power for error in errors) or 1.0
+    ratios = (math.exp(min(max(of_call / 2, -700.0), 700.0)) for of_call in logs)
     return Place(
         site,
         place,
@@ -247,6 +254,7 @@ def _place(site: str, place: str, errors: Sequence[CallErrors], families: int) -
         further=len(further),
         gross=gross,
         factor=math.exp(min(log / 2, 700.0)),
+        shown=equivalence.shown(ratios, equivalence.MARGIN["rms", errors[0].dtype]),
         p=0.0 if gross else min(1.0, p * families),
         steps=tuple(sorted({error.step for error in further})),
         errors={arm: math.sqrt(sum(getattr(error, arm) for error in errors) / power) for arm in ARMS},

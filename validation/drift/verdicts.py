@@ -12,6 +12,7 @@ from validation.chains.replay import KINDS, Kind
 from validation.drift import band
 from validation.drift.measure import Drift
 from validation.drift.teacher import ARMS, CallErrors, Place, can_reject, first_further, places
+from validation.equivalence import CONFIDENCE
 from validation.verdict import TIERS, Numbers, Series, Status, Tier, Verdict
 
 
@@ -66,11 +67,20 @@ def judge_teacher(drift: Drift[Any], require: str) -> Verdict:
             f"{len(errors)} watched site calls on {_counted(len(drift.prompts), 'prompt')} are too few for the test, "
             "expected more prompts, seeds or steps",
         )
-    worst = max((place for place in found if not place.place), key=lambda place: place.factor)
+    sites = [place for place in found if not place.place]
+    unsure = max(sites, key=lambda site: math.log(site.shown.upper) / math.log(site.shown.margin))
+    if not unsure.shown.within:
+        return verdict(
+            None,
+            f"no site is seen to be further from the truth in {len(errors)} calls, but {unsure.site} is not shown to "
+            f"be as near: RMS error {unsure.shown}; expected more prompts, seeds or steps",
+        )
+    worst = max(sites, key=lambda site: site.factor)
     return verdict(
         "lossless",
         f"no site is further from the truth than the path it replaces in {len(errors)} calls: the furthest, "
-        f"{worst.site}, has {worst.factor:.9f} times its RMS error",
+        f"{worst.site}, has {worst.factor:.9f} times its RMS error, and the least sure, {unsure.site}, at most "
+        f"{unsure.shown.upper:.6f} times with {100 * CONFIDENCE:.0f} % (margin {unsure.shown.margin})",
     )
 
 
@@ -213,6 +223,7 @@ def _teacher_numbers(found: Sequence[Place]) -> Numbers:
     for place in found:
         if not place.place:
             numbers[f"factor_{_name(place)}"] = place.factor
+            numbers[f"upper_{_name(place)}"] = place.shown.upper
             numbers[f"p_{_name(place)}"] = place.p
             numbers[f"watched_{_name(place)}"] = place.calls
     return numbers

@@ -24,25 +24,27 @@ class Budget:
 
     Attributes:
         allowed: float64, the output's shape.
+        declared: float64, likewise: the part of it that is no arithmetic, ``1/2 ulp(...) + H``.
         unit: float64: one ulp of the output's dtype at |y| or, where terms cancel, at the terms' size
             (A / 64u, the noise over what a chain of 64 roundings makes).
     """
 
     allowed: Tensor
+    declared: Tensor
     unit: Tensor
 
     @classmethod
     def of(cls, running: Running, shape: torch.Size, dtype: torch.dtype, *, flush: bool) -> "Budget":
         """The budget of an output of this shape and dtype."""
         size = running.value.abs()
-        half_ulp = 0.5 * ulp(size + running.noise + running.declared, dtype)
-        allowed = half_ulp + SECOND_ORDER * running.declared + K * running.noise
+        declared = 0.5 * ulp(size + running.noise + running.declared, dtype) + SECOND_ORDER * running.declared
+        allowed = declared + K * running.noise
         # Without a bound there is no slack: a NaN here would pass any finite truth.
         allowed = torch.where(allowed.isnan(), 0.5 * ulp(size, dtype), allowed)
         if flush:
             allowed = allowed + torch.finfo(torch.float32).tiny
         unit = ulp(torch.maximum(size, running.noise * 2.0**18), dtype)
-        return cls(allowed.expand(shape), unit.expand(shape))
+        return cls(allowed.expand(shape), declared.expand(shape), unit.expand(shape))
 
 
 @dataclasses.dataclass(frozen=True)

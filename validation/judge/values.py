@@ -73,8 +73,10 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     An element may be as far from the truth as its budget, or as the reference path's own is: what equals the reference
     to the bit never fails.
 
-    Its numbers: percent of the budget used; `Errors` of candidate, baseline and ideal; the ratios of RMS and maximum
-    error over the baseline's; the share of elements equal to the baseline's to the bit; the share that tells something.
+    Its numbers: the percent used of the budget, and of the arithmetic's allowance, which is the budget less the
+    roundings that a right op makes (half an ulp, and the declared ones); `Errors` of candidate, baseline and ideal; the
+    ratios of RMS and maximum error over the baseline's; the share of elements equal to the baseline's to the bit; the
+    share that tells something.
     """
     name, truth, baseline, budget = target.name, target.truth, target.baseline, target.budget
     misplaced = _nonfinite(output, target)
@@ -98,11 +100,14 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     equal = equal_bits(output, baseline)
     used = torch.where(finite, error.abs() / allowed, torch.zeros_like(error))
     worst = float(used.max()) if used.numel() else 0.0
+    beyond = torch.where(finite, error.abs() - budget.declared, torch.zeros_like(error)).clamp(min=0.0)
+    arithmetic = torch.where(beyond > 0.0, beyond / (allowed - budget.declared), beyond)
     of_exact = 1.0 if errors.rms_ulp == 0.0 else math.inf
     ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else of_exact
     max_ratio = max(errors.max_ulp, ONE_ROUNDING) / max(path.max_ulp, ONE_ROUNDING) if path.rms_ulp else of_exact
     numbers: dict[str, float | int | str | None] = {
         "budget_percent": 100.0 * worst,
+        "arithmetic_percent": 100.0 * float(arithmetic.max()) if arithmetic.numel() else 0.0,
         **errors.numbers(""),
         **path.numbers("baseline_"),
         **ideal.numbers("ideal_"),
@@ -149,8 +154,8 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
             return Verdict(Status.BIASED, "bias", reason, numbers=numbers)
 
     noise = torch.where(finite, target.running.noise / budget.unit, torch.zeros_like(error))
-    arithmetic = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
-    least = max(path.rms_ulp, arithmetic)
+    of_right = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
+    least = max(path.rms_ulp, of_right)
     if bool(equal.all()):
         tier = Tier.BIT_EXACT
     elif errors.rms_ulp <= LOSSLESS_FACTOR * least:
@@ -159,7 +164,8 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         spread = _standard_error(target, finite, least, samples() if rounds_on_the_way else errors.count)
         by_chance = errors.rms_ulp <= LOSSLESS_FACTOR * least + LOSSLESS_SIGMAS * spread
         tier = Tier.LOSSLESS if by_chance else Tier.CLOSE
-    reason = f"{100.0 * worst:.0f} % of the error budget used, rms {ratio:.3g}x the reference path's"
+    share = f"{numbers['arithmetic_percent']:.0f} % of the arithmetic's allowance used"
+    reason = f"{share}, rms {ratio:.3g}x the reference path's"
     return Verdict(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Names, files, progress and the table of options: every folder may import them.
-_PLAIN = ("errors", "verdict", "files", "progress", "options")
+_PLAIN = ("errors", "verdict", "equivalence", "files", "progress", "options")
 
 
 # A unit is a package, a folder or a file of `validation`; a file with its own line does not belong to its folder.
@@ -20,6 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "fused_ops": ("reference_ops", "reference_ops/contract"),
     "errors": (),
     "verdict": (),
+    "equivalence": (),
     "progress": (),
     "files": ("errors",),
     "output": (),

@@ -53,7 +53,7 @@ def summary(
         "corners_not_run": len(not_run),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
-        "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
+        "arithmetic_percent": max((float(r.numbers.get("arithmetic_percent") or 0.0) for r in done), default=0.0),
     }
     # Failed cases count too: where a kernel rounds is most of interest if it fails.
     fingerprints = [
@@ -90,7 +90,7 @@ def summary(
     elif bias:
         status, check, reason = Status.BIASED, "bias over all cases", bias
     elif require is not None and tier.tier is not None and not tier.tier.meets(require):
-        status = Status.BELOW_REQUIRED_TIER
+        status = Status.INCONCLUSIVE if tier.little else Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
     elif counting < FEWEST_CASES or unexpressed.total() > len(done) / 2:
         status, check = Status.INCONCLUSIVE, "too little judged"

@@ -5,33 +5,17 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from validation.equivalence import MARGIN, Shown, shown
 from validation.record import Record
 from validation.verdict import Tier
 
-# Limits of the geometric means, over an op's cases of one dtype, of the RMS and of the maximum error over the
-# baseline's. Either path rounds a 16-bit output once, so a lossless op stays at 1: where declared roundings fell the
-# other way, the maximum of right op sets was at 1.011 (400 cases an op). In float32 two legal choices move the means:
-# the order of a sum (RMS up to 1.17, maximum up to 1.14, and to 1.21 in torch.compile's layer_norm), and whether a
-# product is contracted into the sum after it. A rotation makes two products and a sum: no contraction costs a factor of
-# sqrt(3 / 2) = 1.22 over one if all three are of one size, and sqrt(2) = 1.41 if the products cancel (measured 1.23 to
-# 1.38).
-LOSSLESS_MEAN_RATIO = {
-    ("rms", "float32"): 1.42,
-    ("rms", "float16"): 1.005,
-    ("rms", "bfloat16"): 1.005,
-    ("max", "float32"): 1.25,
-    ("max", "float16"): 1.03,
-    ("max", "bfloat16"): 1.03,
-}
 # Ops whose reference contracts (`torch.addcmul`): a chain that does not also rounds the second product. If that product
 # is most of the sum, or the products cancel, the error doubles (measured: a mean of 1.53).
 CONTRACTED = frozenset({"split_rotary_embedding"})
-CONTRACTED_MEAN_RATIO = {("max", "float32"): 2.0}
+CONTRACTED_MARGIN = {("max", "float32"): 2.2}
 
-# The mean fails if it exceeds its limit by this many of its standard errors: a chance of 3e-5 for each op and dtype of
-# a run. Measured on 51 float16 cases of a right q/k norm, in some of which a declared rounding fell the other way:
-# 1.007, with a standard error of 0.0027.
-TIER_SIGMAS = 4.0
+# On fewer cases of a dtype an op that is not shown to be lossless is too little judged; on more it is below that tier.
+FEWEST_OF_DTYPE = 20
 
 # Standard errors of the mean over cases, whose seeds make them independent; 6 is a chance of 2e-9.
 BIAS_SIGMAS = 6.0
@@ -46,64 +30,71 @@ class OpTier:
 
     Attributes:
         tier: None if there are no cases.
-        mean_ratio: geometric mean of the RMS ratios in the dtype that is nearest to its limit.
+        mean_ratio: geometric mean of the RMS ratios in the dtype that is nearest to its margin.
         reason: in words, with the number that decided.
-        ratios: geometric means by name, ``mean_rms_ratio_float32``, for dtypes in which some case's ratio is not 1.
+        ratios: geometric means by name, ``mean_rms_ratio_float32``, and their bounds, ``upper_rms_ratio_float32``, for
+            dtypes in which some case's ratio is not 1.
+        little: it is not shown, on fewer than `FEWEST_OF_DTYPE` cases of a dtype, to be lossless, and may be.
     """
 
     tier: Tier | None
     mean_ratio: float
     reason: str
     ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    little: bool = False
 
 
 def op_tier(records: Sequence[Record]) -> OpTier:
-    """The tier over the passed records of one op and op set."""
+    """The tier over the passed records of one op and op set.
+
+    Lossless if the mean ratios of the RMS and of the maximum error are shown to be within their margins in each dtype
+    (`equivalence`), and no case is further from the truth than float32 arithmetic explains.
+    """
     if not records:
         return OpTier(None, math.nan, "no case passed")
-    contracted = records[0].subject in CONTRACTED
-    limits = LOSSLESS_MEAN_RATIO | (CONTRACTED_MEAN_RATIO if contracted else {})
-    logs = {
-        (kind, dtype): _log_ratios((r for r in records if r.dtype == dtype), f"{kind}_ratio") for kind, dtype in limits
+    margins = MARGIN | (CONTRACTED_MARGIN if records[0].subject in CONTRACTED else {})
+    dtypes = {record.dtype for record in records if record.tier != Tier.BIT_EXACT}
+    if not dtypes:
+        return OpTier(Tier.BIT_EXACT, 1.0, f"equal to the reference path to the bit in all {len(records)} cases")
+    found = {
+        (kind, dtype): shown(_ratios((record for record in records if record.dtype == dtype), kind), margin)
+        for (kind, dtype), margin in margins.items()
+        if dtype in dtypes
     }
-    over = {key: _surely(logs[key]) - math.log(limit) for key, limit in limits.items()}
-    means = {key: math.exp(statistics.fmean(of_key)) for key, of_key in logs.items()}
-    ratios = {f"mean_{kind}_ratio_{dtype}": means[kind, dtype] for kind, dtype in logs if any(logs[kind, dtype])}
-    # A lossless op reports the ratio of RMS errors.
-    dtypes = {record.dtype for record in records}
-    measured = [key for key in over if key[0] == "rms" and key[1] in dtypes]
-    told = max(measured, key=lambda key: (any(logs[key]), over[key]))
-    if all(record.tier == Tier.BIT_EXACT for record in records):
-        reason = f"equal to the reference path to the bit in all {len(records)} cases"
-        return OpTier(Tier.BIT_EXACT, means[told], reason, ratios)
-    close = [record for record in records if record.tier == Tier.CLOSE]
-    worst = max(over, key=lambda key: over[key])
-    if over[worst] > 0.0:
+    ratios: dict[str, float] = {}
+    for (kind, dtype), ratio in found.items():
+        if ratio.count and (ratio.mean, ratio.upper) != (1.0, 1.0):
+            ratios |= {f"mean_{kind}_ratio_{dtype}": ratio.mean, f"upper_{kind}_ratio_{dtype}": ratio.upper}
+    told = max((key for key in found if key[0] == "rms"), key=lambda key: _used(found[key]))
+    worst = max(found, key=lambda key: _used(found[key]))
+    if not found[worst].within:
         kind, dtype = worst
-        mean, limit = means[worst], limits[worst]
-        reason = f"{kind} is {mean:.3f}x the reference path's over the {dtype} cases, surely over {limit}x"
-        return OpTier(Tier.CLOSE, means[told], reason, ratios)
+        ratio = found[worst]
+        how = "further from the truth" if ratio.mean > ratio.margin else "not shown to be as near to the truth"
+        reason = f"{how}: {kind} over {ratio.count} {dtype} cases is {ratio}"
+        little = ratio.count < FEWEST_OF_DTYPE and not ratio.mean > ratio.margin
+        return OpTier(Tier.CLOSE, found[told].mean, reason, ratios, little)
+    close = [record for record in records if record.tier == Tier.CLOSE]
     if close:
         example = max(close, key=lambda record: float(record.numbers.get("rms_ratio") or 0.0))
         reason = (
             f"{len(close)} of {len(records)} cases are further from the truth than float32 arithmetic explains, "
             f"{example.dtype} {example.case.get('values')} {example.numbers.get('rms_ratio'):.3g}x the reference path"
         )
-        return OpTier(Tier.CLOSE, means[told], reason, ratios)
-    reason = f"rms is {means[told]:.3f}x the reference path's over the {told[1]} cases"
-    return OpTier(Tier.LOSSLESS, means[told], reason, ratios)
+        return OpTier(Tier.CLOSE, found[told].mean, reason, ratios)
+    reason = f"rms over {found[told].count} {told[1]} cases is {found[told]}"
+    return OpTier(Tier.LOSSLESS, found[told].mean, reason, ratios)
 
 
-def _log_ratios(records: Iterable[Record], key: str) -> list[float]:
-    """Logarithms of the cases' ratios, without cases that have no error on one side; [0.0] if none are left."""
-    ratios = (record.numbers.get(key) for record in records)
-    return [math.log(r) for r in ratios if isinstance(r, float) and 0.0 < r < math.inf] or [0.0]
+def _ratios(records: Iterable[Record], kind: str) -> list[float]:
+    """The ratios of the cases in which both sides have an error: the others would thin out what these show."""
+    numbers = [record.numbers for record in records if record.numbers.get("baseline_rms_ulp") != 0.0]
+    return [r for of_case in numbers if isinstance(r := of_case.get(f"{kind}_ratio"), float) and 0.0 < r < math.inf]
 
 
-def _surely(logs: Sequence[float]) -> float:
-    """Lower bound of the mean: the mean less `TIER_SIGMAS` of its standard errors."""
-    error = statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
-    return statistics.fmean(logs) - (TIER_SIGMAS * error if any(logs) else 0.0)
+def _used(ratio: Shown) -> tuple[float, float]:
+    """How near a ratio's bound comes to its margin; then the ratio itself."""
+    return math.log(ratio.upper) / math.log(ratio.margin), ratio.mean
 
 
 def bias_over_cases(records: Sequence[Record]) -> str:

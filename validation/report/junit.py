@@ -63,8 +63,8 @@ def _test_case(classname: str, name: str, records: list[Record]) -> ET.Element:
             element = ET.SubElement(case, tag, type=str(first.status), message=_valid(first.reason))
             element.text = _valid("\n\n".join(map(_group_text, of_tag)))
             break  # many readers take only the first result of a test case, and a failure outweighs a doubt
-    budget = summary.percent(summary.worst(records, "budget_percent"))
-    text = f"{summary.counted(len(records), 'record')}, worst budget {budget} %"
+    used = summary.percent(summary.worst(records, "arithmetic_percent"))
+    text = f"{summary.counted(len(records), 'record')}, at most {used} % of the arithmetic's allowance"
     not_run = sum(record.status is Status.NOT_RUN for record in records)
     text += f", {not_run} not run on this device" * bool(not_run)
     ET.SubElement(case, "system-out").text = text

@@ -1,4 +1,4 @@
-"""The report's section on ops: numbers, use of the error budget, and coverage."""
+"""The report's section on ops: numbers, use of the arithmetic's allowance, and coverage."""
 
 import dataclasses
 import math
@@ -25,8 +25,8 @@ def section(folder: Path, records: Sequence[Record]) -> page.Section | None:  # 
         {
             "row": row,
             "numbers": [_numbers(name, some) for name, some in _by_dtype(row.records)],
-            "histogram": page.histogram(summary.numbers_of(row.records, "budget_percent")),
-            "unnumbered": sum(not _has_budget(record) for record in row.records),
+            "histogram": page.histogram(summary.numbers_of(row.records, "arithmetic_percent")),
+            "unnumbered": sum(not _has_share(record) for record in row.records),
             "coverage": _coverage(row.records, everything, dtypes),
             "corners": sorted(Counter(corner for record in row.records for corner in record.corners).items()),
             "fingerprints": [check.numbers for check in row.checks if "fingerprint_cases" in check.numbers],
@@ -44,8 +44,8 @@ def _by_dtype(records: list[Record]) -> list[tuple[str, list[Record]]]:
     return parts if len(parts) == 1 else [*parts, ("all", records)]
 
 
-def _has_budget(record: Record) -> bool:
-    return any(not math.isnan(value) for value in summary.numbers_of([record], "budget_percent"))
+def _has_share(record: Record) -> bool:
+    return any(not math.isnan(value) for value in summary.numbers_of([record], "arithmetic_percent"))
 
 
 def _numbers(name: str, records: list[Record]) -> dict[str, Any]:
@@ -83,18 +83,18 @@ class Cell:
     Attributes:
         cases: number of cases drawn.
         failed: number of them that failed.
-        budget: the worst percent of the error budget among them.
+        used: the worst percent of the arithmetic's allowance among them.
     """
 
     cases: int
     failed: int
-    budget: float | None
+    used: float | None
 
     @property
     def heat(self) -> int:
         """How strongly the cell is coloured, in percent."""
-        known = self.budget is not None and not math.isnan(self.budget)
-        return round(min(max(self.budget, 0), 100)) if known and self.budget is not None else 0
+        known = self.used is not None and not math.isnan(self.used)
+        return round(min(max(self.used, 0), 100)) if known and self.used is not None else 0
 
 
 def _coverage(records: list[Record], everything: list[Record], dtypes: list[str]) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def _coverage(records: list[Record], everything: list[Record], dtypes: list[str]
 
 def _cell(records: list[Record]) -> Cell:
     failed = sum(record.status.failed for record in records)
-    return Cell(len(records), failed, summary.worst(records, "budget_percent"))
+    return Cell(len(records), failed, summary.worst(records, "arithmetic_percent"))
 
 
 def _regime(record: Record) -> str:

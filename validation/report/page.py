@@ -70,7 +70,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def histogram(percents: Sequence[float]) -> Markup:
-    """An SVG histogram of percents of the error budget in steps of 5, with one bar for all above 100."""
+    """An SVG histogram of percents of the arithmetic's allowance in steps of 5, with one bar for all above 100."""
     counts = [0] * 21
     for value in percents:
         if not math.isnan(value):
@@ -95,7 +95,9 @@ def histogram(percents: Sequence[float]) -> Markup:
     if most:
         parts.append(text(left - 6, top + 4, f"{most:,}", "end"))
     parts.append(text(left - 6, base, "0", "end"))
-    label = f"Histogram of the percent of the error budget used: {counts[20]:,} of {sum(counts):,} cases over 100"
+    label = (
+        f"Histogram of the percent used of the arithmetic's allowance: {counts[20]:,} of {sum(counts):,} cases over 100"
+    )
     return svg(width, height, label, parts)
 
 

@@ -20,8 +20,8 @@ def pull_request_text(environment: Environment, records: Sequence[Record], left:
         tier = Tier.loosest(row.tier for row in passed)
         lines.append(
             f"- {summary.counted(len(passed), 'op')} passed in {summary.counted(cases, 'case')}: "
-            f"{tier or 'no tier'}, at most {summary.percent(summary.worst(_all(passed), 'budget_percent'))} % of the "
-            "error budget"
+            f"{tier or 'no tier'}, at most {summary.percent(summary.worst(_all(passed), 'arithmetic_percent'))} % of "
+            "the arithmetic's allowance"
         )
     for row in rows:
         if row.level is Level.MODEL:

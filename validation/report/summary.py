@@ -77,9 +77,9 @@ class Row:
         return None if self.failed else Tier.loosest(record.tier for record in [*self.records, *self.checks])
 
     @property
-    def worst_budget(self) -> float | None:
-        """The greatest percent of the error budget that a case used."""
-        return worst(self.records, "budget_percent")
+    def worst_arithmetic(self) -> float | None:
+        """The greatest percent of the arithmetic's allowance that a case used."""
+        return worst(self.records, "arithmetic_percent")
 
     @property
     def rms_ratio(self) -> float | None:

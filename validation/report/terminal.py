@@ -13,11 +13,12 @@ from validation.report import summary
 from validation.report.unfinished import NOTHING, Left
 
 WIDTH = 100
-_COLUMNS = ("op or model", "op set", "cases", "failed", "budget %", "RMS x", "tier", "verdict")
+_COLUMNS = ("op or model", "op set", "cases", "failed", "arith. %", "RMS x", "tier", "verdict")
 _TEXT_COLUMNS = (0, 1, 6, 7)  # the others are numbers, aligned right
 _LEGEND = (
-    "budget %: worst share of the error budget used; over 100 fails. RMS x: RMS error against the float64",
-    "truth over the reference path's, geometric mean of the cases in the worst dtype. tier: the loosest.",
+    "arith. %: worst share used of what float32 arithmetic may add to the roundings; over 100 fails.",
+    "RMS x: RMS error against the float64 truth over the reference path's, geometric mean of the cases",
+    "in the worst dtype. tier: the loosest.",
 )
 _KINDS = {Level.MODEL: " drift", Level.SAMPLE: " samples"}
 _COLOURS = {"FAILED": "31", "INCONCLUSIVE": "33", "UNFINISHED": "33", "PASSED": "32"}
@@ -89,7 +90,7 @@ def _print_rows(out: _Printer, rows: list[summary.Row]) -> None:
             row.op_set,
             f"{len(row.records):,}",
             f"{row.failed:,}",
-            summary.percent(row.worst_budget),
+            summary.percent(row.worst_arithmetic),
             summary.number(row.rms_ratio, zeros=True),
             row.tier or "-",
             row.verdict,
@@ -111,7 +112,7 @@ def _print_rows(out: _Printer, rows: list[summary.Row]) -> None:
     out.line(text(_COLUMNS))
     for row in cells:
         out.line(text(row), colour=row[-1])
-    for line in _LEGEND if any(row.worst_budget is not None for row in rows) else ():
+    for line in _LEGEND if any(row.worst_arithmetic is not None for row in rows) else ():
         out.line(line)
 
 

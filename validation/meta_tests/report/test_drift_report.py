@@ -91,7 +91,7 @@ def test_the_text_for_a_pull_request_has_verdict_reasons_and_the_command(cache: 
     records += [*records_of(faults.op_set("undeclared_rounding"), cache), samples[0], worst]
     lines = pull_request_text(ENVIRONMENT, records).splitlines()
     assert lines[0].startswith("**FAILED**: fault:undeclared_rounding, fused_ops: 1 of 4 op cases failed")
-    assert lines[2] == "- 1 op passed in 3 cases: lossless, at most 80.0 % of the error budget"
+    assert lines[2] == "- 1 op passed in 3 cases: lossless, at most 80.0 % of the arithmetic's allowance"
     assert lines[3] == "- qk_norm: 1 of 1 failed: BIASED: 7.0 % of the error budget used"
     assert lines[4].startswith("- small, teacher-forced: BELOW_REQUIRED_TIER: norm in layer 0 is the first")
     assert lines[5].startswith("- small, band: BELOW_REQUIRED_TIER: outside the lossless band")

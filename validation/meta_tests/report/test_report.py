@@ -110,7 +110,7 @@ def op_record(
         dtype=dtype,
         tier=None if failed else tier,
         numbers={
-            "budget_percent": budget,
+            "arithmetic_percent": budget,
             "rms_ulp": 0.29,
             "max_ulp": 0.5,
             "bias_ulp": 0.001,
@@ -232,7 +232,7 @@ def test_rows_take_the_loosest_tier_and_what_the_run_says_of_the_whole_op() -> N
         {(r.subject, r.op_set): r for r in summary.rows([*records, other])}[key]
         for key in (("qk_norm", "fused_ops"), ("rms_norm", "theirs"), ("rms_norm", "fused_ops"))
     )
-    assert (ours.tier, ours.worst_budget, ours.verdict, len(ours.records)) == ("lossless", 99.0, "PASSED", 2)
+    assert (ours.tier, ours.worst_arithmetic, ours.verdict, len(ours.records)) == ("lossless", 99.0, "PASSED", 2)
     assert len(qk.records) == len(theirs.records) == 1
 
     close = whole_op(status=Status.BELOW_REQUIRED_TIER, tier=Tier.CLOSE)
@@ -256,7 +256,7 @@ def test_rms_ratio_is_the_geometric_mean_of_the_worst_dtype() -> None:
 
 def test_nan_does_not_hide_behind_a_finite_worst() -> None:
     records = [op_record(budget=10.0), op_record(budget=math.nan), op_record(budget=900.0)]
-    worst = summary.worst(records, "budget_percent")
+    worst = summary.worst(records, "arithmetic_percent")
     assert worst is not None
     assert math.isnan(worst)
     assert summary.percent(worst) == "NaN"
@@ -561,7 +561,7 @@ def test_op_section_counts_what_was_covered(tmp_path: Path) -> None:
     assert "CORNER_NOT_REACHED 1 of 40 declared corners was never reached: D=1" in body
     assert "B>1 3" in body
     charts = [a["aria-label"] for a in parsed.of_class("chart")]
-    assert charts[-1] == "Histogram of the percent of the error budget used: 1 of 3 cases over 100"
+    assert charts[-1] == "Histogram of the percent used of the arithmetic's allowance: 1 of 3 cases over 100"
 
 
 def test_frames_are_embedded_without_loss_and_the_worst_is_shown_first(tmp_path: Path) -> None:
