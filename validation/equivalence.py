@@ -76,7 +76,12 @@ def shown(ratios: Iterable[float], margin: float) -> Shown:
 
 
 def student(freedom: int) -> float:
-    """The quantile of Student's t at `CONFIDENCE` (Abramowitz and Stegun, 1964, 26.7.5; 2 % low at 2 degrees)."""
+    """The quantile of Student's t at `CONFIDENCE`.
+
+    Abramowitz and Stegun, 1964, 26.7.5: 1.2 % low at 2 degrees of freedom; exact at 1.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * (CONFIDENCE - 0.5))
     z = statistics.NormalDist().inv_cdf(CONFIDENCE)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

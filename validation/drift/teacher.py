@@ -57,18 +57,19 @@ class CallErrors:
         site: its name; with the output's number if the op returns several.
         place: the model's name for the place.
         prompt: its number, from 0. step: the denoising step, from 0.
+        dtype: of the output, ``bfloat16``.
         baseline, replay, candidate: mean squared errors; infinite if an output is not finite where the truth is.
         rounding: mean squared error of the truth's own rounding: the least possible.
         candidate_max, baseline_max: greatest absolute errors.
         candidate_mean: mean signed error.
         power: mean square of the truth.
-        dtype: of the output, ``bfloat16``.
     """
 
     site: str
     place: str
     prompt: int
     step: int
+    dtype: str
     baseline: float
     replay: float
     candidate: float
@@ -77,7 +78,6 @@ class CallErrors:
     baseline_max: float
     candidate_mean: float
     power: float
-    dtype: str = "bfloat16"
 
     @property
     def further(self) -> bool:
@@ -215,7 +215,7 @@ class TeacherForced:
             name = here.site if len(exact) == 1 else f"{here.site} output {n}"
             step = here.forward // forwards_per_step
             dtype = str(rounded.dtype).removeprefix("torch.")
-            self.errors.append(CallErrors(name, self.place_of(here), prompt, step, *values, dtype=dtype))
+            self.errors.append(CallErrors(name, self.place_of(here), prompt, step, dtype, *values))
 
 
 def places(errors: Sequence[CallErrors]) -> list[Place]:

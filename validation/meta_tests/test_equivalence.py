@@ -32,7 +32,7 @@ def test_fewer_cases_make_it_harder() -> None:
     ]
     assert passed == sorted(passed)
     assert passed[0] == 0
-    assert passed[-1] == 400
+    assert passed[-1] >= 390
 
 
 def test_a_nearer_case_makes_up_for_no_other() -> None:

@@ -425,7 +425,9 @@ def test_an_op_that_the_set_lacks_is_not_compared(tmp_path: Path) -> None:
 def errors(further: int, calls: int) -> list[CallErrors]:
     """Calls of one place, of which ``further`` are a little further from the truth than the baseline."""
     return [
-        CallErrors("norm", "layer 0", 0, n, 1.0, 1.0, 1.01 if n < further else 1.0, 1.0, 1.0, 1.0, 0.0, 100.0)
+        CallErrors(
+            "norm", "layer 0", 0, n, "bfloat16", 1.0, 1.0, 1.01 if n < further else 1.0, 1.0, 1.0, 1.0, 0.0, 100.0
+        )
         for n in range(calls)
     ]
 
