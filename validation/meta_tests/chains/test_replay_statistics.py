@@ -54,6 +54,7 @@ def made(op: str, mean: float | None, dtype: torch.dtype, width: int, tokens: in
     generator = torch.Generator().manual_seed(7)
     draw = functools.partial(torch.randn, generator=generator)
     if op == "qk_norm_rope":
+        tokens //= 4
         q, angle = rows(mean, (1, tokens, 4, width), generator).to(dtype), draw(tokens, width // 2)
         weights = {"q_weight": draw(width).to(dtype), "k_weight": draw(width).to(dtype)}
         return {"q": q, "k": q.flip(1), **weights, "cos": angle.cos(), "sin": angle.sin()}
