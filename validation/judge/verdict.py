@@ -25,8 +25,8 @@ from validation.verdict import Status, Tier, Verdict
 Result = TypeVar("Result")
 
 # The judge's stages in order; the first that fails names the verdict: runs -> surroundings kept -> structure -> dtype
-# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> everything written -> NaN and inf
-# where the truth has them -> error -> bias -> same bits again.
+# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> nothing read outside -> everything
+# written -> NaN and inf where the truth has them -> error -> bias -> same bits again.
 STAGES = (
     Status.REFERENCE_ERROR,
     Status.COMPILE_ERROR,
@@ -41,6 +41,7 @@ STAGES = (
     Status.INPUT_MODIFIED,
     Status.OUTPUT_ALIASES_INPUT,
     Status.OUT_OF_BOUNDS_WRITE,
+    Status.OUT_OF_BOUNDS_READ,
     Status.NOT_WRITTEN,
     Status.INCORRECT_NONFINITE,
     Status.INCORRECT_NUMERICAL,
