@@ -48,6 +48,8 @@ STAGES = (
     Status.BIASED,
     Status.NOT_REPRODUCIBLE,
 )
+# Failures of which a second call may give other bits.
+WRONG_VALUES = (Status.NOT_WRITTEN, Status.INCORRECT_NONFINITE, Status.INCORRECT_NUMERICAL, Status.BIASED)
 
 
 def judge(
@@ -159,7 +161,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     if _wants_fingerprint(case, verdict):
         verdict = _with_fingerprint(verdict, case.op, make().kwargs, outputs_of(result))
     clock.lap("judge")
-    if verdict.status is not Status.PASSED:
+    if verdict.status is not Status.PASSED and verdict.status not in WRONG_VALUES:
         return verdict
     kernels = device == "cpu" and launched.count > 0 and not guards.computed
     first = FirstCall(
@@ -177,12 +179,15 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         ),
         device=device,
     )
-    failure = same_bits.failure(first)
+    wrong = verdict.status.failed
+    failure = same_bits.failure(first, ("repeat",) if wrong else None)
     clock.lap("same bits")
     if failure is None:
-        return verdict
+        lines = (*verdict.lines, "a second call gives the same bits") if wrong else verdict.lines
+        return dataclasses.replace(verdict, lines=lines)
     check, status, words = failure
-    return dataclasses.replace(verdict, status=status, check=check, reason=f"{check}: {words}", tier=None)
+    reason = f"{check}: {words}" + (f"; the first call: {verdict.reason}" if wrong else "")
+    return dataclasses.replace(verdict, status=status, check=check, reason=reason, tier=None)
 
 
 def _with_flags(arguments: Arguments, case: Case) -> Arguments:
