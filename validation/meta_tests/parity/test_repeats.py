@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from validation.cases.errors import good_case
 from validation.device import Device, select
 from validation.executor import InProcess
 from validation.faults.right import RightOps
+from validation.judge.signature import signature_of
+from validation.judge.verdict import judge_call
 from validation.ops import OpSet
 from validation.parity import repeats
 from validation.parity.profiles import PROFILES
@@ -99,3 +102,14 @@ def test_a_fault_of_the_repeats_alone_is_caught(device: Device) -> None:
     assert "with the same arguments gives other bits: 1 of " in failed.reason
     assert "validate parity --op layer_norm" in failed.repro
     assert "--seed 0" in failed.repro
+
+
+def test_a_failed_case_is_called_again_before_it_is_told() -> None:
+    case = good_case(signature_of(OP))
+    negated = judge_call(case, lambda **kwargs: -RightOps().layer_norm(**kwargs), "cpu")
+    assert negated.status is Status.INCORRECT_NUMERICAL
+    assert negated.lines[-1] == "a second call gives the same bits"
+    once = judge_call(case, Wrong(lambda call: call == 1), "cpu")
+    assert once.status is Status.NOT_REPRODUCIBLE
+    assert once.reason.startswith("repeat: a second call gives other bits: 1 of ")
+    assert "; the first call: " in once.reason
