@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(command: Command, parser: argparse.ArgumentParser) -> None:
     for metavar, text in command.words:
-        parser.add_argument(metavar.lower(), metavar=metavar, help=text)
+        word, _, more = metavar.partition(" ")
+        parser.add_argument(word.lower(), metavar=word, help=text, nargs="+" if more else None)
     add_options(parser, command.name)
     parser.set_defaults(command=command)
 

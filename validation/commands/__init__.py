@@ -23,7 +23,7 @@ class Command:
         help: its line in the list of commands.
         description: the text above its own help.
         run: takes the options and returns the exit status.
-        words: positional arguments, as (metavar, help).
+        words: positional arguments, as (metavar, help); one whose metavar ends with ``...`` may be several.
         epilog: the text below its help.
         samples: whether it samples models or judges samples, and so needs the extra ``models``.
     """

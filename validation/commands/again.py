@@ -2,35 +2,46 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from validation.commands import FAILED, PASSED, Command, exit_status, progress
 from validation.errors import UsageError
 from validation.options import DEFAULT_OPS
 
+if TYPE_CHECKING:
+    from validation.cases.case import Case
+
 
 def _repro(options: argparse.Namespace) -> int:
-    from validation.cases.case import Case
     from validation.device import select
     from validation.executor import limit_of, load
     from validation.ops import check_op_name
     from validation.parity.one_case import check_fits, judge_case
-    from validation.parity.regressions import read_failure
     from validation.report.terminal import print_text
 
-    text: str = options.case
-    case, failed = (Case.from_json(text), "") if text.lstrip().startswith("{") else read_failure(Path(text))
+    kept = [_case_and_ops(text) for text in options.case]
     limit = limit_of(options.case_seconds)
     device = select(options.gpu)
-    check_op_name(case.op)
-    if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
-        raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
-    check_fits(case, device.torch)
+    for case, _ in kept:
+        check_op_name(case.op)
+        if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):
+            raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
+        check_fits(case, device.torch)
+    failed = next((ops for _, ops in kept if ops), "")
     executor = load(options.ops or failed or DEFAULT_OPS, device, isolate=options.isolate, limit=limit)
-    record = judge_case(case, executor)
+    records = [judge_case(case, executor) for case, _ in kept]
     executor.close()
-    passed = f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}"
-    print_text(record.message or passed)
-    return exit_status([record.status])
+    for record in records:
+        passed = f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}"
+        print_text(record.message or passed)
+    return exit_status(record.status for record in records)
+
+
+def _case_and_ops(text: str) -> "tuple[Case, str]":
+    from validation.cases.case import Case
+    from validation.parity.regressions import read_failure
+
+    return (Case.from_json(text), "") if text.lstrip().startswith("{") else read_failure(Path(text))
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -119,9 +130,10 @@ COMMANDS = (
     Command(
         "repro",
         "judge one case again",
-        "Judges one case again: the JSON text of a failure's last line, or a file that holds it.",
+        "Judges a case again: the JSON text of a failure's last line, or a file that holds it. Several are judged one\n"
+        "after another in one process: a failure's last line has two where the op keeps something between calls.",
         _repro,
-        (("CASE", "JSON text of a case, or the path of a file that holds it"),),
+        (("CASE ...", "JSON text of a case, or the path of a file that holds it"),),
     ),
     Command(
         "report",

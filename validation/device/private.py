@@ -178,7 +178,10 @@ TRITON: Mapping[str, tuple[str, ...]] = {
     "triton.runtime.interpreter": (
         "GridExecutor.__call__",
         "InterpreterBuilder.cast_impl",
+        "InterpreterBuilder.create_atomic_cas",
+        "InterpreterBuilder.create_atomic_rmw",
         "InterpreterBuilder.create_fma",
+        "InterpreterBuilder.create_masked_load",
         "InterpreterBuilder.set_grid_dim",
         "InterpreterBuilder.set_grid_idx",
         "InterpreterBuilder.create_fp_to_fp",

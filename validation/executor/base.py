@@ -54,6 +54,15 @@ class Executor(ABC):
         """
 
     @abstractmethod
+    def repeated(self, case: Case, calls: int) -> Verdict:
+        """Call the case's op several times with the same arguments; NOT_REPRODUCIBLE if one gives other bits.
+
+        Args:
+            case: a case that the op set passes.
+            calls: how many in all.
+        """
+
+    @abstractmethod
     def not_refused(self, bad: BadCall) -> str | Death:
         """Describe what the op did with a call that it must refuse; "" if it refused it."""
 

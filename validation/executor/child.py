@@ -81,6 +81,8 @@ def _loaded(start: dict[str, Any], counts: int) -> Callable[[dict[str, Any]], An
     executor = InProcess(load_op_set(start["ops"]), device)
 
     def answer_to(request: dict[str, Any]) -> Any:
+        if "calls" in request:
+            return dataclasses.asdict(executor.repeated(Case.from_dict(request["case"]), request["calls"]))
         if "case" in request:
             return dataclasses.asdict(executor.judge(Case.from_dict(request["case"]), grad=request["grad"]))
         named = {bad.name: bad for bad in bad_calls(signature_of(request["op"]))}

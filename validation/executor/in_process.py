@@ -6,7 +6,9 @@ from typing import Any
 from validation.cases.case import Case
 from validation.cases.errors import BadCall
 from validation.executor.base import Executor, isolated_by_default
-from validation.judge import calls, refusal
+from validation.judge import refusal
+from validation.judge.calls import as_callers_do, requiring_grad
+from validation.judge.repeated import judge_repeated
 from validation.judge.verdict import judge_call
 from validation.verdict import Verdict
 
@@ -17,8 +19,12 @@ class InProcess(Executor):
     def judge(self, case: Case, *, grad: bool = False) -> Verdict:
         """As `Executor` says; a case that the reference op does not take raises the reference op's exception."""
         candidate = self.ops[case.op]
-        candidate = calls.requiring_grad(candidate) if grad else calls.as_callers_do(case, candidate)
+        candidate = requiring_grad(candidate) if grad else as_callers_do(case, candidate)
         return judge_call(case, candidate, self.device.torch)
+
+    def repeated(self, case: Case, calls: int) -> Verdict:
+        """As `Executor` says."""
+        return judge_repeated(case, as_callers_do(case, self.ops[case.op]), self.device.torch, calls)
 
     def not_refused(self, bad: BadCall) -> str:
         """As `Executor` says."""

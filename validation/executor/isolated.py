@@ -43,7 +43,14 @@ class Isolated(Executor):
             UsageError: the process could not load the op set.
             RuntimeError: the process could not start for another reason: a defect of the suite.
         """
-        request, used = {"case": case.to_dict(), "grad": grad}, self.worker.used
+        return self._judged({"case": case.to_dict(), "grad": grad})
+
+    def repeated(self, case: Case, calls: int) -> Verdict:
+        """As `Executor` says. Raises as `judge`."""
+        return self._judged({"case": case.to_dict(), "calls": calls})
+
+    def _judged(self, request: dict[str, Any]) -> Verdict:
+        used = self.worker.used
         answer = self.worker.ask(request)
         if used and not isinstance(answer, Death) and answer["status"] == Status.REFERENCE_ERROR:
             # The candidate may have changed what the reference computes with: a new process tells.

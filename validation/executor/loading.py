@@ -1,6 +1,8 @@
 """Make the executor of the op set that ``--ops`` names."""
 
 import math
+import os
+from pathlib import Path
 
 from validation.device import Device
 from validation.errors import UsageError
@@ -39,6 +41,27 @@ def load(origin: str, device: Device, *, isolate: bool | None = None, limit: flo
     except BaseException:
         worker.close()
         raise
+
+
+def anew(executor: Executor) -> Executor:
+    """An executor of the same op set in a new process, which has made no call of it; close it after use.
+
+    Raises:
+        UsageError: the op set has no name by which a process can load it, or cannot be loaded.
+    """
+    if not executor.ops.origin:
+        raise UsageError(f"--ops: {executor.ops.name} was made in memory, expected a module or .py file")
+    used = executor.worker if isinstance(executor, Isolated) else None
+    worker = Worker(executor.ops.origin, executor.device, limit=used.limit if used else LIMIT_SECONDS)
+    if used is not None:
+        worker.digests, worker.printed = used.digests, used.printed
+    worker.printed = worker.printed or Path(os.devnull)
+    try:
+        worker.start()
+    except BaseException:
+        worker.close()
+        raise
+    return Isolated(executor.ops, executor.device, worker)
 
 
 def limit_of(case_seconds: float | None) -> float:

@@ -22,7 +22,8 @@ class Fault:
         caught_by: the verdicts that name this bug; any other failure is a surprise.
         ops: the implementation, wrong in that op.
         gpu: only a GPU can show it.
-        cpu: only the CPU can: there alone an op looks at the values of an index before it takes them.
+        cpu: only the CPU can: there alone an op looks at the values of an index before it takes them, and the
+            interpreter at the addresses of loads.
     """
 
     name: str

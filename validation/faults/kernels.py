@@ -113,6 +113,7 @@ class RowMaskMissing(RightKernel):
     "columns past D enter the sum: what lies behind the row, or the next row",
     NUMERICAL,
     NONFINITE,
+    Status.OUT_OF_BOUNDS_READ,
 )
 class ColumnMaskMissing(RightKernel):
     switches: ClassVar[dict[str, Any]] = {**RightKernel.switches, "LOAD_MASK": False}
@@ -135,7 +136,14 @@ class GridFor65536Rows(RightKernel):
         return super().programs(min(rows, 65536), block_r)
 
 
-@fault("strides hard-coded", OP, "x is read as if it were contiguous", NUMERICAL, NONFINITE)
+@fault(
+    "strides hard-coded",
+    OP,
+    "x is read as if it were contiguous",
+    NUMERICAL,
+    NONFINITE,
+    Status.OUT_OF_BOUNDS_READ,  # where x has one stride for all its dimensions
+)
 class StridesHardCoded(RightKernel):
     def rows_of(self, x: Tensor) -> Tensor:
         return x.as_strided((x.numel() // x.shape[-1], x.shape[-1]), (x.shape[-1], 1))

@@ -76,6 +76,8 @@ def wrong_memory(
     outside = outside or guards.written_outside()
     if outside:
         return Verdict(Status.OUT_OF_BOUNDS_WRITE, "canaries", f"written outside: {outside}")
+    if guards.read_outside:
+        return Verdict(Status.OUT_OF_BOUNDS_READ, "reads", f"read outside: {guards.read_outside}")
     for output in outputs:
         missed = structure.unwritten(output)
         if bool(missed.any()):

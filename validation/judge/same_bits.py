@@ -31,6 +31,9 @@ have a vector body and a scalar tail, and the order of a sum follows the strides
 A check costs a call of the candidate. To keep judging no dearer than truth and candidate, each small case gets one
 check (every second one the repetition), and one in four of the larger cases gets one; the case's seed decides which.
 Every check is a second call, so each shows state that the first left behind.
+
+A case with wrong numbers is repeated before it is told: if the second call gives other bits, the verdict is
+NOT_REPRODUCIBLE, for whoever repeats the case may see it pass.
 """
 
 import os
@@ -92,13 +95,17 @@ FOUND = {
 }
 
 
-def failure(first: FirstCall) -> tuple[str, Status, str] | None:
-    """The first of the `due` checks that fails, the status that says what it found, and how, in words.
+def failure(first: FirstCall, checks: tuple[str, ...] | None = None) -> tuple[str, Status, str] | None:
+    """The first of some checks that fails, the status that says what it found, and how, in words.
+
+    Args:
+        first: the call to compare with.
+        checks: their names; None: those that are `due`.
 
     NOT_REPRODUCIBLE is another result for the same numbers. A wrong result for others (a gate of 0, other flags) is
     what the judge calls it for those: the call before may have caused it, or the op is always wrong there.
     """
-    for name in due(first.case, first.device):
+    for name in due(first.case, first.device) if checks is None else checks:
         same = name in FOUND
         status = Status.NOT_REPRODUCIBLE if same else Status.INCORRECT_NUMERICAL
         try:

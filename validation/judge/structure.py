@@ -15,6 +15,7 @@ from validation.chains import tape
 from validation.device import private
 from validation.device.private import DispatchKey, DispatchKeySet, DispatchMode, tree_leaves
 from validation.device.private import storage_identity as identity
+from validation.judge import reads
 
 aten = torch.ops.aten
 
@@ -129,11 +130,6 @@ def _resizable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
     return [t for t in tree_leaves(given) if isinstance(t, Tensor)] if given else []
 
 
-def _extent(t: Tensor) -> int:
-    """How many elements of its storage a tensor spans."""
-    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-
-
 @dataclasses.dataclass
 class _Allocation:
     memory: Tensor  # one-dimensional, guards included
@@ -157,11 +153,12 @@ class GuardedAllocations(DispatchMode):
         basic: whether all of that was basic operations, whose bits do not depend on an element's position.
         uneven_on_cuda: whether some of it was one of PyTorch's own sums or norms, whose bits on CUDA do.
         moved: describes the argument that the call turned into another tensor; "" if none.
+        read_outside: describes what its interpreted kernels read outside of arguments and allocations; "" if nothing.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved = ""
+        self.moved = self.read_outside = ""
         self.allocations: list[_Allocation] = []
         self.computed: bool = False
         self.basic: bool = True
@@ -245,7 +242,7 @@ class GuardedAllocations(DispatchMode):
         if not found:
             return
         allocation, width = found[0], found[0].memory.element_size()
-        end = -(-(t.storage_offset() + _extent(t)) * t.element_size() // width)
+        end = -(-(t.storage_offset() + reads.extent(t)) * t.element_size() // width)
         if end <= allocation.start + allocation.size:
             return
         allocation.size = end - allocation.start
@@ -257,7 +254,7 @@ class GuardedAllocations(DispatchMode):
             allocation.memory = memory
 
     def _guarded(self, out: Tensor, *, filled: bool = False) -> Tensor:
-        size = _extent(out)
+        size = reads.extent(out)
         guard = guard_elements(out.shape[-1] if out.dim() else 1)
         dtype = torch.uint8 if out.dtype in _WITHOUT_FILL else out.dtype
         memory = torch.empty(size + 2 * guard, dtype=dtype, device=out.device)
@@ -360,8 +357,9 @@ def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequ
 def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[Any, GuardedAllocations]:
     """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish."""
     before = {name: _whereabouts(t) for name, t in arguments.tensors.items()}
-    with torch.no_grad(), GuardedAllocations() as guards:
+    with torch.no_grad(), GuardedAllocations() as guards, reads.watched(arguments, guards.allocations) as outside:
         result = function(**arguments.kwargs)
+    guards.read_outside = outside()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     for name, t in arguments.tensors.items():

@@ -25,8 +25,8 @@ from validation.verdict import Status, Tier, Verdict
 Result = TypeVar("Result")
 
 # The judge's stages in order; the first that fails names the verdict: runs -> surroundings kept -> structure -> dtype
-# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> everything written -> NaN and inf
-# where the truth has them -> error -> bias -> same bits again.
+# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> nothing read outside -> everything
+# written -> NaN and inf where the truth has them -> error -> bias -> same bits again.
 STAGES = (
     Status.REFERENCE_ERROR,
     Status.COMPILE_ERROR,
@@ -41,12 +41,15 @@ STAGES = (
     Status.INPUT_MODIFIED,
     Status.OUTPUT_ALIASES_INPUT,
     Status.OUT_OF_BOUNDS_WRITE,
+    Status.OUT_OF_BOUNDS_READ,
     Status.NOT_WRITTEN,
     Status.INCORRECT_NONFINITE,
     Status.INCORRECT_NUMERICAL,
     Status.BIASED,
     Status.NOT_REPRODUCIBLE,
 )
+# Failures of which a second call may give other bits.
+WRONG_VALUES = (Status.NOT_WRITTEN, Status.INCORRECT_NONFINITE, Status.INCORRECT_NUMERICAL, Status.BIASED)
 
 
 def judge(
@@ -158,7 +161,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     if _wants_fingerprint(case, verdict):
         verdict = _with_fingerprint(verdict, case.op, make().kwargs, outputs_of(result))
     clock.lap("judge")
-    if verdict.status is not Status.PASSED:
+    if verdict.status is not Status.PASSED and verdict.status not in WRONG_VALUES:
         return verdict
     kernels = device == "cpu" and launched.count > 0 and not guards.computed
     first = FirstCall(
@@ -176,12 +179,15 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         ),
         device=device,
     )
-    failure = same_bits.failure(first)
+    wrong = verdict.status.failed
+    failure = same_bits.failure(first, ("repeat",) if wrong else None)
     clock.lap("same bits")
     if failure is None:
-        return verdict
+        lines = (*verdict.lines, "a second call gives the same bits") if wrong else verdict.lines
+        return dataclasses.replace(verdict, lines=lines)
     check, status, words = failure
-    return dataclasses.replace(verdict, status=status, check=check, reason=f"{check}: {words}", tier=None)
+    reason = f"{check}: {words}" + (f"; the first call: {verdict.reason}" if wrong else "")
+    return dataclasses.replace(verdict, status=status, check=check, reason=reason, tier=None)
 
 
 def _with_flags(arguments: Arguments, case: Case) -> Arguments:

@@ -60,7 +60,7 @@ def judge_case(case: Case, executor: Executor, corners: tuple[Corner, ...] = ())
     if verdict.status is Status.PASSED and isinstance(share, float) and share < LEAST_INFORMATIVE:
         reason = f"{100 * share:.0f} % of the elements tell something: {verdict.reason}"
         verdict = dataclasses.replace(verdict, status=Status.MISTRUSTED, check="informative", reason=reason, tier=None)
-    repro, failed = case_command(case, executor), verdict.status.failed
+    repro, failed = case_command(case, executor=executor), verdict.status.failed
     lines = [
         f"{case.op}  {ops.name}  {SHORT_DTYPE[case.dtype]}  {verdict.status}",
         case.describe(),

@@ -78,11 +78,12 @@ def read_failure(path: Path) -> tuple[Case, str]:
 def save_failure(folder: Path, record: Record, ops: str) -> Path:
     """Write a failed case to ``failures/<op>-<status>.json`` below a run's folder; `read_failure` reads it.
 
-    There is one file for each op and status, with the smallest of those cases (the shrunk one, if there is one) and
-    the value of ``--ops``.
+    There is one file for each op and status, with the smallest of those cases (the shrunk one, if there is one), the
+    value of ``--ops`` and the command line that shows the failure again.
     """
     path = folder / "failures" / f"{record.subject}-{record.status.lower()}.json"
     data = {"op_set": record.op_set, "ops": ops, "status": record.status, "reason": record.reason, "case": record.case}
+    data["repeat"] = record.repro
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     if not path.exists() or _elements(record.case) <= _elements(json.loads(path.read_text())["case"]):
         path.parent.mkdir(exist_ok=True)

@@ -7,12 +7,12 @@ from validation.executor import Executor
 from validation.options import DEFAULT_OPS, repeat_line
 
 
-def case_command(case: Case, executor: Executor) -> str:
-    """The command line that judges a case again."""
+def case_command(*cases: Case, executor: Executor) -> str:
+    """The command line that judges a case again, or several one after another in one process."""
     origin = executor.ops.origin
     return repeat_line(
         "repro",
-        case.to_json(),
+        *(case.to_json() for case in cases),
         ops=None if origin == DEFAULT_OPS else origin,
         **executor.options,
         gpu=not executor.device.interpreted,

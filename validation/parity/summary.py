@@ -7,6 +7,7 @@ from validation.cases.corners import Corner
 from validation.judge import fingerprint
 from validation.ops import OpSet
 from validation.parity import tiers
+from validation.parity.repeats import chance
 from validation.record import Level, Record
 from validation.verdict import Status, Tier
 
@@ -15,7 +16,13 @@ FEWEST_CASES = 30
 
 
 def summary(
-    op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: Tier | None, command: str
+    op: str,
+    ops: OpSet,
+    done: list[Record],
+    corners: tuple[Corner, ...],
+    require: Tier | None,
+    command: str,
+    calls: int = 0,
 ) -> Record:
     """The record of an op, made from its cases' records.
 
@@ -26,6 +33,7 @@ def summary(
         corners: the declared corners.
         require: the tier that the op must reach; None: any.
         command: the command line that repeats the sweep.
+        calls: how many calls were judged or compared.
     """
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status.judged for name in record.corners}
@@ -51,6 +59,8 @@ def summary(
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
         "corners_not_run": len(not_run),
+        "calls": calls,
+        "chance_of_one_in_300": round(chance(calls), 4),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
         "arithmetic_percent": max((float(r.numbers.get("arithmetic_percent") or 0.0) for r in done), default=0.0),

@@ -9,10 +9,12 @@ from validation.device import Device
 from validation.executor import DEATHS, Executor
 from validation.ops import OpSet
 from validation.parity import profiles
+from validation.parity.alone import Alone
 from validation.parity.one_case import judge_case
 from validation.parity.plan import Plan, Planned
 from validation.parity.profiles import PROFILES, Profile
 from validation.parity.refusals import bad_input_record, grad_record
+from validation.parity.repeats import made, repeated_record, repeats
 from validation.parity.repro import op_command
 from validation.parity.shrink import shrunk
 from validation.parity.summary import summary
@@ -34,7 +36,7 @@ class Sweep:
         seed: determines all cases.
         require: the tier that each op must reach; None: any.
         xfail: expected failures; one that does not occur is a failure itself.
-        shrink: whether to shrink failures.
+        shrink: whether to try failures alone (`validation.parity.alone`) and to shrink them.
         results_only: leave out what only code that promises manners is asked: cases with empty tensors, the calls to
             refuse, parameters that require grad.
     """
@@ -51,11 +53,12 @@ class Sweep:
         """Judge one op.
 
         Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
-        every declared corner, then free draws; then, for each kind of failure, the same failure shrunk; then one
-        record on a call with parameters that require grad, one on the calls that the op must refuse; last, one record
-        for the op: its tier, bias over all cases, corners not reached. After `profiles.MAX_DEATHS` cases that hung,
-        crashed or lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects;
-        cases that are only too slow for the device do not count there.
+        every declared corner, then free draws; then, for each kind of failure that shows alone, the same failure
+        shrunk; without a failure one record on calls of some cases again (`validation.parity.repeats`); then one record
+        on a call with parameters that require grad, one on the calls that the op must refuse; last, one record for the
+        op: its tier, bias over all cases, corners not reached. After `profiles.MAX_DEATHS` cases that hung, crashed or
+        lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects; cases that are
+        only too slow for the device do not count there.
         """
         executor, xfail = self.executor, self.xfail
         plan = Plan.of(op, executor.device, self.profile, self.seed)
@@ -64,6 +67,7 @@ class Sweep:
         failed: dict[Status, Planned] = {}
         before = executor.deaths
         last_failed: Record | None = None
+        alone, previous = Alone(executor, self.command(op)), None
         for planned in plan.cases():
             if self.results_only and any(spec.numel == 0 for spec in planned.case.tensors.values()):
                 left_out.update(corners_of(planned.case, plan.corners))
@@ -73,23 +77,32 @@ class Sweep:
             done.append(xfail.apply(record))
             if done[-1].status.failed:
                 failed.setdefault(record.status, planned)
+                if self.shrink:
+                    done[-1] = alone.told(done[-1], previous)
+            previous = planned.case
             yield done[-1]
             if executor.deaths - before >= profiles.MAX_DEATHS:
                 yield self._stopped(op, len(done), last_failed or record)
                 return
         if self.shrink:
             for status, planned in failed.items():
-                if status in DEATHS:  # each attempt costs a new process, or the time limit
+                if status in DEATHS or alone.passes(status):  # each attempt costs a process, or depends on others
                     continue
                 small = shrunk(planned, plan, status, executor)
-                if small is not None:
+                if small is not None and alone.holds(small):
                     yield small
+        calls = made(done, executor)
+        due = [] if any(record.status.failed for record in done) else repeats(done, executor, self.profile)
+        if due:
+            again = repeated_record(op, executor, due, self.command(op))
+            calls += int(again.numbers["repeated_calls"] or 0)
+            yield xfail.apply(again)
         if not self.results_only and any(record.status.judged for record in done):
             yield xfail.apply(grad_record(op, executor))
             yield xfail.apply(bad_input_record(op, executor))
         left_out -= {name for record in done for name in record.corners}
         corners = tuple(corner for corner in plan.corners if corner.name not in left_out)
-        yield xfail.apply(summary(op, executor.ops, done, corners, self.require, self.command(op)))
+        yield xfail.apply(summary(op, executor.ops, done, corners, self.require, self.command(op), calls))
         yield from xfail.unused(op, executor.ops.name)
 
     def of_ops(self, names: tuple[str, ...], progress: Callable[[str], None] = lambda _: None) -> Iterator[Record]:

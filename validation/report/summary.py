@@ -1,14 +1,13 @@
 """Shared by all reports: records gathered into rows and failures, the verdict, numbers as text."""
 
 import dataclasses
-import json
 import math
 import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from validation.record import Level, Record
+from validation.record import Level, Record, size_of
 from validation.report.unfinished import NOTHING, UNFINISHED, Left
 from validation.verdict import REPORT_ORDER, Status, Tier
 
@@ -160,19 +159,10 @@ def not_passed(records: Iterable[Record]) -> list[Group]:
             alone = -1 if record.case else n
             found.setdefault((not record.status.failed, *where, last, alone), []).append(record)
     return [
-        Group(subject, op_set, REPORT_ORDER[status], sorted(found[key], key=_size), f"group-{n}")
+        Group(subject, op_set, REPORT_ORDER[status], sorted(found[key], key=size_of), f"group-{n}")
         for n, key in enumerate(sorted(found))
         for _, _, subject, op_set, status, _, _ in [key]
     ]
-
-
-def _size(record: Record) -> tuple[bool, float, int]:
-    """Rows of one number and empty tensors come last: what fails there alone is a matter of manners."""
-    shapes = [spec["shape"] for spec in record.case.get("tensors", {}).values()]
-    odd = any(isinstance(shape, list) and (0 in shape or shape[-1:] == [1]) for shape in shapes)
-    elements = _number(record, "elements")
-    known = elements is not None and not math.isnan(elements)
-    return odd, elements if known and elements is not None else math.inf, len(json.dumps(record.case))
 
 
 def headline(records: Sequence[Record], left: Left = NOTHING) -> tuple[str, str]:
