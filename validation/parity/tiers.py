@@ -101,20 +101,21 @@ def bias_over_cases(records: Sequence[Record]) -> str:
     """Describe the first bias found in any dtype and either of the two means; "" if there is none.
 
     It compares the mean, over cases, of the mean signed error with its own standard error over those cases and
-    with the baseline's mean: a shift that single small cases cannot distinguish from chance.
+    with the mean of the baseline or of one rounding, whichever is larger: a shift that single small cases cannot distinguish from chance.
     """
     for dtype in sorted({record.dtype for record in records}):
         for key in ("bias_ulp", "magnitude_bias_ulp"):
             values = [float(v) for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(key), float)]
-            path = [
-                float(v)
-                for r in records
-                if r.dtype == dtype and isinstance(v := r.numbers.get(f"baseline_{key}"), float)
+            own = [
+                [float(v) for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(name), float)]
+                for name in (f"baseline_{key}", f"ideal_{key}")
             ]
             if len(values) < 20:
                 continue
             mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-            limit = max(BIAS_SIGMAS * error, BIAS_FLOOR_ULP[dtype]) + abs(statistics.fmean(path))
+            limit = max(BIAS_SIGMAS * error, BIAS_FLOOR_ULP[dtype]) + max(
+                abs(statistics.fmean(path)) for path in own if path
+            )
             if abs(mean) > limit:
                 what = "mean signed error" if key == "bias_ulp" else "mean error away from zero"
                 return f"{what} over {len(values)} {dtype} cases is {mean:+.3f} ulp, over {limit:.3f}"
