@@ -100,8 +100,9 @@ def _used(ratio: Shown) -> tuple[float, float]:
 def bias_over_cases(records: Sequence[Record]) -> str:
     """Describe the first bias found in any dtype and either of the two means; "" if there is none.
 
-    It compares the mean, over cases, of the mean signed error with its own standard error over those cases and
-    with the mean of the baseline or of one rounding, whichever is larger: a shift that single small cases cannot distinguish from chance.
+    It compares the mean, over cases, of the mean signed error with its own standard error over those cases and with the
+    mean of the baseline or of one rounding, whichever is larger: a shift that single small cases cannot distinguish
+    from chance.
     """
     for dtype in sorted({record.dtype for record in records}):
         for key in ("bias_ulp", "magnitude_bias_ulp"):
