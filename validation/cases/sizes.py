@@ -29,7 +29,7 @@ WIDTHS = {
     "even": tuple(n for n in range(6, 3075, 2) if n % 16),
     "model": (64, 128, 1024, 3072, 3584, 4608, 5120, 5376, 6144, 7168),
     # One whole block of columns, and more than one: the kernels loop. 5, 6, 7 and 9 blocks of 2048, 3, 5, 6 of 4096.
-    "beyond": (8192, 8193, 9000, 10240, 12288, 14336, 16384, 18432, 24576),
+    "beyond": (8192, 8193, 9000, 10240, 12288, 14336, 16384, 18432, 24576, 65536),
 }
 # Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the others are chosen to hurt.
 HEAD_DIMS = {
