@@ -3,12 +3,13 @@
 Rows that are normalised are integers in units of an eighth of ``sqrt(4^k)``: a value and its negative, in random
 places, and of squares so chosen that mean square + eps is a power of four. So the sums of a row, of its squares and of
 its deviations are integers below 2^24, whatever the order; the mean is 0 (or, where the width is a power of two, an
-integer in half of the rows), and ``1 / sqrt(variance + eps)`` a power of two. Weights, biases, shifts, scales and gates
+integer in every other row), and ``1 / sqrt(variance + eps)`` a power of two. Weights, biases, shifts, scales and gates
 have so few bits that the products and sums that follow are exact as well: in float32, and with ``casting_mode="input"``
 in 16 bits too. `validation.chains.exact` proves it, case by case, from the values themselves.
 """
 
 import functools
+import itertools
 import math
 import random
 
@@ -25,8 +26,8 @@ EPS = (0.0, 0.25, 0.0625)
 ROOT = 8
 # Pairs of a value and its negative that have their sum of squares together, and how many such groups there are.
 GROUP, GROUPS = 8, 32
-# The largest value of a row: 2.5 of its roots.
-LARGEST = 20
+# The least and the largest values of a row: 0.6 and 2.5 of its roots. Without values near 0, no column is lost unseen.
+LEAST, LARGEST = 5, 20
 
 
 def draw(
@@ -105,39 +106,35 @@ def _rows(shape: tuple[int, ...], eps: float, generator: torch.Generator, *, mea
     order = torch.rand(row.shape, generator=generator).argsort(-1)
     row = row.gather(-1, order)
     if means and width & (width - 1) == 0 and width > 1:
-        mean = torch.randint(-ROOT, ROOT + 1, (count, 1), generator=generator)
-        row = row + torch.where(torch.rand((count, 1), generator=generator) < 0.5, mean, 0)
+        # Of an RMS norm, for which such rows are not exact, the other rows are.
+        row[1::2] += torch.randint(-ROOT, ROOT + 1, (count // 2, 1), generator=generator)
     if eps == 0.0:
         row = row * torch.randint(-2, 3, (count, 1), generator=generator).float().exp2()
     return (row / ROOT).reshape(shape)
 
 
 def squares_of(count: int, total: int, lot: random.Random) -> list[int]:
-    """``count`` integers >= 0 whose squares have that sum; if there are none, that are as near as they come."""
-    made: list[int] = []
-    while count - len(made) > 4:
-        rest = total - sum(a * a for a in made)
-        left = count - len(made) - 1
-        # Not so large that the others would be 0, nor so small that they would be larger than all.
-        most = min(math.isqrt(max(rest - left, 0)), LARGEST)
-        least = math.isqrt(max(rest - left * LARGEST * LARGEST // 3, 0))
-        made.append(lot.randint(min(least, most), most))
-    made += _few_squares(count - len(made), max(total - sum(a * a for a in made), 0))
-    lot.shuffle(made)
-    return made
+    """``count`` integers from `LEAST` to `LARGEST` whose squares have that sum; as near as they come if there are none.
+
+    Fours of them have every sum that is asked for but a few, so all but four are drawn freely.
+    """
+    few = min(count, 4)
+    # Of numbers spread evenly between LEAST and this one, the mean square is that of the whole.
+    most = round((math.sqrt(max(12 * total / max(count, 1) - 3 * LEAST**2, 0)) - LEAST) / 2)
+    for _ in range(1000):
+        made = [lot.randint(LEAST, max(most, LEAST)) for _ in range(count - few)]
+        fitting = _few_squares(few).get(total - sum(a * a for a in made))
+        if fitting:
+            made += lot.choice(fitting)
+            lot.shuffle(made)
+            return made
+    return [math.isqrt(max(total, 0) // max(count, 1))] * count
 
 
 @functools.cache
-def _few_squares(count: int, total: int) -> list[int]:
-    """Up to four integers whose squares have that sum: every sum is one of four squares (Lagrange)."""
-    if count == 0:
-        return []
-    most = math.isqrt(total)
-    if count == 1:
-        return [most]
-    found: list[int] = []
-    for first in range(math.isqrt(total // count), most + 1):
-        found = [first, *_few_squares(count - 1, total - first * first)]
-        if sum(a * a for a in found) == total:
-            return found
+def _few_squares(count: int) -> dict[int, list[tuple[int, ...]]]:
+    """All choices of ``count`` integers from `LEAST` to `LARGEST`, by the sum of their squares."""
+    found: dict[int, list[tuple[int, ...]]] = {}
+    for numbers in itertools.combinations_with_replacement(range(LEAST, LARGEST + 1), count):
+        found.setdefault(sum(n * n for n in numbers), []).append(numbers)
     return found

@@ -23,14 +23,11 @@ from validation.chains.steps import INPUT
 BOUNDS = frozenset(op for op in OPS if not op.startswith("scale_residual_"))
 
 
-class Bounds(Chain[Running]):
-    """Results are `Running` numbers, not yet rounded.
+class _Bounds(Chain[Running]):
+    """Results are numbers of a class of `Running`, not yet rounded."""
 
-    Attributes:
-        number: the class of these numbers.
-    """
-
-    number: type[Running] = Running
+    def __init__(self, number: type[Running]) -> None:
+        self.number = number
 
     def taken(self, t: Tensor, mode: str) -> Running:
         running = self.number.exact(t)
@@ -61,15 +58,15 @@ class Bounds(Chain[Running]):
         return value
 
 
-def bound(op: str, arguments: Mapping[str, Any], chain: type[Bounds] = Bounds) -> tuple[Running, ...]:
+def bound(op: str, arguments: Mapping[str, Any], number: type[Running] = Running) -> tuple[Running, ...]:
     """The bound of each output of an op for these arguments, in their own dtypes.
 
     Args:
         op: one of `BOUNDS`.
         arguments: by name.
-        chain: the chain to compute, over its kind of numbers.
+        number: the class of the numbers that carry the bound.
     """
     named = {name: value for name, value in arguments.items() if name != "inplace"}
     with torch.no_grad():
-        result = getattr(chain(), op)(**named)
+        result = getattr(_Bounds(number), op)(**named)
     return result if isinstance(result, tuple) else (result,)

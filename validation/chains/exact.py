@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from validation.chains.bounds import Bounds, bound
+from validation.chains.bounds import bound
 from validation.chains.running import Running, U
 from validation.chains.ulp import ulp
 
@@ -34,7 +34,7 @@ INTEGERS = 2.0**24
 
 
 class Exact(Running):
-    """A number whose ``noise`` is 0 where it is exact, a small bound behind a norm, and inf where nothing is certain."""
+    """A number whose ``noise`` is 0 where it is exact, small behind a norm, and inf where nothing is certain."""
 
     def _arithmetic(self, other: Running, value: Tensor, noise: Tensor, declared: Tensor) -> Running:
         made = super()._arithmetic(other, value, noise, declared)
@@ -75,10 +75,6 @@ class Exact(Running):
         )
 
 
-class _Exactly(Bounds):
-    number = Exact
-
-
 def welford_noise(width: int) -> float:
     """What Welford's update costs, relative to 1/sigma, and in the mean relative to the largest deviation.
 
@@ -112,5 +108,5 @@ def slack(op: str, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """
     return tuple(
         torch.where(number.value == number.value.float().double(), number.noise, torch.inf)
-        for number in bound(op, arguments, _Exactly)
+        for number in bound(op, arguments, Exact)
     )

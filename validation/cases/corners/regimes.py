@@ -130,10 +130,7 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
 
 
 def _exact_corners(signature: Signature, dtypes: list[str]) -> list[Corner]:
-    """Inputs that leave one right result, in each dtype; of norms also in rows of as many columns as float32 sums exactly.
-
-    In float32 a wrong 1/sqrt shows, in 16 bits a rounding too many.
-    """
+    """Inputs that leave one right result, in each dtype; of norms also in rows wider than any other case has."""
     forced: dict[str, Any] = {"values": EXACT, "casting_mode": "float32", "size": "frames", "heads": 2}
     forced |= {"width": "model", "rank": 3, **{f"{name}.form": "[B,L,D]" for name in signature.modulations}}
     corners = [
