@@ -155,6 +155,9 @@ CORNER_OF = {
     "one frame for all": "values=some_equal, [B,F,1,D]",
     "padding taken out by a rounded mean": "D=5120, values=row_mean float16",
     "padding of rows without 16-byte loads": "D=4097, values=row_mean float32",
+    "rstd off by 2^-20 past a block": "D=65536, values=exact float32",
+    "variance over N-1 of many columns": "D=65536, values=exact float32",
+    "one column of 65536": "D=65536, values=exact float32",
 }
 
 
