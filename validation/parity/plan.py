@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from validation.cases.case import Case
-from validation.cases.corners import Corner, declared_corners
+from validation.cases.corners import Corner, declared_corners, out_of_reach
 from validation.cases.pool import Pool, draw_cases
 from validation.cases.signature import Signature
 from validation.cases.strategies import cases
@@ -43,12 +43,14 @@ class Plan:
     Attributes:
         signature: the op's signature.
         corners: the corners that must be reached.
+        out_of_reach: the names of those that only another device can reach.
         pool: the compile keys of all drawn cases.
         device, profile, seed: as in `sweep`.
     """
 
     signature: Signature
     corners: tuple[Corner, ...]
+    out_of_reach: tuple[str, ...]
     pool: Pool
     device: Device
     profile: Profile
@@ -64,7 +66,9 @@ class Plan:
             for w, whole in _real(op, device)
         )
         corners += _same_bits_corners(signature, device)
-        return cls(signature, corners, _pool(signature, corners, bfloat16, seed, profile.free), device, profile, seed)
+        left_out = tuple(corner.name for corner in out_of_reach(signature, gpu=not device.interpreted))
+        pool = _pool(signature, corners, bfloat16, seed, profile.free)
+        return cls(signature, corners, left_out, pool, device, profile, seed)
 
     @property
     def bfloat16(self) -> bool:

@@ -15,7 +15,13 @@ FEWEST_CASES = 30
 
 
 def summary(
-    op: str, ops: OpSet, done: list[Record], corners: tuple[Corner, ...], require: Tier | None, command: str
+    op: str,
+    ops: OpSet,
+    done: list[Record],
+    corners: tuple[Corner, ...],
+    require: Tier | None,
+    command: str,
+    out_of_reach: tuple[str, ...] = (),
 ) -> Record:
     """The record of an op, made from its cases' records.
 
@@ -26,6 +32,7 @@ def summary(
         corners: the declared corners.
         require: the tier that the op must reach; None: any.
         command: the command line that repeats the sweep.
+        out_of_reach: names of corners that this device has no memory or no time for.
     """
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status.judged for name in record.corners}
@@ -51,6 +58,7 @@ def summary(
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
         "corners_not_run": len(not_run),
+        "corners_out_of_reach": len(out_of_reach),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
         "budget_percent": max((float(r.numbers.get("budget_percent") or 0.0) for r in done), default=0.0),
@@ -76,8 +84,8 @@ def summary(
     slow = f"{too_slow} of {len(done)} cases not run on this device, which is too slow for them"
     if too_slow:
         reason = f"{reason}; {slow}"
-        if not_run:
-            reason = f"{reason}; corners not reached on this device: {', '.join(not_run)}"
+    if not_run or out_of_reach:
+        reason = f"{reason}; corners not reached on this device: {', '.join((*not_run, *out_of_reach))}"
     if too_slow == len(done) > 0:
         status, check, reason = Status.NOT_RUN, "runs", slow
     elif unexpressed.total() == len(done) > 0:

@@ -89,7 +89,7 @@ class Sweep:
             yield xfail.apply(bad_input_record(op, executor))
         left_out -= {name for record in done for name in record.corners}
         corners = tuple(corner for corner in plan.corners if corner.name not in left_out)
-        yield xfail.apply(summary(op, executor.ops, done, corners, self.require, self.command(op)))
+        yield xfail.apply(summary(op, executor.ops, done, corners, self.require, self.command(op), plan.out_of_reach))
         yield from xfail.unused(op, executor.ops.name)
 
     def of_ops(self, names: tuple[str, ...], progress: Callable[[str], None] = lambda _: None) -> Iterator[Record]:

@@ -72,7 +72,7 @@ def test_one_bit_is_wrong_and_the_sign_of_zero_is_not() -> None:
     case = case_of("scale_shift", 64, casting_mode="input")
 
     def next_number(**kwargs: Any) -> Tensor:
-        y = reference_ops.scale_shift(**kwargs)
+        y: Tensor = reference_ops.scale_shift(**kwargs)
         y.view(torch.int32)[1, 2, 3] += 1
         return y
 
