@@ -32,7 +32,7 @@ T = TypeVar("T")
 Key = Mapping[str, Any]
 
 # The largest op has up to 108 groups of corners (104 under the interpreter). The same-bits checks may compile up to 39
-# kernels more, and 2,000 cases need at most MOST in all (`validation.parity.compile_keys`; seed 0).
+# kernels more, and 2,000 cases need at most 149 in all (`validation.parity.compile_keys`; seed 0).
 KEYS = 109
 # A sweep gets `KEYS` keys for each started batch of this many free cases.
 CASES = 2000

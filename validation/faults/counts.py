@@ -30,9 +30,9 @@ class _OfHeads(RightOps):
         raise NotImplementedError
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool) -> Tensor:
-        made = super().rotate(x, cos, sin, self.room(x.shape, x), interleaved=interleaved)
+        made = super().rotate(x, cos, sin, self.room(out.shape, out), interleaved=interleaved)
         rows = self.written(made)
-        out.view(-1, out.shape[-1])[rows] = made.view(-1, out.shape[-1])[rows]
+        out.flatten(0, -2)[rows] = made.flatten(0, -2)[rows]
         return out
 
 
@@ -77,5 +77,5 @@ class AGridOf65536TilesSplit(_RowsOf18Bits):
 class RowsTakenFromTheFirst(RightOps):
     def stored(self, value: Tensor, x: Tensor) -> Tensor:
         y = super().stored(value, x)
-        rows = y.view(-1, y.shape[-1])
-        return y if len(rows) <= 2**18 else rows[torch.arange(len(rows), device=y.device) % 2**18].view(y.shape)
+        rows = y.flatten(0, -2)
+        return rows[torch.arange(len(rows), device=y.device) % 2**18].view(y.shape) if len(rows) > 2**18 else y

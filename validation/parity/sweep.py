@@ -51,11 +51,11 @@ class Sweep:
         """Judge one op.
 
         Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
-        every declared corner, then free draws; then, for each kind of failure, the same failure shrunk; then one
-        record on a call with parameters that require grad, one on the calls that the op must refuse; last, one record
-        for the op: its tier, bias over all cases, corners not reached. After `profiles.MAX_DEATHS` cases that hung,
-        crashed or lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects;
-        cases that are only too slow for the device do not count there.
+        every declared corner, then free draws, then what was drawn with very many rows; then, for each kind of failure,
+        the same failure shrunk; then one record on a call with parameters that require grad, one on the calls that the
+        op must refuse; last, one record for the op: its tier, bias over all cases, corners not reached. After
+        `profiles.MAX_DEATHS` cases that hung, crashed or lost the accelerator the rest is not judged, which is a
+        failure whatever the xfail file expects; cases that are only too slow for the device do not count there.
         """
         executor, xfail = self.executor, self.xfail
         plan = Plan.of(op, executor.device, self.profile, self.seed)

@@ -5,7 +5,7 @@ strides, not the choices: a corner that a strategy no longer reaches fails the r
 """
 
 from validation.cases.case import Case
-from validation.cases.corners.corner import Corner
+from validation.cases.corners.corner import Corner, all_rows
 from validation.cases.corners.heads import qk_corners, rotary_corners
 from validation.cases.corners.layouts import layout_corners, shared_corners
 from validation.cases.corners.modulation import (
@@ -19,7 +19,7 @@ from validation.cases.corners.regimes import type_corners
 from validation.cases.corners.sizes import large_corners, size_corners, width_corners
 from validation.cases.signature import Signature
 
-__all__ = ["Corner", "corners_of", "declared_corners", "out_of_reach"]
+__all__ = ["Corner", "all_rows", "corners_of", "declared_corners", "out_of_reach"]
 
 
 def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool = False) -> tuple[Corner, ...]:

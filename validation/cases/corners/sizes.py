@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from validation.cases.case import Case
-from validation.cases.corners.corner import Corner, heads, main, rows
+from validation.cases.corners.corner import Corner, all_rows, heads, main, rows
 from validation.cases.layouts import FAR, FAR_LAYOUTS
 from validation.cases.signature import Signature
 from validation.cases.sizes import MANY_HEADS, RARE_HEADS, RARE_SIZES, WIDTHS, width_class
@@ -109,12 +109,11 @@ def _many_heads_corner(signature: Signature) -> Corner:
         label += ", interleaved=False, rotary dims below head_dim"
 
     def reached(case: Case) -> bool:
-        if heads(case) != MANY_HEADS[0]:
+        if heads(case) != MANY_HEADS[0] or all_rows(case) <= 441_600:
             return False
         if "interleaved" not in signature:
-            return rows(case) * (heads(case) if signature.family == "split_rotary" else 1) > 441_600
-        part = 2 * case.tensors["cos"].shape[-1] < main(case).shape[-1]
-        return rows(case) > 441_600 and not case.flags["interleaved"] and part
+            return True
+        return not case.flags["interleaved"] and 2 * case.tensors["cos"].shape[-1] < main(case).shape[-1]
 
     return Corner(label, forced, reached, sparse=True)
 
