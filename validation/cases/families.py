@@ -22,6 +22,7 @@ from validation.cases.signature import Signature
 from validation.cases.sizes import (
     HEAD_DIMS,
     HEADS,
+    MANY_HEADS,
     ODD_HEAD_DIMS,
     RARE_HEADS,
     ROTATED_ODD_HEAD_DIMS,
@@ -91,7 +92,7 @@ def _qk_layouts(
 def _qk(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     rope = "cos" in signature
     width, widest = width_of(choose, HEAD_DIMS | (ROTATED_ODD_HEAD_DIMS if rope else ODD_HEAD_DIMS))
-    heads = choose.pick("heads", HEADS, RARE_HEADS)
+    heads = choose.pick("heads", HEADS, (*RARE_HEADS, *MANY_HEADS))
     rank = 4 if rope else choose.pick("qk.rank", (4, 4, 4, 3))
     other = choose.pick("k.shape", ("same", "heads", "fewer heads", *(() if rope else ("length", "shorter", "rank"))))
     k_dtype = choose.pick("k.dtype", [*(AS_Q,) * 4, *(d for d in dtypes if d != dtype)])
@@ -135,7 +136,7 @@ def _head_units(choose: Chooser, name: str, width: int, heads: int, *, inner: bo
 def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     del signature
     width, widest = width_of(choose, HEAD_DIMS | ROTATED_ODD_HEAD_DIMS)
-    heads = choose.pick("heads", HEADS, RARE_HEADS)
+    heads = choose.pick("heads", HEADS, (*RARE_HEADS, *MANY_HEADS))
     units = _head_units(choose, "x", width, heads)
     units += angle_units(choose, width, ANGLE_LAYOUTS)
     batch, frames, tokens = sizes_of(choose, widest * max(heads, 1), units)
@@ -149,7 +150,7 @@ def _rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[
 def _split_rotary(signature: Signature, choose: Chooser, dtype: str, dtypes: Sequence[str]) -> dict[str, TensorSpec]:
     del signature
     width, widest = width_of(choose, HEAD_DIMS)
-    heads = choose.pick("heads", [n for n in HEADS if n], RARE_HEADS)
+    heads = choose.pick("heads", [n for n in HEADS if n], (*RARE_HEADS, *MANY_HEADS))
     layouts = ("contiguous", "offset1", "gapped", "transposed", "strided_last", "expanded")
     of_angles = [unit for name in ("cos", "sin") for unit in units_of(choose, name, width // 2, layouts)]
     units = [n * unit for n in (1, heads) for unit in of_angles]

@@ -20,10 +20,12 @@ SKIPPED = 16
 PARTS = {"packed": 3, "chunked": 6}
 
 # Any input may have stride 0, but rows of such an activation are indistinguishable: only corners ask for it.
-RARE_LAYOUTS = ("far", "repeated")
-# Layout "far": nine rows that begin in the middle of 2 FAR elements, slightly more than FAR / 8 apart. The ninth is
-# past FAR, and a row offset that wraps at 32 bits reads poison before the first row, inside the memory.
+# The layouts "far ...": what is numbered along one dimension begins in the middle of 2 FAR elements and is spread over
+# slightly more than FAR. So the last lies past FAR, and an offset that wraps at 32 bits reads poison before the first,
+# inside the memory.
 FAR = 2**31
+FAR_LAYOUTS = {"far item": 0, "far row": 1, "far head": 2, "far column": -1}
+RARE_LAYOUTS = (*FAR_LAYOUTS, "repeated")
 
 
 def lay_out(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layouts: Sequence[str]) -> TensorSpec:
@@ -52,7 +54,7 @@ def lay_out(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
             skipped = min(1, len(shape) - 2)
             sizes[skipped] += SKIPPED
             offset = SKIPPED * math.prod(sizes[skipped + 1 :])
-        case "far":
+        case _ if layout in FAR_LAYOUTS:
             offset = FAR
     strides = [0] * len(shape)
     run = step
@@ -61,8 +63,9 @@ def lay_out(choose: Chooser, name: str, shape: tuple[int, ...], dtype: str, layo
         run *= max(sizes[axis], 1)
         if axis == order[-1]:
             run += gap
-    if layout == "far":
-        strides[:2] = FAR, FAR // 8 + 16
+    if layout in FAR_LAYOUTS:
+        axis = FAR_LAYOUTS[layout]
+        strides[axis] = FAR // max(shape[axis] - 1, 1) + 16
     if layout in ("expanded", "repeated"):
         wide = [axis for axis in range(len(shape) - 1) if sizes[axis] > 1]
         for axis in wide[: choose.pick(f"{name}.expanded", range(1, max(len(wide), 1) + 1))]:

@@ -29,7 +29,7 @@ WIDTHS = {
     "even": tuple(n for n in range(6, 3075, 2) if n % 16),
     "model": (64, 128, 1024, 3072, 3584, 4608, 5120, 5376, 6144, 7168),
     # One whole block of columns, and more than one: the kernels loop. 5, 6, 7 and 9 blocks of 2048, 3, 5, 6 of 4096.
-    "beyond": (8192, 8193, 9000, 10240, 12288, 14336, 16384, 18432, 24576),
+    "beyond": (8192, 8193, 9000, 10240, 12288, 14336, 16384, 18432, 24576, 65536),
 }
 # Per head: Helios 128, Hunyuan3D-2 and FLUX 64 and 128; the others are chosen to hurt.
 HEAD_DIMS = {
@@ -43,6 +43,7 @@ ODD_HEAD_DIMS = {"one": (1,), **ROTATED_ODD_HEAD_DIMS}
 
 HEADS = (2, 1, 3, 5, 2, 1, 3, 5, 9, 0)  # one in ten has no heads
 RARE_HEADS = (40,)  # Helios: more than a tile of 32 or 16 heads, and no multiple of either
+MANY_HEADS = (33_000,)  # more than 16 bits count; with "many_heads", more rows than Helios' 441,600
 
 # name -> (batch, frames, tokens a frame), each an inclusive range
 SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
@@ -64,13 +65,20 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "many_rows": ((2, 2), (1, 1), (32_800, 33_500)),  # more than 65535 rows
     "many_tokens": ((1, 1), (1, 1), (65_600, 66_500)),  # more than 65536 tokens in one item
     "many_items": ((65_600, 66_500), (1, 1), (1, 1)),  # more than a grid's second axis takes
-    "far": ((1, 1), (1, 1), (9, 9)),
+    "more_frames": ((2, 2), (65, 80), (1, 2)),
+    "many_heads": ((2, 2), (1, 1), (7, 7)),
+    "most_rows": ((1, 1), (1, 1), (2**23 + 1, 2**23 + 16)),
+    "nine_items": ((9, 9), (1, 1), (1, 1)),
+    "nine_rows": ((1, 1), (1, 1), (9, 9)),
     "tall": ((2, 2), (1, 1), (300, 304)),  # more than 512 rows, however wide
 }
 # Most cases compute something: two in sixteen of the freely drawn sizes are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
 COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
-RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "far", "tall")
+LARGE_SIZES = ("sixteens", "square", "many_rows", "many_tokens", "many_items", "tall")
+"""Sizes that wide rows do not make smaller."""
+ONE_SIZE = ("many_heads", "most_rows", "nine_items", "nine_rows")
+RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "tall", *ONE_SIZE)
 RARE_WIDTHS = ("beyond",)
 
 Sizes = tuple[int, int, int]
@@ -111,7 +119,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
         for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
         if size != "square" or batch == tokens
     ]
-    if size not in ("sixteens", "square", "many_rows", "many_tokens", "many_items", "far", "tall"):
+    if size not in (*LARGE_SIZES, *ONE_SIZE):
         fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
         all_sizes = fits or [min(all_sizes, key=math.prod)]
     members: dict[tuple[int, ...], list[Sizes]] = {}
@@ -137,7 +145,7 @@ def sizes_of(choose: Chooser, width: int, units: Iterable[int]) -> Sizes:
     narrow = math.prod(low for low, _ in SIZES["long"]) * width <= MAX_ELEMENTS
     common = [size for size in COMMON_SIZES if size != "long" or narrow]
     classes = _size_classes(
-        choose.pick("size", common, ("long", "long_frames", "many_frames", *RARE_SIZES)), width, powers
+        choose.pick("size", common, ("long", "long_frames", "many_frames", "more_frames", *RARE_SIZES)), width, powers
     )
     return choose.member("sizes", classes, by_size=True)
 

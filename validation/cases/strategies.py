@@ -5,10 +5,12 @@ from typing import Any
 
 import hypothesis.strategies as st
 
+from validation.cases import exact
 from validation.cases.case import FLOAT_DTYPES, MAX_LITERALS, Case
 from validation.cases.chooser import Chooser
 from validation.cases.families import FAMILIES
 from validation.cases.signature import Signature
+from validation.cases.values import EXACT
 
 EPS = (1e-6, 1e-5, 1e-3)
 # With an eps of 0 a row of variance zero is 0 / 0, and in a row of nearly zero variance rounding decides the result.
@@ -67,7 +69,8 @@ def _draw_case(signature: Signature, choose: Chooser, bfloat16: bool) -> Case:
     regime = choose.pick("values", signature.regimes)
     flags: dict[str, Any] = {}
     if "eps" in signature:
-        flags["eps"] = choose.pick("eps", (*EPS, 0.0) if regime in WITHOUT_EPS else EPS)
+        of_regime = {EXACT: exact.EPS, **dict.fromkeys(WITHOUT_EPS, (*EPS, 0.0))}
+        flags["eps"] = choose.pick("eps", of_regime.get(regime, EPS), EPS)
     if "casting_mode" in signature:
         flags["casting_mode"] = choose.pick("casting_mode", ("float32", "input"))
     for name in ("interleaved", "inplace"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reference_ops.contract import IndexedRows
-from validation.cases import values
+from validation.cases import exact, values
 from validation.cases.case import Case, TensorSpec
 
 # Every storage lies between two guards of at least this many elements, filled like its holes: a multiple of 128
@@ -149,5 +149,17 @@ def _make_values(case: Case, name: str, spec: TensorSpec) -> Tensor:
     if name.endswith(".index"):
         rows = case.tensors[name.replace(".index", ".table")].shape[-2]
         return torch.randint(0, rows, spec.shape, generator=generator).to(spec.torch_dtype)
+    if case.values == values.EXACT:
+        made = exact.draw(
+            name,
+            spec.shape,
+            eps=case.flags.get("eps"),
+            rounds=case.casting_mode == "input",
+            chained="residual" in case.tensors and "eps" in case.flags,
+            centred="q" not in case.tensors,
+            generator=generator,
+            shared=generator_for(case.seed, "rows that residual and x share"),
+        )
+        return made.to(spec.torch_dtype)
     eps = float(case.flags.get("eps", 1e-6))
     return values.draw(case.values, name, spec.shape, spec.torch_dtype, eps, generator)

@@ -24,14 +24,17 @@ BOUNDS = frozenset(op for op in OPS if not op.startswith("scale_residual_"))
 
 
 class _Bounds(Chain[Running]):
-    """Results are `Running` numbers, not yet rounded."""
+    """Results are numbers of a class of `Running`, not yet rounded."""
+
+    def __init__(self, number: type[Running]) -> None:
+        self.number = number
 
     def taken(self, t: Tensor, mode: str) -> Running:
-        running = Running.exact(t)
+        running = self.number.exact(t)
         return running if mode == INPUT else running.wide()
 
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Running:
-        deviation, rstd = Running.exact(x).wide().rstd(eps, centred=centred)
+        deviation, rstd = self.number.exact(x).wide().rstd(eps, centred=centred)
         return deviation * rstd
 
     def midway(self, value: Running, dtype: torch.dtype, mode: str) -> Running:
@@ -45,7 +48,7 @@ class _Bounds(Chain[Running]):
 
     def room(self, shape: Sequence[int], x: Tensor) -> Running:
         value, noise, declared = torch.empty(3, *shape, dtype=torch.float64, device=x.device)
-        return Running(value, noise, declared, torch.empty(shape, dtype=torch.bool, device=x.device), x.dtype)
+        return self.number(value, noise, declared, torch.empty(shape, dtype=torch.bool, device=x.device), x.dtype)
 
     def put(self, out: Running, columns: slice, value: Running) -> None:
         out.put(columns, value)
@@ -55,14 +58,15 @@ class _Bounds(Chain[Running]):
         return value
 
 
-def bound(op: str, arguments: Mapping[str, Any]) -> tuple[Running, ...]:
+def bound(op: str, arguments: Mapping[str, Any], number: type[Running] = Running) -> tuple[Running, ...]:
     """The bound of each output of an op for these arguments, in their own dtypes.
 
     Args:
         op: one of `BOUNDS`.
         arguments: by name.
+        number: the class of the numbers that carry the bound.
     """
     named = {name: value for name, value in arguments.items() if name != "inplace"}
     with torch.no_grad():
-        result = getattr(_Bounds(), op)(**named)
+        result = getattr(_Bounds(number), op)(**named)
     return result if isinstance(result, tuple) else (result,)

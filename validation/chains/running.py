@@ -93,7 +93,7 @@ class Running:
         a = self.settled()
         if not isinstance(other, Running):
             zero = torch.zeros((), dtype=torch.float64, device=a.value.device)
-            return a, Running(zero + other, zero, zero, zero.bool(), a.dtype, scalar=True)
+            return a, type(self)(zero + other, zero, zero, zero.bool(), a.dtype, scalar=True)
         b = other.settled()
         # PyTorch rounds a 0-d operand to the dtype of the other before it computes (float32 0-d scale with
         # bfloat16 x: measured 1.4x a budget without it).
@@ -111,7 +111,7 @@ class Running:
         # A float32 operation: half an ulp of its result, or of the smallest subnormal.
         noise = noise + U * value.abs() + TINY
         overflow = self.overflow | other.overflow
-        return Running(value, noise, declared, overflow, dtype, self.scalar and other.scalar, pending=True)
+        return type(self)(value, noise, declared, overflow, dtype, self.scalar and other.scalar, pending=True)
 
     def settled(self) -> "Running":
         """Rounded to its dtype, unless it already is."""

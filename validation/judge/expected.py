@@ -12,7 +12,8 @@ from torch import Tensor
 from validation.cases.case import Case
 from validation.cases.roles import ACTIVATIONS
 from validation.cases.tensors import Arguments, as_bits
-from validation.chains import bounds, perturbed
+from validation.cases.values import EXACT
+from validation.chains import bounds, exact, perturbed
 from validation.chains.running import Running
 from validation.judge.stats import Budget
 from validation.ops import reference_op, reference_op_names
@@ -34,6 +35,8 @@ class Target:
         operands: the op's inputs to this output; first the tensor that is normalised, modulated or rotated.
         running: the error bound.
         budget: the allowed error, computed from `running`.
+        slack: of exact inputs, how far a right result may be from the truth before its last rounding, and inf where
+            nothing is certain (`chains.exact`); None for others.
         frames: the number of frames that the tokens of an output [B, L, D] form, 0 if unknown.
     """
 
@@ -44,6 +47,7 @@ class Target:
     operands: tuple[Tensor, ...]
     running: Running
     budget: Budget
+    slack: Tensor | None
     frames: int
 
 
@@ -97,15 +101,17 @@ def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
     with torch.no_grad():
         baseline = outputs_of(reference(**kwargs))
     if case.op.startswith(CHAINED) and case.op.removeprefix(CHAINED) in reference_op_names():
-        return Expected(baseline, _Chained(case.op, kwargs, baseline, device))
+        return Expected(baseline, _Chained(case, kwargs, baseline, device))
     truths = _in_float64(reference, kwargs)
     running = _bound(case.op, kwargs, truths)
     names: tuple[str, ...] = ("y",)
     if len(truths) > 1:
         names = ("q", "k") if "q" in case.tensors else tuple(f"output {i}" for i in range(len(truths)))
     targets = tuple(
-        _target(name, truth, base, truth, _operands(kwargs, name if name in ("q", "k") else "x"), bound, device)
-        for name, truth, base, bound in zip(names, truths, baseline, running, strict=True)
+        _target(name, truth, base, truth, _operands(kwargs, name if name in ("q", "k") else "x"), bound, slack, device)
+        for name, truth, base, bound, slack in zip(
+            names, truths, baseline, running, _slack(case, case.op, kwargs, len(truths)), strict=True
+        )
     )
     return Expected(baseline, lambda outputs: tuple(zip(outputs, targets, strict=True)))
 
@@ -117,6 +123,11 @@ def _bound(op: str, kwargs: Mapping[str, Any], truths: tuple[Tensor, ...]) -> tu
     return perturbed.bound(reference_op(op), kwargs, truths)
 
 
+def _slack(case: Case, op: str, kwargs: Mapping[str, Any], outputs: int = 1) -> tuple[Tensor | None, ...]:
+    """How far right results of exact inputs may be from the truth; None for an op whose chain is not known."""
+    return exact.slack(op, kwargs) if case.values == EXACT and op in bounds.BOUNDS else (None,) * outputs
+
+
 def _target(
     name: str,
     truth: Tensor,
@@ -124,11 +135,13 @@ def _target(
     baseline_truth: Tensor,
     operands: tuple[Tensor, ...],
     running: Running,
+    slack: Tensor | None,
     device: str,
 ) -> Target:
     budget = Budget.of(running, baseline.shape, baseline.dtype, flush=device == "cuda")
     bound = running.expanded(baseline.shape)
-    return Target(name, truth, baseline, baseline_truth, operands, bound, budget, _frames(operands))
+    slack = None if slack is None else slack.expand(baseline.shape)
+    return Target(name, truth, baseline, baseline_truth, operands, bound, budget, slack, _frames(operands))
 
 
 def _frames(operands: tuple[Tensor, ...]) -> int:
@@ -151,8 +164,8 @@ def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
 class _Chained:
     """Targets of an op `scale_residual_X`: residual_out against the gated sum; y against X of that residual_out."""
 
-    def __init__(self, op: str, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], device: str) -> None:
-        self._norm = op.removeprefix(CHAINED)
+    def __init__(self, case: Case, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], device: str) -> None:
+        self._case, self._norm = case, case.op.removeprefix(CHAINED)
         self._gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
         self._gated["casting_mode"] = kwargs.get("casting_mode", "float32")
         self._rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
@@ -167,8 +180,9 @@ class _Chained:
     def _sum(self) -> Target:
         sums = _in_float64(reference_op("residual_gate_add"), self._gated)[0]
         (bound,) = _bound("residual_gate_add", self._gated, (sums,))
+        (slack,) = _slack(self._case, "residual_gate_add", self._gated)
         operands = _operands(self._gated, "x")
-        return _target("residual_out", sums, self._baseline[1], sums, operands, bound, self._device)
+        return _target("residual_out", sums, self._baseline[1], sums, operands, bound, slack, self._device)
 
     @functools.cached_property
     def _of_the_baseline(self) -> Target:
@@ -181,7 +195,8 @@ class _Chained:
         if residual_out is not self._baseline[1]:
             own = _in_float64(reference_op(self._norm), {**self._rest, "x": self._baseline[1]})[0]
         (bound,) = _bound(self._norm, arguments, (truth,))
-        return _target("y", truth, self._baseline[0], own, _operands(arguments, "x"), bound, self._device)
+        (slack,) = _slack(self._case, self._norm, arguments)
+        return _target("y", truth, self._baseline[0], own, _operands(arguments, "x"), bound, slack, self._device)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Judge the values of one output: places of NaN and inf, error, bias; and its tier."""
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -91,12 +92,14 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
 
     finite = truth.isfinite() & output.isfinite() & budget.allowed.isfinite()
     error = output.double() - truth
-    errors = Errors.of(error, truth, budget.unit, finite)
+    # Where the only right result is known, the size of errors says nothing: the reference path may have none.
+    counted = finite if target.slack is None else finite & ~_certain(target)
+    errors = Errors.of(error, truth, budget.unit, counted)
     path_finite = finite & baseline.isfinite()
     path_error = baseline.double() - target.baseline_truth
-    path = Errors.of(path_error, truth, budget.unit, path_finite)
+    path = Errors.of(path_error, truth, budget.unit, counted & path_finite)
     allowed = torch.where(path_finite, torch.maximum(budget.allowed, path_error.abs()), budget.allowed)
-    ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, finite)
+    ideal = Errors.of(truth.to(output.dtype).double() - truth, truth, budget.unit, counted)
     equal = equal_bits(output, baseline)
     used = torch.where(finite, error.abs() / allowed, torch.zeros_like(error))
     worst = float(used.max()) if used.numel() else 0.0
@@ -111,8 +114,8 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         **errors.numbers(""),
         **path.numbers("baseline_"),
         **ideal.numbers("ideal_"),
-        "rms_ratio": ratio,
-        "max_ratio": max_ratio,
+        "rms_ratio": ratio if errors.count or not finite.any() else None,
+        "max_ratio": max_ratio if errors.count or not finite.any() else None,
         "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
         "elements": output.numel(),
         "informative_share": _informative_share(truth),
@@ -131,11 +134,17 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         lines = (share, place, *pattern, *where.displaced(output, truth, allowed, wrong))
         return Verdict(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
+    if target.slack is not None:
+        numbers["exact_share"] = float(_certain(target).double().mean()) if output.numel() else 0.0
+        wrong = _not_exact(output, target)
+        if bool(wrong.any()):
+            return dataclasses.replace(_inexact(output, target, wrong), numbers=numbers)
+
     rounds_on_the_way = bool(target.running.declared.any())
 
     @functools.cache  # lazy: it took a third of judging when counted whether or not a verdict depended on it
     def samples() -> int:
-        return independent_samples(truth, finite, output.dtype, target.operands if rounds_on_the_way else ())
+        return independent_samples(truth, counted, output.dtype, target.operands if rounds_on_the_way else ())
 
     for label, bias, path_bias, ideal_bias in (
         ("mean signed error", errors.bias_ulp, path.bias_ulp, ideal.bias_ulp),
@@ -161,7 +170,7 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
             )
             return Verdict(Status.BIASED, "bias", reason, numbers=numbers)
 
-    noise = torch.where(finite, target.running.noise / budget.unit, torch.zeros_like(error))
+    noise = torch.where(counted, target.running.noise / budget.unit, torch.zeros_like(error))
     of_right = math.sqrt(ideal.rms_ulp**2 + float((noise * noise).sum()) / max(errors.count, 1))
     least = max(path.rms_ulp, of_right)
     if bool(equal.all()):
@@ -169,12 +178,47 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     elif errors.rms_ulp <= LOSSLESS_FACTOR * least:
         tier = Tier.LOSSLESS
     else:
-        spread = _standard_error(target, finite, least, samples() if rounds_on_the_way else errors.count)
+        spread = _standard_error(target, counted, least, samples() if rounds_on_the_way else errors.count)
         by_chance = errors.rms_ulp <= LOSSLESS_FACTOR * least + LOSSLESS_SIGMAS * spread
         tier = Tier.LOSSLESS if by_chance else Tier.CLOSE
     share = f"{numbers['arithmetic_percent']:.0f} % of the arithmetic's allowance used"
     reason = f"{share}, rms {ratio:.3g}x the reference path's"
     return Verdict(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
+
+
+def _certain(target: Target) -> Tensor:
+    """Where the only right result of exact inputs is known."""
+    assert target.slack is not None
+    return target.slack.isfinite() & target.truth.isfinite()
+
+
+def _not_exact(output: Tensor, target: Target) -> Tensor:
+    """Where exact inputs did not give what every right order of operations gives.
+
+    Numbers are compared, so that 0 and -0 are one: their sign depends on the order of operations. What equals the
+    reference path is never wrong.
+    """
+    assert target.slack is not None
+    certain = _certain(target)
+    slack = torch.where(certain, target.slack, 0.0)
+    low, high = ((target.truth + edge).to(output.dtype) for edge in (-slack, slack))
+    return certain & ((output < low) | (output > high)) & (output != target.baseline)
+
+
+def _inexact(output: Tensor, target: Target, wrong: Tensor) -> Verdict:
+    """The verdict on elements that differ from the only right result."""
+    assert target.slack is not None
+    # The first of those that are furthest away.
+    distance = torch.where(wrong, (output.double() - target.truth).abs(), -1.0)
+    at = tuple((distance == distance.max()).nonzero()[0].tolist())
+    slack = float(target.slack[at])
+    near = "these bits" if slack == 0.0 else f"this to {slack:.2g}, that is rounding in 1/sqrt"
+    reason = (
+        f"exact inputs: every right order of operations gives {near}; {int(wrong.sum())} of {wrong.numel()} elements "
+        f"of {target.name} have others, the furthest at {where.index_text(at)} (got {output[at].item():.9g}, "
+        f"exact {target.truth[at].item():.9g})"
+    )
+    return Verdict(Status.INCORRECT_NUMERICAL, "exact", reason, lines=where.lines(wrong, target.frames))
 
 
 def _standard_error(target: Target, finite: Tensor, least: float, samples: int) -> float:

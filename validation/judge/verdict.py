@@ -69,7 +69,7 @@ def judge(
     # If several outputs pass: the numbers of the one that used most of its budget, and the loosest tier.
     tier = Tier.loosest(j.tier for j in judged)
     ratios = {
-        key: max(float(j.numbers[key] or 0.0) for j in judged)
+        key: max((float(value) for j in judged if (value := j.numbers[key]) is not None), default=None)
         for key in ("rms_ratio", "max_ratio", "max_ulp", "rms_ulp")
     }
     shares = {

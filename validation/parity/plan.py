@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from validation.cases.case import Case
-from validation.cases.corners import Corner, declared_corners
+from validation.cases.corners import Corner, all_rows, declared_corners, out_of_reach
 from validation.cases.pool import Pool, draw_cases
 from validation.cases.signature import Signature
 from validation.cases.strategies import cases
@@ -19,6 +19,10 @@ from validation.judge.signature import signature_of
 from validation.parity.profiles import Profile
 from validation.parity.regressions import regressions
 from validation.parity.workloads import workloads
+
+# Drawn cases of more rows come last: a kernel of one row a program may be too slow for the interpreter there, which
+# takes up to 360 s of processor time a case, and no other verdict need wait for that.
+LAST_ROWS = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,14 @@ class Plan:
     Attributes:
         signature: the op's signature.
         corners: the corners that must be reached.
+        out_of_reach: the names of those that only another device can reach.
         pool: the compile keys of all drawn cases.
         device, profile, seed: as in `sweep`.
     """
 
     signature: Signature
     corners: tuple[Corner, ...]
+    out_of_reach: tuple[str, ...]
     pool: Pool
     device: Device
     profile: Profile
@@ -64,7 +70,9 @@ class Plan:
             for w, whole in _real(op, device)
         )
         corners += _same_bits_corners(signature, device)
-        return cls(signature, corners, _pool(signature, corners, bfloat16, seed, profile.free), device, profile, seed)
+        left_out = tuple(corner.name for corner in out_of_reach(signature, gpu=not device.interpreted))
+        pool = _pool(signature, corners, bfloat16, seed, profile.free)
+        return cls(signature, corners, left_out, pool, device, profile, seed)
 
     @property
     def bfloat16(self) -> bool:
@@ -84,9 +92,19 @@ class Plan:
         return kept + list({case.to_json(): case for _, case in _real(op, self.device)}.values())
 
     def cases(self) -> Iterator[Planned]:
-        """All cases, in order; made lazily."""
+        """All cases; made lazily, but for drawn ones of more than `LAST_ROWS` rows, which come last."""
         for case in self._kept():
             yield Planned(case, {}, {})
+        last = []
+        for planned in self._in_order():
+            if all_rows(planned.case) > LAST_ROWS:
+                last.append(planned)
+            else:
+                yield planned
+        yield from last
+
+    def _in_order(self) -> Iterator[Planned]:
+        """The drawn cases: corners, then free ones."""
         for corner in self.corners:
             if corner.forced:
                 for turn, (forced, count) in enumerate(shares(corner, self.profile, self.signature)):

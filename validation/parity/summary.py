@@ -23,6 +23,7 @@ def summary(
     require: Tier | None,
     command: str,
     calls: int = 0,
+    out_of_reach: tuple[str, ...] = (),
 ) -> Record:
     """The record of an op, made from its cases' records.
 
@@ -34,6 +35,7 @@ def summary(
         require: the tier that the op must reach; None: any.
         command: the command line that repeats the sweep.
         calls: how many calls were judged or compared.
+        out_of_reach: names of corners that this device has no memory or no time for.
     """
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status.judged for name in record.corners}
@@ -61,6 +63,7 @@ def summary(
         "corners_not_run": len(not_run),
         "calls": calls,
         "chance_of_one_in_300": round(chance(calls), 4),
+        "corners_out_of_reach": len(out_of_reach),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
         "arithmetic_percent": max((float(r.numbers.get("arithmetic_percent") or 0.0) for r in done), default=0.0),
@@ -86,8 +89,8 @@ def summary(
     slow = f"{too_slow} of {len(done)} cases not run on this device, which is too slow for them"
     if too_slow:
         reason = f"{reason}; {slow}"
-        if not_run:
-            reason = f"{reason}; corners not reached on this device: {', '.join(not_run)}"
+    if not_run or out_of_reach:
+        reason = f"{reason}; corners not reached on this device: {', '.join((*not_run, *out_of_reach))}"
     if too_slow == len(done) > 0:
         status, check, reason = Status.NOT_RUN, "runs", slow
     elif unexpressed.total() == len(done) > 0:

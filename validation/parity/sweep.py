@@ -53,12 +53,13 @@ class Sweep:
         """Judge one op.
 
         Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
-        every declared corner, then free draws; then, for each kind of failure that shows alone, the same failure
-        shrunk; without a failure one record on calls of some cases again (`validation.parity.repeats`); then one record
-        on a call with parameters that require grad, one on the calls that the op must refuse; last, one record for the
-        op: its tier, bias over all cases, corners not reached. After `profiles.MAX_DEATHS` cases that hung, crashed or
-        lost the accelerator the rest is not judged, which is a failure whatever the xfail file expects; cases that are
-        only too slow for the device do not count there.
+        Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
+        every declared corner, then free draws, then what was drawn with very many rows; then, for each kind of failure
+        that shows alone, the same failure shrunk; without a failure one record on calls of some cases again
+        (`validation.parity.repeats`); then one record on a call with parameters that require grad, one on the calls
+        that the op must refuse; last, one record for the op: its tier, bias over all cases, corners not reached. After
+        `profiles.MAX_DEATHS` cases that hung, crashed or lost the accelerator the rest is not judged, which is a
+        failure whatever the xfail file expects; cases that are only too slow for the device do not count there.
         """
         executor, xfail = self.executor, self.xfail
         plan = Plan.of(op, executor.device, self.profile, self.seed)
@@ -102,7 +103,10 @@ class Sweep:
             yield xfail.apply(bad_input_record(op, executor))
         left_out -= {name for record in done for name in record.corners}
         corners = tuple(corner for corner in plan.corners if corner.name not in left_out)
-        yield xfail.apply(summary(op, executor.ops, done, corners, self.require, self.command(op), calls))
+        told = summary(
+            op, executor.ops, done, corners, self.require, self.command(op), calls=calls, out_of_reach=plan.out_of_reach
+        )
+        yield xfail.apply(told)
         yield from xfail.unused(op, executor.ops.name)
 
     def of_ops(self, names: tuple[str, ...], progress: Callable[[str], None] = lambda _: None) -> Iterator[Record]:

@@ -5,7 +5,7 @@ strides, not the choices: a corner that a strategy no longer reaches fails the r
 """
 
 from validation.cases.case import Case
-from validation.cases.corners.corner import Corner
+from validation.cases.corners.corner import Corner, all_rows
 from validation.cases.corners.heads import qk_corners, rotary_corners
 from validation.cases.corners.layouts import layout_corners, shared_corners
 from validation.cases.corners.modulation import (
@@ -16,14 +16,14 @@ from validation.cases.corners.modulation import (
 )
 from validation.cases.corners.paths import head_path_corners, path_corners
 from validation.cases.corners.regimes import type_corners
-from validation.cases.corners.sizes import far_corner, size_corners, width_corners
+from validation.cases.corners.sizes import large_corners, size_corners, width_corners
 from validation.cases.signature import Signature
 
-__all__ = ["Corner", "corners_of", "declared_corners"]
+__all__ = ["Corner", "all_rows", "corners_of", "declared_corners", "out_of_reach"]
 
 
 def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool = False) -> tuple[Corner, ...]:
-    """All corners of an op; with gpu, also those that need more memory than the interpreter's machine can spare."""
+    """All corners of an op; with gpu, also those of `out_of_reach` without one."""
     corners = [*type_corners(signature, bfloat16), *size_corners(signature), *width_corners(signature)]
     for name in signature.modulations:
         corners += modulation_corners(name, bfloat16)
@@ -41,9 +41,12 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool =
     if signature.family in ("qk", "rotary", "split_rotary"):
         corners += head_path_corners(signature)
     corners += shared_corners(signature)
-    if gpu:
-        corners.append(far_corner(signature))
-    return tuple(corners)
+    return (*corners, *(large_corners(signature) if gpu else ()))
+
+
+def out_of_reach(signature: Signature, *, gpu: bool = False) -> tuple[Corner, ...]:
+    """The corners that `declared_corners` leaves out because the device has no memory or no time for them."""
+    return () if gpu else tuple(large_corners(signature))
 
 
 def corners_of(case: Case, corners: tuple[Corner, ...]) -> list[str]:

@@ -42,6 +42,12 @@ def heads(case: Case) -> int:
     return x.shape[-2] if len(x.shape) > 3 or "q" in case.tensors else case.tensors["cos"].shape[1]
 
 
+def all_rows(case: Case) -> int:
+    """How many rows a kernel sees: those of `rows`, or of all heads where these lie in the last dimension."""
+    in_columns = "q" not in case.tensors and "cos" in case.tensors and len(main(case).shape) == 3
+    return rows(case) * (heads(case) if in_columns else 1)
+
+
 class Arrangement(enum.Enum):
     """How tensors lie in memory, in the words of corners' names."""
 

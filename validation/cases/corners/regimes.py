@@ -9,6 +9,7 @@ from validation.cases.roles import MODULATIONS
 from validation.cases.signature import Signature
 from validation.cases.sizes import width_class
 from validation.cases.strategies import EPS
+from validation.cases.values import EXACT
 
 # float16 modulation with a value of its own for each element.
 HALF = {"dtype": "float16", "form": "[B,L,D]"}
@@ -28,7 +29,9 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
             lambda case, r=r: case.values == r,  # type: ignore[misc]
         )
         for r in signature.regimes
+        if r != EXACT
     ]
+    corners += _exact_corners(signature, dtypes)
     # An overflow that float16 makes or hides shows only in float16, where the casting mode matters, with all arguments
     # in float16 and enough elements: in a gated sum, one in 70 overflows in between and comes back.
     half = {f"{name}.{key}": value for name in signature.modulations for key, value in HALF.items()}
@@ -123,6 +126,32 @@ def type_corners(signature: Signature, bfloat16: bool) -> list[Corner]:
     }.items():
         if flag in signature:
             corners += [Corner(f"{flag}={o}", {flag: o}, _equals(flag, o)) for o in options]
+    return corners
+
+
+def _exact_corners(signature: Signature, dtypes: list[str]) -> list[Corner]:
+    """Inputs that leave one right result, in each dtype; of norms also in rows wider than any other case has."""
+    forced: dict[str, Any] = {"values": EXACT, "casting_mode": "float32", "size": "frames", "heads": 2}
+    forced |= {"width": "model", "rank": 3, **{f"{name}.form": "[B,L,D]" for name in signature.modulations}}
+    corners = [
+        Corner(
+            f"values=exact {dtype}",
+            {**forced, "dtype": dtype},
+            lambda case, dtype=dtype: case.values == EXACT and case.dtype == dtype,  # type: ignore[misc]
+            sparse=dtype != "float32",
+        )
+        for dtype in dtypes
+    ]
+    if "eps" in signature and signature.family in ("norm", "modulated"):
+        wide = {"width": "beyond", "width.class": width_class(65536), "dtype": "float32", "size": "general"}
+        corners.append(
+            Corner(
+                "D=65536, values=exact float32",
+                {**forced, **wide},
+                lambda case: case.values == EXACT and case.dtype == "float32" and main(case).shape[-1] == 65536,
+                sparse=True,
+            )
+        )
     return corners
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from validation.cases.case import Case
-from validation.cases.corners.corner import Corner, main, rows
-from validation.cases.layouts import FAR
+from validation.cases.corners.corner import Corner, all_rows, heads, main, rows
+from validation.cases.layouts import FAR, FAR_LAYOUTS
 from validation.cases.signature import Signature
-from validation.cases.sizes import RARE_HEADS, RARE_SIZES, WIDTHS, width_class
+from validation.cases.sizes import MANY_HEADS, RARE_HEADS, RARE_SIZES, WIDTHS, width_class
 
 # Helios full width and head, Hunyuan3D-2 full width and head (5120, 40 x 128; 1024, 16 x 64), FLUX full width, and
 # widths of other models.
@@ -21,13 +21,13 @@ COUNTED = (3584, 4608, 5376, 6144, 7168, 10240, 12288, 14336, 18432, 24576)
 def size_corners(signature: Signature) -> list[Corner]:
     """Batches, tokens, frames, rows, heads and ranks."""
     rank = {"norm": {"rank": 3}, "qk": {"qk.rank": 4}}.get(signature.family, {})
-    heads = {"heads": 2} if signature.family in ("qk", "rotary", "split_rotary") else {}
+    of_heads = {"heads": 2} if signature.family in ("qk", "rotary", "split_rotary") else {}
 
     # A q longer than k does not have the tokens that its size asks for: one sweep of 20 had no B == L.
     same = {"k.shape": "same"} if signature.family == "qk" else {}
 
     def corner(name: str, size: str, reached: Callable[[Case], bool], **more: Any) -> Corner:
-        return Corner(name, {"size": size, **same, **rank, **heads, **more}, reached)
+        return Corner(name, {"size": size, **same, **rank, **of_heads, **more}, reached)
 
     def shape(case: Case) -> tuple[int, ...]:
         return main(case).shape
@@ -56,18 +56,21 @@ def size_corners(signature: Signature) -> list[Corner]:
         def beyond(case: Case, axis: int = axis, least: int = least) -> bool:
             return len(shape(case)) > 2 and shape(case)[axis] > least
 
-        more = Corner(name, {"size": size, **rank, **heads, **each, **wide}, beyond, sparse=size in RARE_SIZES)
+        more = Corner(name, {"size": size, **rank, **of_heads, **each, **wide}, beyond, sparse=size in RARE_SIZES)
         corners.append(more)
     if signature.modulations:
         frames = {f"{name}.form": "[B,F,1,D]" for name in signature.modulations}
 
-        def many_frames(case: Case) -> bool:
-            shapes = [case.tensors[name].shape for name in signature.modulations if name in case.tensors]
-            return len(shapes) == len(frames) and all(len(s) == 4 and s[0] > 1 and s[1] > 8 for s in shapes)
-
         wide = {"width": "model", "width.class": width_class(64)}
-        corners.append(Corner("F>8", {"size": "many_frames", **wide, **frames}, many_frames))
-    if heads:
+        for least, size in {8: "many_frames", 64: "more_frames"}.items():
+
+            def many_frames(case: Case, least: int = least) -> bool:
+                shapes = [case.tensors[name].shape for name in signature.modulations if name in case.tensors]
+                return len(shapes) == len(frames) and all(len(s) == 4 and s[0] > 1 and s[1] > least for s in shapes)
+
+            forced = {"size": size, **wide, **frames}
+            corners.append(Corner(f"F>{least}", forced, many_frames, sparse=least > 8))
+    if of_heads:
         corners.append(Corner("H=1", {"heads": 1, **rank}, lambda case: shape(case)[2:3] == (1,)))
         if signature.family != "split_rotary":
             corners.append(
@@ -87,12 +90,32 @@ def size_corners(signature: Signature) -> list[Corner]:
                 ),
             )
         )
+        corners.append(_many_heads_corner(signature))
     if signature.family == "norm":
         corners += [
             Corner(f"rank={n}", {"rank": n, "size": "frames"}, lambda case, n=n: len(shape(case)) == n)  # type: ignore[misc]
             for n in (1, 2, 3, 4)
         ]
     return corners
+
+
+def _many_heads_corner(signature: Signature) -> Corner:
+    """More heads than 16 bits count, and more rows than Helios has at 540p; rotated in halves, and not all channels."""
+    forced: dict[str, Any] = {"size": "many_heads", "heads": MANY_HEADS[0], "width": "pow2"}
+    forced |= {"width.class": width_class(4), "k.shape": "fewer heads", "qk.rank": 4}
+    label = f"H={MANY_HEADS[0]}, rows>441600"
+    if "interleaved" in signature:
+        forced |= {"interleaved": False, "rotary_dim": "partial"}
+        label += ", interleaved=False, rotary dims below head_dim"
+
+    def reached(case: Case) -> bool:
+        if heads(case) != MANY_HEADS[0] or all_rows(case) <= 441_600:
+            return False
+        if "interleaved" not in signature:
+            return True
+        return not case.flags["interleaved"] and 2 * case.tensors["cos"].shape[-1] < main(case).shape[-1]
+
+    return Corner(label, forced, reached, sparse=True)
 
 
 def width_corners(signature: Signature) -> list[Corner]:
@@ -159,10 +182,29 @@ def width_corners(signature: Signature) -> list[Corner]:
     return corners
 
 
-def far_corner(signature: Signature) -> Corner:
-    """Rows more than 2^31 elements from the first: 9 GB of float16, of which 9 rows are used."""
+def large_corners(signature: Signature) -> list[Corner]:
+    """What Triton's interpreter has neither the memory nor the time for.
+
+    Items, rows, heads and columns of which the last is more than 2^31 elements from the first (9 GB of float16, of
+    which some hundred elements are used), and more than 2^23 rows.
+    """
     name = "q" if "q" in signature else "x"
-    forced = {"dtype": "float16", f"{name}.layout": "far", "size": "far", "width": "pow2", "rank": 3, "heads": 2}
-    if signature.family == "qk":
-        forced |= {"qk.layout": "own", "k.shape": "same"}
-    return Corner(f"{name}: offsets past 2^31", forced, lambda case: case.tensors[name].extent > 2 * FAR)
+    own = {"qk.layout": "own", "k.shape": "same", "qk.rank": 4} if signature.family == "qk" else {}
+    forced: dict[str, Any] = {"dtype": "float16", "width": "pow2", "width.class": width_class(4), "rank": 3, **own}
+    corners = []
+    for layout, axis in FAR_LAYOUTS.items():
+        if layout == "far head" and signature.family not in ("qk", "rotary"):
+            continue
+        # Nine of what is far apart; of columns four, a whole row.
+        size = {"far item": "nine_items", "far row": "nine_rows"}.get(layout, "one_token")
+        count = 9 if layout == "far head" else 1 if layout == "far column" else 2
+
+        def reached(case: Case, axis: int = axis) -> bool:
+            spec = case.tensors[name]
+            return spec.numel > 0 and (spec.shape[axis] - 1) * spec.strides[axis] > FAR
+
+        far = {**forced, f"{name}.layout": layout, "size": size, "heads": count}
+        corners.append(Corner(f"{name}: {layout}s past 2^31".replace("far ", ""), far, reached, sparse=True))
+    rows_of = {"size": "most_rows", "heads": 2, **{f"{name}.form": "[B,L,D]" for name in signature.modulations}}
+    corners.append(Corner("rows>2^23", {**forced, **rows_of}, lambda case: rows(case) > 2**23, sparse=True))
+    return corners

@@ -19,7 +19,7 @@ from validation.cases.signature import Signature
 from validation.cases.sizes import HEAD_DIMS, ODD_HEAD_DIMS, WIDTHS, width_class
 from validation.cases.strategies import WITHOUT_EPS, cases
 from validation.cases.tensors import as_bits, materialise, poison
-from validation.cases.values import REGIMES, draw
+from validation.cases.values import EXACT, REGIMES, draw
 from validation.errors import UsageError
 from validation.judge.signature import signature_of
 from validation.parity.plan import shares
@@ -127,6 +127,9 @@ def test_value_regimes_are_what_they_say(regime: str, dtype: str) -> None:
         case "nonfinite":
             broken = (~rows.isfinite()).any(1).double().mean()
             assert 0.1 < broken < 0.6
+        case "exact":  # eighths, whose sum is that of 256 equal integers
+            assert bool((8 * rows == (8 * rows).round()).all())
+            assert bool((8 * rows.mean(1) == (8 * rows.mean(1)).round()).all())
         case "ties":
             assert bool((rows == rows.round()).all())
             # Most have as many bits as the dtype; about an eighth of the sums of two are half-way between its numbers.
@@ -191,7 +194,7 @@ def test_rows_with_and_without_what_is_not_finite_are_in_every_tensor_of_two_row
 def test_an_eps_of_0_is_drawn_where_no_row_divides_by_its_own_rounding() -> None:
     drawn = draw_cases(cases(signature_of("layer_norm")), seed=0, count=300)
     regimes = {case.values for case in drawn if case.flags["eps"] == 0.0}
-    assert regimes == set(WITHOUT_EPS)
+    assert regimes == {*WITHOUT_EPS, EXACT}
 
 
 def test_the_seed_alone_decides_what_is_drawn() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from validation import cli
 from validation.cases.case import Case, TensorSpec
+from validation.cases.corners import all_rows
 from validation.device import select
 from validation.device.launches import Counts
 from validation.errors import UsageError
@@ -16,6 +17,7 @@ from validation.executor.watch import Progress, shared_counts
 from validation.ops import load_op_set
 from validation.parity import profiles
 from validation.parity.one_case import judge_case
+from validation.parity.plan import LAST_ROWS, Plan
 from validation.parity.sweep import Sweep
 from validation.record import Level
 from validation.report import summary
@@ -202,6 +204,19 @@ def test_slow_cases_end_no_sweep_and_their_corners_are_told(monkeypatch: pytest.
     assert f"{len(slow)} of {whole.numbers['cases']} op cases not run on this device" in sentence
     (group,) = summary.not_passed(records)
     assert group.status is Status.NOT_RUN
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "split_rotary_embedding"])
+def test_drawn_cases_of_many_rows_come_last(op: str) -> None:
+    sweep = Plan.of(op, select(gpu=False), profiles.PROFILES["quick"], 0)
+    planned = list(sweep.cases())
+    assert len(planned) == sweep.count()
+    many = [all_rows(p.case) > LAST_ROWS for p in planned if p.key]
+    assert many == sorted(many)
+    assert 1 < sum(many) < len(many) / 4
+    # What failed before is still judged first.
+    kept = [p for p in planned if not p.key]
+    assert planned[: len(kept)] == kept
 
 
 def test_an_op_set_of_slow_cases_alone_has_not_passed() -> None:

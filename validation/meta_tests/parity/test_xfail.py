@@ -142,7 +142,7 @@ def test_the_command_line_takes_the_file(tmp_path: Path, capsys: pytest.CaptureF
     assert "does not provide rms_norm" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("corner", ["same bits: graph replay", "x: offsets past 2^31"])
+@pytest.mark.parametrize("corner", ["same bits: graph replay", "x: rows past 2^31"])
 def test_corners_of_other_devices_and_of_calls_compared_have_names_too(
     read: Callable[[str], XFail], corner: str
 ) -> None:
