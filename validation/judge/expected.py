@@ -14,6 +14,7 @@ from validation.cases.roles import ACTIVATIONS
 from validation.cases.tensors import Arguments, as_bits
 from validation.chains import bounds, perturbed
 from validation.chains.running import Running
+from validation.judge import oracle
 from validation.judge.stats import Budget
 from validation.ops import reference_op, reference_op_names
 
@@ -35,6 +36,8 @@ class Target:
         running: the error bound.
         budget: the allowed error, computed from `running`.
         frames: the number of frames that the tokens of an output [B, L, D] form, 0 if unknown.
+        asked: the op whose first output this is, and its arguments; None: the case's own.
+        compared: the number of elements of the truth that were compared with the op's formula.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Target:
     running: Running
     budget: Budget
     frames: int
+    asked: tuple[str, Mapping[str, Any]] | None = None
+    compared: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +90,24 @@ def _double(argument: Any) -> Any:
     return argument
 
 
-def _in_float64(reference: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+def _in_float64(op: str, kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return outputs_of(reference(**{name: _double(value) for name, value in kwargs.items()}))
+        return outputs_of(reference_op(op)(**{name: _double(value) for name, value in kwargs.items()}))
 
 
 def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
-    """Truth, baseline and budget of a case, from arguments that no candidate has touched yet."""
+    """Truth, baseline and budget of a case, from arguments that no candidate has touched yet.
+
+    Raises:
+        WrongTruthError: the truth is not what the op's formula says.
+    """
     kwargs = _truth_arguments(case, arguments.kwargs)
-    reference = reference_op(case.op)
     with torch.no_grad():
-        baseline = outputs_of(reference(**kwargs))
+        baseline = outputs_of(reference_op(case.op)(**kwargs))
     if case.op.startswith(CHAINED) and case.op.removeprefix(CHAINED) in reference_op_names():
-        return Expected(baseline, _Chained(case.op, kwargs, baseline, device))
-    truths = _in_float64(reference, kwargs)
+        return Expected(baseline, _Chained(case, kwargs, baseline, device))
+    truths = _in_float64(case.op, kwargs)
+    compared = oracle.sampled(case, case.op, kwargs, truths)
     running = _bound(case.op, kwargs, truths)
     names: tuple[str, ...] = ("y",)
     if len(truths) > 1:
@@ -107,6 +116,7 @@ def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
         _target(name, truth, base, truth, _operands(kwargs, name if name in ("q", "k") else "x"), bound, device)
         for name, truth, base, bound in zip(names, truths, baseline, running, strict=True)
     )
+    targets = (dataclasses.replace(targets[0], compared=compared), *targets[1:])
     return Expected(baseline, lambda outputs: tuple(zip(outputs, targets, strict=True)))
 
 
@@ -151,8 +161,10 @@ def _operands(kwargs: Mapping[str, Any], activation: str) -> tuple[Tensor, ...]:
 class _Chained:
     """Targets of an op `scale_residual_X`: residual_out against the gated sum; y against X of that residual_out."""
 
-    def __init__(self, op: str, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], device: str) -> None:
-        self._norm = op.removeprefix(CHAINED)
+    def __init__(self, case: Case, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], device: str) -> None:
+        self._case, self._norm = case, case.op.removeprefix(CHAINED)
+        if oracle.is_sampled(case):  # the truth is of the two parts, the baseline of the whole
+            oracle.sampled(case, case.op, kwargs, _in_float64(case.op, kwargs))
         self._gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
         self._gated["casting_mode"] = kwargs.get("casting_mode", "float32")
         self._rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
@@ -165,10 +177,13 @@ class _Chained:
 
     @functools.cached_property
     def _sum(self) -> Target:
-        sums = _in_float64(reference_op("residual_gate_add"), self._gated)[0]
-        (bound,) = _bound("residual_gate_add", self._gated, (sums,))
+        op = "residual_gate_add"
+        sums = _in_float64(op, self._gated)[0]
+        compared = oracle.sampled(self._case, op, self._gated, (sums,))
+        (bound,) = _bound(op, self._gated, (sums,))
         operands = _operands(self._gated, "x")
-        return _target("residual_out", sums, self._baseline[1], sums, operands, bound, self._device)
+        target = _target("residual_out", sums, self._baseline[1], sums, operands, bound, self._device)
+        return dataclasses.replace(target, asked=(op, self._gated), compared=compared)
 
     @functools.cached_property
     def _of_the_baseline(self) -> Target:
@@ -176,12 +191,14 @@ class _Chained:
 
     def _normed(self, residual_out: Tensor) -> Target:
         arguments = {**self._rest, "x": residual_out}
-        truth = _in_float64(reference_op(self._norm), arguments)[0]
+        truth = _in_float64(self._norm, arguments)[0]
+        compared = oracle.sampled(self._case, self._norm, arguments, (truth,))
         own = truth
         if residual_out is not self._baseline[1]:
-            own = _in_float64(reference_op(self._norm), {**self._rest, "x": self._baseline[1]})[0]
+            own = _in_float64(self._norm, {**self._rest, "x": self._baseline[1]})[0]
         (bound,) = _bound(self._norm, arguments, (truth,))
-        return _target("y", truth, self._baseline[0], own, _operands(arguments, "x"), bound, self._device)
+        target = _target("y", truth, self._baseline[0], own, _operands(arguments, "x"), bound, self._device)
+        return dataclasses.replace(target, asked=(self._norm, arguments), compared=compared)
 
 
 @functools.cache

@@ -42,6 +42,8 @@ from validation.chains import bounds
 from validation.errors import CannotExpress
 from validation.judge import second_calls
 from validation.judge.expected import CHAINED
+from validation.judge.oracle import WrongTruthError
+from validation.judge.reference import ReferenceFailedError
 from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, plain_norm
 from validation.ops import tracebacks
 from validation.verdict import Status, Verdict
@@ -111,6 +113,8 @@ def failure(first: FirstCall) -> tuple[str, Status, str] | None:
             status, words = Status.NOT_REPRODUCIBLE, str(error)
         except CannotExpress:
             continue
+        except (ReferenceFailedError, WrongTruthError):
+            raise
         except BaseException as error:  # whatever a candidate raises is its verdict
             if tracebacks.is_interrupt(error):
                 raise

@@ -15,7 +15,7 @@ from validation.cases.case import Case
 from validation.cases.roles import ACTIVATIONS, MODULATIONS
 from validation.cases.tensors import Arguments
 from validation.chains import bounds
-from validation.judge import structure
+from validation.judge import oracle, structure
 from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
 from validation.judge.stats import Budget
@@ -255,7 +255,10 @@ def zero_modulation(first: FirstCall) -> str:
     truth = reference_op(op)(**{**norm, "x": x.double()})
     budget = Budget.of(bounds.bound(op, norm)[0], x.shape, x.dtype, flush=first.device == "cuda")
     over = (outputs[0].double() - truth).abs() > budget.allowed
-    return words_of(over, outputs[0], truth, f"{op} alone") if bool(over.any()) else ""
+    if not bool(over.any()):
+        return ""
+    oracle.confirm(op, norm, truth, 0, outputs[0], budget.allowed)
+    return words_of(over, outputs[0], truth, f"{op} alone")
 
 
 def other_flags(first: FirstCall) -> str | Verdict:
