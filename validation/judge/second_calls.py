@@ -19,7 +19,7 @@ from validation.judge import oracle, structure
 from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
 from validation.judge.stats import Budget
-from validation.ops import reference_op, surroundings
+from validation.ops import reference_op
 from validation.verdict import Verdict
 
 # Maps a flag's value to another one, for the check `other_flags`.
@@ -66,8 +66,7 @@ class FirstCall:
         Raises:
             ReusedOutputError: the call wrote to the first call's outputs, or returned their memory again.
         """
-        with surroundings.kept():
-            result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
+        result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
         outputs = outputs_of(result)
         for kept, copy in zip(self.returned, self.outputs, strict=False):
             changed = ~equal_bits(kept, copy)

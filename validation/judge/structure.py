@@ -15,6 +15,7 @@ from validation.chains import tape
 from validation.device import private
 from validation.device.private import DispatchKey, DispatchKeySet, DispatchMode, tree_leaves
 from validation.device.private import storage_identity as identity
+from validation.ops import surroundings
 
 aten = torch.ops.aten
 
@@ -157,11 +158,12 @@ class GuardedAllocations(DispatchMode):
         basic: whether all of that was basic operations, whose bits do not depend on an element's position.
         uneven_on_cuda: whether some of it was one of PyTorch's own sums or norms, whose bits on CUDA do.
         moved: describes the argument that the call turned into another tensor; "" if none.
+        changed: describes the process-wide state that the call left changed; "" if none.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved = ""
+        self.moved = self.changed = ""
         self.allocations: list[_Allocation] = []
         self.computed: bool = False
         self.basic: bool = True
@@ -360,8 +362,10 @@ def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequ
 def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[Any, GuardedAllocations]:
     """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish."""
     before = {name: _whereabouts(t) for name, t in arguments.tensors.items()}
-    with torch.no_grad(), GuardedAllocations() as guards:
+    # Watched inside: leaving `torch.no_grad` would put back the grad mode.
+    with torch.no_grad(), surroundings.kept() as around, GuardedAllocations() as guards:
         result = function(**arguments.kwargs)
+    guards.changed = around.changed
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     for name, t in arguments.tensors.items():

@@ -19,7 +19,7 @@ from validation.judge.reference import ReferenceFailedError, checked_target, of_
 from validation.judge.remembered import expected_of
 from validation.judge.second_calls import FirstCall
 from validation.judge.values import judge_values
-from validation.ops import surroundings, tracebacks
+from validation.ops import tracebacks
 from validation.verdict import Numbers, Status, Tier, Verdict
 
 Result = TypeVar("Result")
@@ -150,7 +150,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     expected = dataclasses.replace(expected, target=clock.apart("truth", checked_target(expected)))
     clock.lap("truth")
     try:
-        with launches.counted() as launched, surroundings.kept() as around:
+        with launches.counted() as launched:
             result, guards = structure.call_guarded(candidate, arguments)
     except CannotExpress as error:
         return Verdict(Status.NOT_EXPRESSED, "runs", str(error))
@@ -161,8 +161,8 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         reason = f"raised {type(error).__name__}: {tracebacks.said(error)[:300]}{tracebacks.of_error(error)}"
         return Verdict(status, "runs", reason)
     clock.lap("candidate")
-    if around.changed:
-        reason = f"the call changed what the whole process computes with: {around.changed}"
+    if guards.changed:
+        reason = f"the call changed what the whole process computes with: {guards.changed}"
         return Verdict(Status.STATE_CHANGED, "surroundings", reason)
     verdict = judge(case, result, arguments, guards, expected)
     if verdict.status in WRONG_VALUES:
