@@ -10,6 +10,7 @@ from validation.judge.oracle import FORMULAS
 from validation.judge.verdict import WRONG_TRUTH
 from validation.ops import OpSet
 from validation.parity import tiers
+from validation.parity.shared import shared
 from validation.record import Level, Record
 from validation.verdict import Status, Tier
 
@@ -84,6 +85,10 @@ def summary(
             reason = f"{reason}; corners not reached on this device: {', '.join(not_run)}"
     if op not in FORMULAS:
         reason = f"{reason}; the reference op alone stands for the truth: there is no formula to compare it with"
+    common = shared(done)
+    if common is not None:
+        numbers["only_where"] = common.sentence
+        reason = f"{reason}; {common.sentence}"
     wrong_truths = [r for r in done if r.status is Status.REFERENCE_ERROR and r.check == WRONG_TRUTH]
     if wrong_truths:  # nor is the tier known, or the bias over all cases: they are measured against it
         status, check, tier = Status.REFERENCE_ERROR, WRONG_TRUTH, dataclasses.replace(tier, tier=None)
