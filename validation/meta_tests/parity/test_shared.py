@@ -28,10 +28,8 @@ CAUSES = {
     "columns of a narrower row": "D is odd",
     "16-bit row numbers": "the number of rows > ",
     "gate of None is zero": "gate is not given",
-    "strides hard-coded": "x is not contiguous",
     "weight without bias dropped": "weight is given and bias is not given",
     "halves by default": "interleaved=True and defaults are left out of the call",
-    "variance over N-1": "",
     "scale_constant always one": "",
     "a tuple of one": "",
 }
