@@ -53,11 +53,11 @@ def shared(records: Iterable[Record]) -> Shared | None:
     common status may.
     """
     judged = [record for record in records if record.status.failed or record.status is Status.PASSED]
+    failing = [record for record in judged if record.status.failed]
+    if len(failing) in (0, len(judged)):
+        return None
     found = {id(record): dict(_features(Case.from_dict(record.case))) for record in judged}
     passing = [found[id(record)] for record in judged if not record.status.failed]
-    failing = [record for record in judged if record.status.failed]
-    if not failing or not passing:
-        return None
     best = _best([found[id(record)] for record in failing], passing)
     status = Counter(record.status for record in failing).most_common(1)[0][0]
     if best is None and any(record.status is not status for record in failing):
