@@ -19,7 +19,7 @@ class Status(StrEnum):
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
     MISTRUSTED = "MISTRUSTED"  # right, but nearly all of it is zero, NaN or one number: counts for nothing
     # One op.
-    REFERENCE_ERROR = "REFERENCE_ERROR"  # the reference op raised: nothing is known about the candidate
+    REFERENCE_ERROR = "REFERENCE_ERROR"  # the reference op raised or is wrong: nothing is known about the candidate
     COMPILE_ERROR = "COMPILE_ERROR"
     RUNTIME_ERROR = "RUNTIME_ERROR"
     TIMEOUT = "TIMEOUT"

@@ -214,7 +214,7 @@ class Case:
         for name, spec in self.tensors.items():
             if name.endswith(".index"):
                 continue
-            words = [self._form(name, spec)]
+            words = [self.form(name)]
             if name in ("x", "q") or spec.dtype != self.dtype:
                 words.append(spec.dtype)
             if name.endswith(".table"):
@@ -226,9 +226,10 @@ class Case:
         flags = " ".join(f"{name}={value}" for name, value in self.flags.items())
         return f"{', '.join(parts)}, {flags} values={self.values} seed={self.seed}".replace(",  ", ", ")
 
-    def _form(self, name: str, spec: TensorSpec) -> str:
-        """A tensor's name and shape; for modulation, the form instead of the shape."""
+    def form(self, name: str) -> str:
+        """A tensor's name and shape; for modulation, the form instead of the shape: ``scale [B,F=3,1,D]``."""
         argument, _, part = name.partition(".")
+        spec = self.tensors[name]
         x = self.tensors.get("x")
         if argument not in MODULATIONS or x is None or len(x.shape) != 3:
             return f"{name}[{', '.join(map(str, spec.shape))}]"

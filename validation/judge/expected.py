@@ -15,6 +15,7 @@ from validation.cases.tensors import Arguments, as_bits
 from validation.cases.values import EXACT
 from validation.chains import bounds, exact, perturbed
 from validation.chains.running import Running
+from validation.judge import oracle
 from validation.judge.stats import Budget
 from validation.ops import reference_op, reference_op_names
 
@@ -38,6 +39,8 @@ class Target:
         slack: of exact inputs, how far a right result may be from the truth before its last rounding, and inf where
             nothing is certain (`chains.exact`); None for others.
         frames: the number of frames that the tokens of an output [B, L, D] form, 0 if unknown.
+        asked: the op whose first output this is, and its arguments; None: the case's own.
+        compared: the number of elements of the truth that were compared with the op's formula.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Target:
     budget: Budget
     slack: Tensor | None
     frames: int
+    asked: tuple[str, Mapping[str, Any]] | None = None
+    compared: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +94,24 @@ def _double(argument: Any) -> Any:
     return argument
 
 
-def _in_float64(reference: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+def _in_float64(op: str, kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return outputs_of(reference(**{name: _double(value) for name, value in kwargs.items()}))
+        return outputs_of(reference_op(op)(**{name: _double(value) for name, value in kwargs.items()}))
 
 
 def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
-    """Truth, baseline and budget of a case, from arguments that no candidate has touched yet."""
+    """Truth, baseline and budget of a case, from arguments that no candidate has touched yet.
+
+    Raises:
+        WrongTruthError: the truth is not what the op's formula says.
+    """
     kwargs = _truth_arguments(case, arguments.kwargs)
-    reference = reference_op(case.op)
     with torch.no_grad():
-        baseline = outputs_of(reference(**kwargs))
+        baseline = outputs_of(reference_op(case.op)(**kwargs))
     if case.op.startswith(CHAINED) and case.op.removeprefix(CHAINED) in reference_op_names():
         return Expected(baseline, _Chained(case, kwargs, baseline, device))
-    truths = _in_float64(reference, kwargs)
+    truths = _in_float64(case.op, kwargs)
+    compared = oracle.sampled(case, case.op, kwargs, truths)
     running = _bound(case.op, kwargs, truths)
     names: tuple[str, ...] = ("y",)
     if len(truths) > 1:
@@ -113,6 +122,7 @@ def expect(case: Case, arguments: Arguments, device: str = "cpu") -> Expected:
             names, truths, baseline, running, _slack(case, case.op, kwargs, len(truths)), strict=True
         )
     )
+    targets = (dataclasses.replace(targets[0], compared=compared), *targets[1:])
     return Expected(baseline, lambda outputs: tuple(zip(outputs, targets, strict=True)))
 
 
@@ -166,6 +176,8 @@ class _Chained:
 
     def __init__(self, case: Case, kwargs: Mapping[str, Any], baseline: tuple[Tensor, ...], device: str) -> None:
         self._case, self._norm = case, case.op.removeprefix(CHAINED)
+        if oracle.is_sampled(case):  # the truth is of the two parts, the baseline of the whole
+            oracle.sampled(case, case.op, kwargs, _in_float64(case.op, kwargs))
         self._gated = {name: kwargs[name] for name in ("residual", "x", "gate") if name in kwargs}
         self._gated["casting_mode"] = kwargs.get("casting_mode", "float32")
         self._rest = {name: value for name, value in kwargs.items() if name not in ("residual", "x", "gate")}
@@ -178,11 +190,14 @@ class _Chained:
 
     @functools.cached_property
     def _sum(self) -> Target:
-        sums = _in_float64(reference_op("residual_gate_add"), self._gated)[0]
-        (bound,) = _bound("residual_gate_add", self._gated, (sums,))
-        (slack,) = _slack(self._case, "residual_gate_add", self._gated)
+        op = "residual_gate_add"
+        sums = _in_float64(op, self._gated)[0]
+        compared = oracle.sampled(self._case, op, self._gated, (sums,))
+        (bound,) = _bound(op, self._gated, (sums,))
+        (slack,) = _slack(self._case, op, self._gated)
         operands = _operands(self._gated, "x")
-        return _target("residual_out", sums, self._baseline[1], sums, operands, bound, slack, self._device)
+        target = _target("residual_out", sums, self._baseline[1], sums, operands, bound, slack, self._device)
+        return dataclasses.replace(target, asked=(op, self._gated), compared=compared)
 
     @functools.cached_property
     def _of_the_baseline(self) -> Target:
@@ -190,13 +205,16 @@ class _Chained:
 
     def _normed(self, residual_out: Tensor) -> Target:
         arguments = {**self._rest, "x": residual_out}
-        truth = _in_float64(reference_op(self._norm), arguments)[0]
+        truth = _in_float64(self._norm, arguments)[0]
+        compared = oracle.sampled(self._case, self._norm, arguments, (truth,))
         own = truth
         if residual_out is not self._baseline[1]:
-            own = _in_float64(reference_op(self._norm), {**self._rest, "x": self._baseline[1]})[0]
+            own = _in_float64(self._norm, {**self._rest, "x": self._baseline[1]})[0]
         (bound,) = _bound(self._norm, arguments, (truth,))
         (slack,) = _slack(self._case, self._norm, arguments)
-        return _target("y", truth, self._baseline[0], own, _operands(arguments, "x"), bound, slack, self._device)
+        operands = _operands(arguments, "x")
+        target = _target("y", truth, self._baseline[0], own, operands, bound, slack, self._device)
+        return dataclasses.replace(target, asked=(self._norm, arguments), compared=compared)
 
 
 @functools.cache

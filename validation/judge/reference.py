@@ -1,4 +1,4 @@
-"""A reference op that raises is not the candidate's failure."""
+"""A reference op that raises, or computes another function, is not the candidate's failure."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from validation.errors import UsageError
 from validation.judge.expected import Expected, Target
+from validation.judge.oracle import WrongTruthError
 from validation.ops import tracebacks
 
 T = TypeVar("T")
@@ -22,11 +23,12 @@ def of_reference(compute: Callable[[], T]) -> T:
 
     Raises:
         ReferenceFailedError: it raised.
+        WrongTruthError: what it computes is not the op's formula.
         UsageError, torch.AcceleratorError, MemoryError: as raised, for these are not the reference's doing.
     """
     try:
         return compute()
-    except (UsageError, torch.AcceleratorError, MemoryError, ReferenceFailedError):
+    except (UsageError, torch.AcceleratorError, MemoryError, ReferenceFailedError, WrongTruthError):
         raise
     except Exception as error:
         said, place = tracebacks.said(error)[:300], tracebacks.of_error(error)

@@ -3,6 +3,8 @@
 Each check calls the candidate once more and compares with the first call bit by bit (NaN equal to NaN):
 
 repeat            the same case in fresh memory
+other settings    again in fresh memory, under settings of a caller's process that an op must not heed
+                  (`validation.judge.settings`)
 batch slice       one item of the batch alone, as views of the same strides
 row permutation   batch items and tokens in another order, written into the memory of the first call, which
                   exposes a candidate that caches by address
@@ -29,8 +31,8 @@ have a vector body and a scalar tail, and the order of a sum follows the strides
   products; the reference ops in 2, both sums over a strided last dimension.
 
 A check costs a call of the candidate. To keep judging no dearer than truth and candidate, each small case gets one
-check (every second one the repetition), and one in four of the larger cases gets one; the case's seed decides which.
-Every check is a second call, so each shows state that the first left behind.
+check (every second one the repetition, half of them under other settings), and one in four of the larger cases gets
+one; the case's seed decides which. Every check is a second call, so each shows state that the first left behind.
 
 A case with wrong numbers is repeated before it is told: if the second call gives other bits, the verdict is
 NOT_REPRODUCIBLE, for whoever repeats the case may see it pass.
@@ -43,8 +45,10 @@ from collections.abc import Callable
 from validation.cases.case import Case
 from validation.chains import bounds
 from validation.errors import CannotExpress
-from validation.judge import second_calls
+from validation.judge import second_calls, settings
 from validation.judge.expected import CHAINED
+from validation.judge.oracle import WrongTruthError
+from validation.judge.reference import ReferenceFailedError
 from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, plain_norm
 from validation.ops import tracebacks
 from validation.verdict import Status, Verdict
@@ -71,6 +75,7 @@ SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
 CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
     "repeat": second_calls.repeat,
+    "other settings": settings.other_settings,
     "batch slice": second_calls.batch_slice,
     "row permutation": second_calls.row_permutation,
     "layout": second_calls.layout,
@@ -86,6 +91,7 @@ CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
 # What a check that fails has found, beside "another result than that of the first call".
 FOUND = {
     "repeat": "a second call gives other bits",
+    "other settings": "called under other settings of the process",
     "batch slice": "a batch item alone gives other bits",
     "row permutation": "rows in another order give other bits",
     "layout": "contiguous copies give other bits",
@@ -118,6 +124,8 @@ def failure(first: FirstCall, checks: tuple[str, ...] | None = None) -> tuple[st
             status, words = Status.NOT_REPRODUCIBLE, str(error)
         except CannotExpress:
             continue
+        except (ReferenceFailedError, WrongTruthError):
+            raise
         except BaseException as error:  # whatever a candidate raises is its verdict
             if tracebacks.is_interrupt(error):
                 raise
@@ -133,11 +141,12 @@ def due(case: Case, device: str) -> tuple[str, ...]:
     elements = max((spec.numel for spec in case.tensors.values()), default=0)
     if elements == 0:
         return ()
-    applicable = [name for name in CHECKS if applies(name, case, device)]
+    repeat = ("repeat", "other settings")[zlib.crc32(f"{case.seed}/{case.op}/settings".encode()) % 2]
+    applicable = [repeat, *(n for n in CHECKS if n not in ("repeat", "other settings") and applies(n, case, device))]
     lot = zlib.crc32(f"{case.seed}/{case.op}/same bits".encode())
     share, check = divmod(lot, len(applicable))
     if elements <= SMALL:
-        return ("repeat",) if share % 2 else (applicable[1 + lot % (len(applicable) - 1)],)
+        return (repeat,) if share % 2 else (applicable[1 + lot % (len(applicable) - 1)],)
     return (applicable[check],) if share % 4 == 0 else ()
 
 

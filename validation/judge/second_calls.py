@@ -15,11 +15,11 @@ from validation.cases.case import Case
 from validation.cases.roles import ACTIVATIONS, MODULATIONS
 from validation.cases.tensors import Arguments
 from validation.chains import bounds
-from validation.judge import structure
+from validation.judge import oracle, structure
 from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
 from validation.judge.stats import Budget
-from validation.ops import reference_op, surroundings
+from validation.ops import reference_op
 from validation.verdict import Verdict
 
 # Maps a flag's value to another one, for the check `other_flags`.
@@ -66,8 +66,7 @@ class FirstCall:
         Raises:
             ReusedOutputError: the call wrote to the first call's outputs, or returned their memory again.
         """
-        with surroundings.kept():
-            result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
+        result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
         outputs = outputs_of(result)
         for kept, copy in zip(self.returned, self.outputs, strict=False):
             changed = ~equal_bits(kept, copy)
@@ -255,7 +254,10 @@ def zero_modulation(first: FirstCall) -> str:
     truth = reference_op(op)(**{**norm, "x": x.double()})
     budget = Budget.of(bounds.bound(op, norm)[0], x.shape, x.dtype, flush=first.device == "cuda")
     over = (outputs[0].double() - truth).abs() > budget.allowed
-    return words_of(over, outputs[0], truth, f"{op} alone") if bool(over.any()) else ""
+    if not bool(over.any()):
+        return ""
+    oracle.confirm(op, norm, truth, 0, outputs[0], budget.allowed)
+    return words_of(over, outputs[0], truth, f"{op} alone")
 
 
 def other_flags(first: FirstCall) -> str | Verdict:

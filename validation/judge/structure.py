@@ -16,6 +16,7 @@ from validation.device import private
 from validation.device.private import DispatchKey, DispatchKeySet, DispatchMode, tree_leaves
 from validation.device.private import storage_identity as identity
 from validation.judge import reads
+from validation.ops import surroundings
 
 aten = torch.ops.aten
 
@@ -154,11 +155,12 @@ class GuardedAllocations(DispatchMode):
         uneven_on_cuda: whether some of it was one of PyTorch's own sums or norms, whose bits on CUDA do.
         moved: describes the argument that the call turned into another tensor; "" if none.
         read_outside: describes what its interpreted kernels read outside of arguments and allocations; "" if nothing.
+        changed: describes the process-wide state that the call left changed; "" if none.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved = self.read_outside = ""
+        self.moved = self.read_outside = self.changed = ""
         self.allocations: list[_Allocation] = []
         self.computed: bool = False
         self.basic: bool = True
@@ -357,9 +359,15 @@ def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequ
 def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[Any, GuardedAllocations]:
     """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish."""
     before = {name: _whereabouts(t) for name, t in arguments.tensors.items()}
-    with torch.no_grad(), GuardedAllocations() as guards, reads.watched(arguments, guards.allocations) as outside:
+    # Watched inside: leaving `torch.no_grad` would put back the grad mode.
+    with (
+        torch.no_grad(),
+        surroundings.kept() as around,
+        GuardedAllocations() as guards,
+        reads.watched(arguments, guards.allocations) as outside,
+    ):
         result = function(**arguments.kwargs)
-    guards.read_outside = outside()
+    guards.changed, guards.read_outside = around.changed, outside()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     for name, t in arguments.tensors.items():

@@ -12,17 +12,23 @@ from validation.cases.tensors import Arguments, materialise
 from validation.device import launches
 from validation.device.threads import one_thread
 from validation.errors import CannotExpress
-from validation.judge import fingerprint, same_bits, structure
+from validation.judge import fingerprint, oracle, same_bits, structure
 from validation.judge.expected import Expected, absent, expect, outputs_of, written_arguments
 from validation.judge.form import wrong_form, wrong_memory
 from validation.judge.reference import ReferenceFailedError, checked_target, of_reference
 from validation.judge.remembered import expected_of
 from validation.judge.second_calls import FirstCall
 from validation.judge.values import judge_values
-from validation.ops import surroundings, tracebacks
-from validation.verdict import Status, Tier, Verdict
+from validation.ops import tracebacks
+from validation.verdict import Numbers, Status, Tier, Verdict
 
 Result = TypeVar("Result")
+
+# Verdicts that depend on the truth.
+WRONG_VALUES = frozenset({Status.INCORRECT_NONFINITE, Status.INCORRECT_NUMERICAL, Status.BIASED})
+
+# The check of a REFERENCE_ERROR whose reference op computes another function than its formula.
+WRONG_TRUTH = "formula"
 
 # The judge's stages in order; the first that fails names the verdict: runs -> surroundings kept -> structure -> dtype
 # -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> nothing read outside -> everything
@@ -49,7 +55,7 @@ STAGES = (
     Status.NOT_REPRODUCIBLE,
 )
 # Failures of which a second call may give other bits.
-WRONG_VALUES = (Status.NOT_WRITTEN, Status.INCORRECT_NONFINITE, Status.INCORRECT_NUMERICAL, Status.BIASED)
+CALLED_AGAIN = WRONG_VALUES | {Status.NOT_WRITTEN}
 
 
 def judge(
@@ -62,10 +68,13 @@ def judge(
     wrong = wrong or wrong_memory(outputs, arguments, guards, written)
     if wrong:
         return wrong
-    judged = [judge_values(output, target) for output, target in expected.target(outputs)]
+    targets = expected.target(outputs)
+    judged = [judge_values(output, target) for output, target in targets]
     worst = min(judged, key=_rank)
+    count = sum(target.compared for _, target in targets)
+    compared: Numbers = {"formula_elements": count} if count else {}
     if worst.status.failed:
-        return worst
+        return dataclasses.replace(worst, numbers={**worst.numbers, **compared})
     # If several outputs pass: the numbers of the one that used most of its budget, and the loosest tier.
     tier = Tier.loosest(j.tier for j in judged)
     ratios = {
@@ -76,7 +85,7 @@ def judge(
         "equal_share": min(float(j.numbers["equal_share"] or 0.0) for j in judged),
         "informative_share": max(float(j.numbers["informative_share"] or 0.0) for j in judged),
     }
-    return dataclasses.replace(worst, tier=tier, numbers={**worst.numbers, **ratios, **shares})
+    return dataclasses.replace(worst, tier=tier, numbers={**worst.numbers, **ratios, **shares, **compared})
 
 
 def _rank(verdict: Verdict) -> tuple[int, float]:
@@ -126,6 +135,8 @@ def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Verdic
             verdict = _judge_call(case, candidate, device, clock)
     except ReferenceFailedError as error:
         verdict = Verdict(Status.REFERENCE_ERROR, "reference", str(error))
+    except oracle.WrongTruthError as error:
+        verdict = Verdict(Status.REFERENCE_ERROR, WRONG_TRUTH, str(error))
     return dataclasses.replace(verdict, seconds=clock.seconds)
 
 
@@ -142,7 +153,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     expected = dataclasses.replace(expected, target=clock.apart("truth", checked_target(expected)))
     clock.lap("truth")
     try:
-        with launches.counted() as launched, surroundings.kept() as around:
+        with launches.counted() as launched:
             result, guards = structure.call_guarded(candidate, arguments)
     except CannotExpress as error:
         return Verdict(Status.NOT_EXPRESSED, "runs", str(error))
@@ -153,15 +164,17 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         reason = f"raised {type(error).__name__}: {tracebacks.said(error)[:300]}{tracebacks.of_error(error)}"
         return Verdict(status, "runs", reason)
     clock.lap("candidate")
-    if around.changed:
-        reason = f"the call changed what the whole process computes with: {around.changed}"
+    if guards.changed:
+        reason = f"the call changed what the whole process computes with: {guards.changed}"
         return Verdict(Status.STATE_CHANGED, "surroundings", reason)
     verdict = judge(case, result, arguments, guards, expected)
+    if verdict.status in WRONG_VALUES:
+        _confirm(case, outputs_of(result), expected, make)
     verdict = dataclasses.replace(verdict, numbers={**verdict.numbers, "launches": launched.count})
     if _wants_fingerprint(case, verdict):
         verdict = _with_fingerprint(verdict, case.op, make().kwargs, outputs_of(result))
     clock.lap("judge")
-    if verdict.status is not Status.PASSED and verdict.status not in WRONG_VALUES:
+    if verdict.status is not Status.PASSED and verdict.status not in CALLED_AGAIN:
         return verdict
     kernels = device == "cpu" and launched.count > 0 and not guards.computed
     first = FirstCall(
@@ -173,9 +186,12 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         returned=() if written_arguments(case) else outputs_of(result),
         kernels=kernels,
         even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
-        judged=lambda outputs: failed.reason if (failed := _failed(outputs, expected)) else "",
+        judged=lambda outputs: failed.reason if (failed := _failed(case, outputs, expected, make)) else "",
         judged_as=lambda other, outputs: _failed(
-            outputs, of_reference(lambda: expect(other, _with_flags(make(), other), device))
+            other,
+            outputs,
+            of_reference(lambda: expect(other, _with_flags(make(), other), device)),
+            lambda: _with_flags(make(), other),
         ),
         device=device,
     )
@@ -212,9 +228,25 @@ def _with_fingerprint(verdict: Verdict, op: str, kwargs: Mapping[str, Any], outp
     return dataclasses.replace(verdict, numbers=numbers, lines=lines)
 
 
-def _failed(outputs: tuple[Any, ...], expected: Expected) -> Verdict | None:
+def _failed(case: Case, outputs: tuple[Any, ...], expected: Expected, make: Callable[[], Arguments]) -> Verdict | None:
     """The failed verdict on the outputs of another call; None if they pass."""
     judged = [wrong_form(outputs, expected.baseline, alone=len(outputs) == 1)]
     if judged == [None]:
         judged = [judge_values(output, target) for output, target in expected.target(outputs)]
-    return next((j for j in judged if j is not None and j.status.failed), None)
+    failed = next((j for j in judged if j is not None and j.status.failed), None)
+    if failed is not None and failed.status in WRONG_VALUES:
+        _confirm(case, outputs, expected, make)
+    return failed
+
+
+def _confirm(case: Case, outputs: tuple[Any, ...], expected: Expected, make: Callable[[], Arguments]) -> None:
+    """Ask the op's formula before outputs are called wrong: is the truth right where they are furthest from it?
+
+    Raises:
+        WrongTruthError: it is not.
+    """
+    for n, (output, target) in enumerate(expected.target(outputs)):
+        if target.asked is None:
+            oracle.confirm(case.op, make().kwargs, target.truth, n, output, target.budget.allowed)
+        else:
+            oracle.confirm(*target.asked, target.truth, 0, output, target.budget.allowed)

@@ -1,5 +1,6 @@
 """Describe in words which elements of an output are wrong."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,12 @@ RAGGED = "the last, ragged block"
 
 # The share of the wrong elements that a displacement must explain.
 EXPLAINED = 0.9
+# The neighbour's value is another number if it is so many times further than both places allow: noise that leaves the
+# budget by a little must not be a neighbour's value where the two are nearly one.
+CLEARLY = 4.0
+# The fewest such elements of which it is said; how likely their agreement may be by chance, and the number of places
+# from which that chance is taken.
+SEVERAL, BY_CHANCE, PLACES = 4, 1e-6, 4096
 
 
 def describe(wrong: Tensor, frames: int = 0) -> str:
@@ -112,7 +119,10 @@ def place(index: Sequence[int], shape: Sequence[int], frames: int = 0) -> str:
 
 
 def displaced(output: Tensor, truth: Tensor, allowed: Tensor, wrong: Tensor) -> tuple[str, ...]:
-    """Say that the wrong elements hold a neighbour's values; empty if they do not.
+    """Say that the wrong elements hold a neighbour's values; empty if they do not, or may do so by chance.
+
+    Nearly all of them must, and among those whose neighbour is clearly another number, so many that the agreement would
+    come about with a chance of less than `BY_CHANCE` if the neighbour's place said no more than any other place does.
 
     Args:
         output: the candidate's output.
@@ -125,10 +135,34 @@ def displaced(output: Tensor, truth: Tensor, allowed: Tensor, wrong: Tensor) -> 
         for step in (1, -1):
             if output.shape[axis] < 3:
                 continue
+            there, room = truth.roll(-step, axis), allowed.roll(-step, axis)
+            same = (output.double() - there).abs() <= room
             # If the tensor repeats along the axis, every element equals its neighbour: only new values count.
-            there = truth.roll(-step, axis)
-            same = (output.double() - there).abs() <= allowed.roll(-step, axis)
-            new = (truth - there).abs() > allowed
-            if float((same & new & wrong).sum()) >= EXPLAINED * float(wrong.sum()):
+            new = wrong & ((truth - there).abs() > CLEARLY * torch.maximum(allowed, room))
+            agree, telling = int((same & new).sum()), int(new.sum())
+            if float((same & wrong).sum()) < EXPLAINED * float(wrong.sum()) or agree < EXPLAINED * telling:
+                continue
+            if telling >= SEVERAL and _log_chance(
+                agree, telling, _share_elsewhere(output, truth, allowed, new)
+            ) < math.log(BY_CHANCE):
                 return (f"they hold what belongs one {name} {'further' if step > 0 else 'before'}",)
     return ()
+
+
+def _share_elsewhere(output: Tensor, truth: Tensor, allowed: Tensor, which: Tensor) -> float:
+    """The share of the elements in question that agree with the truth of other places, drawn at random; never 0."""
+    values = output.double()[which][:PLACES]
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(truth.numel(), (PLACES // max(len(values), 1) + 1, len(values)), generator=generator)
+    places = places.to(truth.device)
+    agree = (values - truth.flatten()[places]).abs() <= allowed.flatten()[places]
+    return (float(agree.sum()) + 1.0) / (agree.numel() + 1.0)
+
+
+def _log_chance(agree: int, of: int, share: float) -> float:
+    """An upper bound of the log of the chance that so many of so many agree, each with that chance (Chernoff)."""
+    rate = agree / of
+    if rate <= share:
+        return 0.0
+    against = (1.0 - rate) * math.log((1.0 - rate) / (1.0 - share)) if rate < 1.0 else 0.0
+    return -of * (rate * math.log(rate / share) + against)

@@ -8,10 +8,12 @@ dtype the inputs are rounded before any op sees them (a fault that shows in 180 
 import contextlib
 import dataclasses
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from validation.device.private import disable_current_modes
@@ -58,6 +60,99 @@ def _set_seeds(states: tuple[bytes, ...]) -> None:
             torch.cuda.set_rng_state_all(others)
 
 
+def _numpy_seed() -> tuple[Any, ...]:
+    kind, key, *rest = np.random.get_state()
+    return kind, np.asarray(key).tobytes(), *rest
+
+
+def _set_numpy_seed(state: tuple[Any, ...]) -> None:
+    kind, key, *rest = state
+    np.random.set_state((kind, np.frombuffer(key, dtype=np.uint32), *rest))
+
+
+_backends: Any = torch.backends
+
+# The parts of torch that have a float32 precision of their own; "none" means that of all.
+_PRECISIONS = {
+    "all": _backends,
+    "cuda.matmul": _backends.cuda.matmul,
+    "cudnn.conv": _backends.cudnn.conv,
+    "cudnn.rnn": _backends.cudnn.rnn,
+    "mkldnn.matmul": _backends.mkldnn.matmul,
+    "mkldnn.conv": _backends.mkldnn.conv,
+    "mkldnn.rnn": _backends.mkldnn.rnn,
+}
+
+
+def _precisions() -> dict[str, str]:
+    return {name: part.fp32_precision for name, part in _PRECISIONS.items()}
+
+
+def _set_precisions(values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        if _PRECISIONS[name].fp32_precision != value:
+            _PRECISIONS[name].fp32_precision = value
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # after one of `_PRECISIONS` was set, which this older setting cannot express
+        return "mixed"
+
+
+def _set_matmul_precision(value: str) -> None:
+    if value != "mixed":
+        torch.set_float32_matmul_precision(value)
+
+
+# Flags of CUDA's libraries; TF32 is one of `_PRECISIONS`.
+_FLAGS: Mapping[str, tuple[Any, ...]] = {
+    "cudnn": (_backends.cudnn, "enabled", "benchmark", "deterministic"),
+    "cuda.matmul": (
+        _backends.cuda.matmul,
+        "allow_fp16_reduced_precision_reduction",
+        "allow_bf16_reduced_precision_reduction",
+        "allow_fp16_accumulation",
+    ),
+}
+
+
+def _flags() -> dict[str, bool]:
+    return {f"{part}.{name}": getattr(where, name) for part, (where, *names) in _FLAGS.items() for name in names}
+
+
+def _set_flags(values: Mapping[str, bool]) -> None:
+    for name, value in values.items():
+        part, _, flag = name.rpartition(".")
+        setattr(_FLAGS[part][0], flag, value)
+
+
+def _autocast() -> tuple[Any, ...]:
+    """Whether autocast is on for CUDA, its dtypes for the CPU and for CUDA, and whether it keeps cast weights."""
+    return (
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cpu"),
+        torch.get_autocast_dtype("cuda"),
+        torch.is_autocast_cache_enabled(),
+    )
+
+
+def _set_autocast(values: tuple[Any, ...]) -> None:
+    torch.set_autocast_enabled("cuda", values[0])
+    torch.set_autocast_dtype("cpu", values[1])
+    torch.set_autocast_dtype("cuda", values[2])
+    torch.set_autocast_cache_enabled(values[3])
+
+
+def _shown(before: Any, now: Any) -> tuple[str, str]:
+    """Both values as text; of mappings the entries that differ."""
+    if isinstance(before, Mapping):
+        differ = [name for name in before if before[name] != now[name]]
+        before, now = (", ".join(f"{name} {value[name]}" for name in differ) for value in (before, now))
+    return str(before).removeprefix("torch."), str(now).removeprefix("torch.")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Setting:
     """A part of the state: how to read it, set it, and say that it has changed, with both values or without."""
@@ -76,11 +171,13 @@ _SETTINGS = {
         lambda: _SMALLEST * _ONE == 0.0, torch.set_flush_denormal, "denormal numbers are{not_} flushed to 0"
     ),
     "folder": _Setting(_folder, _change_folder, "the working directory is {now}, it was {before}"),
+    "grad": _Setting(torch.is_grad_enabled, torch.set_grad_enabled, "grad mode is{not_} on"),
+    # In this order: to set the first sets some of the others.
     "matmul": _Setting(
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-        "torch's float32 matmul precision is {now}, it was {before}",
+        _matmul_precision, _set_matmul_precision, "torch's float32 matmul precision is {now}, it was {before}"
     ),
+    "precisions": _Setting(_precisions, _set_precisions, "torch's float32 precision (TF32) is {now}, it was {before}"),
+    "flags": _Setting(_flags, _set_flags, "flags of torch.backends are {now}, they were {before}"),
     "deterministic": _Setting(
         lambda: (
             torch.are_deterministic_algorithms_enabled(),
@@ -94,10 +191,17 @@ _SETTINGS = {
         lambda on: torch.set_autocast_enabled("cpu", on),
         "autocast on the CPU is{not_} on",
     ),
+    "autocasts": _Setting(
+        _autocast,
+        _set_autocast,
+        "autocast is {now} (on for CUDA, dtype on the CPU and on CUDA, cache), it was {before}",
+    ),
     "threads": _Setting(
         torch.get_num_threads, torch.set_num_threads, "torch computes with {now} threads, it did with {before}"
     ),
     "seeds": _Setting(_seeds, _set_seeds, "the state of torch's default random generator changed"),
+    "numpy": _Setting(_numpy_seed, _set_numpy_seed, "the state of NumPy's random generator changed"),
+    "random": _Setting(random.getstate, random.setstate, "the state of Python's random generator changed"),
 }
 
 
@@ -107,8 +211,9 @@ class Surroundings:
 
     Attributes:
         values: torch's default dtype and device, whether this thread treats denormal numbers as 0, the working
-            directory, the precision of float32 matrix products, deterministic algorithms, autocast on the CPU, the
-            number of threads, the state of the default random generators; by the names of `_SETTINGS`.
+            directory, grad mode, the precision of float32 arithmetic, flags of CUDA's libraries, deterministic
+            algorithms, autocast, the number of threads, the state of the default random generators of torch, NumPy and
+            Python; by the names of `_SETTINGS`.
     """
 
     values: Mapping[str, Any]
@@ -124,8 +229,8 @@ class Surroundings:
         for name, setting in _SETTINGS.items():
             before, now = self.values[name], other.values[name]
             if before != now:
-                shown = {"before": str(before).removeprefix("torch."), "now": str(now).removeprefix("torch.")}
-                words.append(setting.words.format(**shown, not_="" if now else " no longer"))
+                was, shown = _shown(before, now)
+                words.append(setting.words.format(before=was, now=shown, not_="" if now else " no longer"))
         return "; ".join(words)
 
     def put_back(self, other: "Surroundings") -> None:

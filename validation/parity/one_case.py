@@ -11,6 +11,7 @@ from validation.errors import UsageError
 from validation.executor import Executor
 from validation.judge import calls
 from validation.judge.expected import absent, expect
+from validation.judge.oracle import WrongTruthError
 from validation.ops import tracebacks
 from validation.parity.repro import case_command
 from validation.record import Level, Record
@@ -32,6 +33,8 @@ def check_fits(case: Case, device: str) -> None:
             expect(case, arguments, device)
     except UsageError:
         raise
+    except WrongTruthError:  # a verdict of its own
+        return
     except Exception as error:
         words = f"{type(error).__name__}: {tracebacks.said(error)[:120]}"
         raise UsageError(f"case: {case.op} does not take it: {words}") from error

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from validation.cases.case import Case
 from validation.cases.corners import Corner, all_rows, declared_corners, out_of_reach
 from validation.cases.pool import Pool, draw_cases
@@ -14,7 +16,7 @@ from validation.cases.signature import Signature
 from validation.cases.strategies import cases
 from validation.cases.workloads import Workload
 from validation.device import Device
-from validation.judge import same_bits
+from validation.judge import same_bits, settings
 from validation.judge.signature import signature_of
 from validation.parity.profiles import Profile
 from validation.parity.regressions import regressions
@@ -195,14 +197,19 @@ FLAG_SHOWS: Mapping[str, Any] = {
 }
 
 
+# Choices in which a number that is rounded to another default dtype shows: sums as above, and eps.
+SETTING_SHOWS: Mapping[str, Any] = {**LAST_BIT, "values": "variance_eps"}
+
+
 def _same_bits_corners(signature: Signature, device: Device) -> tuple[Corner, ...]:
     """One corner for each check that compares two calls: `same_bits.due` gives each check to few cases."""
 
     def corner(check: str) -> Corner:
-        forced = FLAG_SHOWS if check == "other flags" else LAST_BIT
+        forced = {"other flags": FLAG_SHOWS, "other settings": SETTING_SHOWS}.get(check, LAST_BIT)
 
         def reached(case: Case) -> bool:
-            return case.dtype == forced["dtype"] and check in same_bits.due(case, device.torch)
+            telling = check != "other settings" or settings.default_dtype(case) is torch.bfloat16
+            return case.dtype == forced["dtype"] and telling and check in same_bits.due(case, device.torch)
 
         return Corner(f"{same_bits.CORNER}{check}", forced, reached)
 

@@ -1,13 +1,17 @@
 """One record on an op over all its cases: its tier, its bias, the corners not reached."""
 
+import dataclasses
 from collections import Counter
 
 from validation.cases.case import Case
 from validation.cases.corners import Corner
 from validation.judge import fingerprint
+from validation.judge.oracle import FORMULAS
+from validation.judge.verdict import WRONG_TRUTH
 from validation.ops import OpSet
 from validation.parity import tiers
 from validation.parity.repeats import chance
+from validation.parity.shared import shared
 from validation.record import Level, Record
 from validation.verdict import Status, Tier
 
@@ -66,6 +70,7 @@ def summary(
         "corners_out_of_reach": len(out_of_reach),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
+        "formula_elements": sum(int(r.numbers.get("formula_elements") or 0) for r in done),
         "arithmetic_percent": max((float(r.numbers.get("arithmetic_percent") or 0.0) for r in done), default=0.0),
     }
     # Failed cases count too: where a kernel rounds is most of interest if it fails.
@@ -91,7 +96,17 @@ def summary(
         reason = f"{reason}; {slow}"
     if not_run or out_of_reach:
         reason = f"{reason}; corners not reached on this device: {', '.join((*not_run, *out_of_reach))}"
-    if too_slow == len(done) > 0:
+    if op not in FORMULAS:
+        reason = f"{reason}; the reference op alone stands for the truth: there is no formula to compare it with"
+    common = shared(done)
+    if common is not None:
+        numbers["only_where"] = common.sentence
+        reason = f"{reason}; {common.sentence}"
+    wrong_truths = [r for r in done if r.status is Status.REFERENCE_ERROR and r.check == WRONG_TRUTH]
+    if wrong_truths:  # nor is the tier known, or the bias over all cases: they are measured against it
+        status, check, tier = Status.REFERENCE_ERROR, WRONG_TRUTH, dataclasses.replace(tier, tier=None)
+        reason = f"in {len(wrong_truths)} of {len(done)} cases, the first: {wrong_truths[0].reason}"
+    elif too_slow == len(done) > 0:
         status, check, reason = Status.NOT_RUN, "runs", slow
     elif unexpressed.total() == len(done) > 0:
         status, check, reason = Status.NOT_EXPRESSED, "runs", most

@@ -367,6 +367,30 @@ def test_what_stands_one_place_off_is_said_to(axis: int, step: int, words: str) 
     assert where.displaced(noise, truth, allowed, torch.ones_like(wrong)) == ()
 
 
+def test_a_few_elements_that_hold_a_neighbours_value_may_do_so_by_chance() -> None:
+    truth = torch.randn(4, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    allowed = torch.full_like(truth, 1e-6)
+    for count, said in ((1, False), (2, False), (3, False), (8, True)):
+        output, wrong = truth.float(), torch.zeros(truth.shape, dtype=torch.bool)
+        for place in range(count):
+            output[0, 0, place] = truth[0, 1, place]
+            wrong[0, 0, place] = True
+        assert bool(where.displaced(output, truth, allowed, wrong)) == said
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.2, 1.0])
+def test_noise_is_no_displacement(budget: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    truth = torch.randn(3, 5, 16, dtype=torch.float64, generator=generator)
+    allowed = torch.full_like(truth, budget)
+    for _ in range(300):
+        noisy = torch.rand(truth.shape, generator=generator) < 0.02
+        output = truth + torch.where(noisy, budget + torch.randn(truth.shape, generator=generator), 0.0)
+        wrong = (output - truth).abs() > allowed
+        if bool(wrong.any()):
+            assert where.displaced(output.float(), truth, allowed, wrong) == ()
+
+
 def per_frame_case(**changes: Any) -> Case:
     x = TensorSpec((3, 8, 64), "bfloat16", (8 * 72, 72, 1), 0, "x")
     scale = TensorSpec((3, 2, 1, 64), "float32", (128, 64, 64, 1), 0, "scale")

@@ -1,10 +1,12 @@
 """Process-wide state that a candidate changes is restored and reported, and does not affect the truth."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from validation.parity.one_case import judge_case
 from validation.record import Record
 from validation.verdict import Status
 
+backends: Any = torch.backends
 SMALLEST_HALF = 2.0**-24
 
 
@@ -49,6 +52,24 @@ def judged(function: Callable[..., Any], values: tuple[float, ...] = (1.0, SMALL
             "(True, False) (on, warnings only), they were (False, False)",
         ),
         (lambda: torch.set_autocast_enabled("cpu", True), "autocast on the CPU is on"),
+        (lambda: torch.set_autocast_dtype("cpu", torch.float16), "autocast is (False, torch.float16, "),
+        (lambda: torch.set_autocast_enabled("cuda", True), "autocast is (True, "),
+        (lambda: torch.set_autocast_cache_enabled(False), "False) (on for CUDA, dtype on the CPU and on CUDA, cache)"),
+        (lambda: torch.set_grad_enabled(True), "grad mode is on"),
+        (lambda: setattr(backends.cuda.matmul, "allow_tf32", True), "(TF32) is cuda.matmul tf32, "),
+        (lambda: setattr(backends.cuda.matmul, "fp32_precision", "tf32"), "(TF32) is cuda.matmul tf32, it was "),
+        (
+            lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+            "is cudnn.conv ieee, it was cudnn.conv ",
+        ),
+        (lambda: setattr(backends.cudnn, "benchmark", True), "cudnn.benchmark True, they were cudnn.benchmark F"),
+        (lambda: setattr(backends.cudnn, "deterministic", True), "torch.backends are cudnn.deterministic True"),
+        (
+            lambda: setattr(backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+            "allow_bf16_reduced_precision_reduction False, they were ",
+        ),
+        (np.random.rand, "the state of NumPy's random generator changed"),
+        (random.random, "the state of Python's random generator changed"),
         (lambda: torch.set_num_threads(2), "torch computes with 2 threads, it did with 1"),
         (lambda: torch.manual_seed(7), "the state of torch's default random generator changed"),
         (lambda: torch.rand(1), "the state of torch's default random generator changed"),
