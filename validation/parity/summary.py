@@ -53,10 +53,11 @@ def summary(
     mistrusted = sum(record.status is Status.MISTRUSTED for record in done)
     counting = len(done) - unexpressed.total() - mistrusted - too_slow
     tier = tiers.op_tier(passed)
+    failed = sum(record.status.failed for record in done)
     bias = tiers.bias_over_cases(passed)
     numbers: dict[str, float | int | str | None] = {
         "cases": len(done),
-        "failed": sum(record.status.failed for record in done),
+        "failed": failed,
         "xfailed": sum(record.status is Status.XFAILED for record in done),
         "not_expressed": unexpressed.total(),
         "mistrusted": mistrusted,
@@ -84,6 +85,8 @@ def summary(
     if rounds is not None:
         numbers["fingerprint"], numbers["fingerprint_share"] = rounds
         numbers["fingerprint_cases"] = sum(name == rounds[0] for name, _, _ in fingerprints)
+    if tier.unshown:
+        numbers["not_shown"] = 1
     status, check, reason = Status.PASSED, "tier", tier.reason
     if unexpressed:
         most_common = unexpressed.most_common(1)[0][0]
@@ -117,6 +120,8 @@ def summary(
         status, check, reason = Status.SILENT_FALLBACK, "launches", fallback
     elif bias:
         status, check, reason = Status.BIASED, "bias over all cases", bias
+    elif tier.little and failed:  # its other cases say enough
+        tier = dataclasses.replace(tier, tier=None)
     elif require is not None and tier.tier is not None and not tier.tier.meets(require):
         status = Status.INCONCLUSIVE if tier.little else Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"

@@ -34,13 +34,15 @@ class OpTier:
         reason: in words, with the number that decided.
         ratios: geometric means by name, ``mean_rms_ratio_float32``, and their bounds, ``upper_rms_ratio_float32``, for
             dtypes in which some case's ratio is not 1.
-        little: it is not shown, on fewer than `FEWEST_OF_DTYPE` cases of a dtype, to be lossless, and may be.
+        unshown: it is close because it is not shown to be lossless, and may be.
+        little: that, on fewer than `FEWEST_OF_DTYPE` cases of a dtype.
     """
 
     tier: Tier | None
     mean_ratio: float
     reason: str
     ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unshown: bool = False
     little: bool = False
 
 
@@ -72,8 +74,8 @@ def op_tier(records: Sequence[Record]) -> OpTier:
         ratio = found[worst]
         how = "further from the truth" if ratio.mean > ratio.margin else "not shown to be as near to the truth"
         reason = f"{how}: {kind} over {ratio.count} {dtype} cases is {ratio}"
-        little = ratio.count < FEWEST_OF_DTYPE and not ratio.mean > ratio.margin
-        return OpTier(Tier.CLOSE, found[told].mean, reason, ratios, little)
+        unshown = not ratio.mean > ratio.margin
+        return OpTier(Tier.CLOSE, found[told].mean, reason, ratios, unshown, unshown and ratio.count < FEWEST_OF_DTYPE)
     close = [record for record in records if record.tier == Tier.CLOSE]
     if close:
         example = max(close, key=lambda record: float(record.numbers.get("rms_ratio") or 0.0))

@@ -136,6 +136,7 @@ class Group:
         records: the smallest case first, those without elements and of one channel last.
         subject, op_set: what they are about.
         anchor: names the group inside one report.
+        only_where: what an op's failing cases share and its passing ones lack, in words; "" if nothing is known.
     """
 
     subject: str
@@ -143,26 +144,32 @@ class Group:
     status: Status
     records: list[Record]
     anchor: str
+    only_where: str = ""
 
 
-def not_passed(records: Iterable[Record]) -> list[Group]:
+def not_passed(records: Sequence[Record]) -> list[Group]:
     """The results to look at: failures in the rows' order, then inconclusive ones and cases not run on this device.
 
     A model's checks say different things, and so do records without a case: each forms its own group.
     """
     found: dict[tuple[bool, int, str, str, int, bool, int], list[Record]] = {}
     levels = list(Level)
+    shared = {(r.subject, r.op_set): str(r.numbers["only_where"]) for r in records if "only_where" in r.numbers}
     for n, record in enumerate(records):
         if record.status.failed or record.status in (Status.INCONCLUSIVE, Status.NOT_RUN):
             where = (levels.index(record.level), record.subject, record.op_set, REPORT_ORDER.index(record.status))
             last = record.level is Level.MODEL and record.check != "teacher-forced"
             alone = -1 if record.case else n
             found.setdefault((not record.status.failed, *where, last, alone), []).append(record)
-    return [
-        Group(subject, op_set, REPORT_ORDER[status], sorted(found[key], key=size_of), f"group-{n}")
-        for n, key in enumerate(sorted(found))
-        for _, _, subject, op_set, status, _, _ in [key]
-    ]
+    groups = []
+    for n, key in enumerate(sorted(found)):
+        unsure, level, subject, op_set, status, _, _ = key
+        of_cases = levels[level] is Level.OP and not unsure
+        words = shared.get((subject, op_set), "") if of_cases else ""
+        groups.append(
+            Group(subject, op_set, REPORT_ORDER[status], sorted(found[key], key=size_of), f"group-{n}", words)
+        )
+    return groups
 
 
 def headline(records: Sequence[Record], left: Left = NOTHING) -> tuple[str, str]:
@@ -203,7 +210,10 @@ def _accepted(records: Sequence[Record]) -> str:
         elif not where:  # latents outside the lossless band, though no site alone was seen to be further
             where[f"the latents of {record.subject}"] = ""
     places = ", ".join(f"{place} {ratio}".strip() for place, ratio in where.items())
-    return f"Close, not lossless: further from the truth than the path it replaces at {places}." if where else ""
+    how = "further from the truth than the path it replaces"
+    if any(record.numbers.get("not_shown") for record in close):
+        how += ", or not shown to be as near,"
+    return f"Close, not lossless: {how} at {places}." if where else ""
 
 
 # How results that neither passed nor failed are counted in a sentence.

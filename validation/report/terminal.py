@@ -43,10 +43,8 @@ def print_table(
     rows = summary.rows(records, left)
     if rows:
         _print_rows(out, rows)
-    only_where = {(r.subject, r.op_set): str(r.numbers["only_where"]) for r in records if "only_where" in r.numbers}
     for group in summary.not_passed(records):
-        of_cases = group.records[0].level is Level.OP and group.status.failed
-        _print_group(out, group, only_where.get((group.subject, group.op_set), "") if of_cases else "")
+        _print_group(out, group)
     verdict, sentence = summary.headline(records, left)
     out.line()
     out.wrapped(f"{verdict}: {sentence}", colour=verdict)
@@ -123,15 +121,15 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
 
 
-def _print_group(out: _Printer, group: summary.Group, only_where: str) -> None:
+def _print_group(out: _Printer, group: summary.Group) -> None:
     smallest, count = group.records[0], len(group.records)
     out.line()
     title = "  ".join(part for part in (group.subject, group.op_set, str(group.status)) if part)
     times = "" if count == 1 else f"  {count:,} times, the smallest case:"
     unsure = not group.status.failed
     out.wrapped(title + times, colour="INCONCLUSIVE" if unsure else "FAILED")
-    if only_where:
-        out.wrapped(only_where, indent="  ")
+    if group.only_where:
+        out.wrapped(group.only_where, indent="  ")
     out.wrapped(summary.failure_text(smallest), indent="  ")
     if smallest.repro:
         out.line(f"  repeat: {smallest.repro}")
