@@ -121,7 +121,11 @@ class Mount:
         self.forwards = 0
         self._before = dict(self.calls)
         self._around: Surroundings | None = None  # as the running forward found them
-        hooks = (model.register_forward_pre_hook(self._begin), model.register_forward_hook(self._end))
+        hooks = (
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end),
+            model.register_forward_hook(self._put_back, always_call=True),
+        )
         self._undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
 
     def __contains__(self, site: str) -> bool:
@@ -197,9 +201,9 @@ class Mount:
             )
 
     def unmount(self) -> None:
-        """Restore the model and torch's process-wide settings; a second call does nothing."""
-        if self._undo and self._around is not None:  # a forward that did not come to its end
-            self._around.put_back(Surroundings.now())
+        """Restore the model and, after a forward that was interrupted, torch's settings; a second call does nothing."""
+        if self._undo and self._around is not None:
+            self._around.put_back(Surroundings.now(), scoped=False)
         while self._undo:
             self._undo.pop()()
 
@@ -224,9 +228,13 @@ class Mount:
                     f"site {site.name} was called {calls} times in forward {self.forwards + 1}, expected {site.calls}",
                 )
         self.forwards += 1
-        before, after = self._around, Surroundings.now()
-        self._around = None
-        if before is not None and (changed := before.difference(after)):
-            before.put_back(after)
+        before = self._around
+        if before is not None and (changed := before.difference(Surroundings.now())):
             words = f"after forward {self.forwards} the whole process computes with something else: {changed}"
             raise SiteError(Status.STATE_CHANGED, words)
+
+    def _put_back(self, _model: nn.Module, _arguments: Any, _output: Any) -> None:
+        """Put the settings back after the end of the forward, whether or not it raised; not after an interrupt."""
+        if self._around is not None:
+            self._around.put_back(Surroundings.now())
+            self._around = None

@@ -205,6 +205,9 @@ _SETTINGS = {
 }
 
 
+_SCOPED = ("grad", "autocast", "autocasts")
+
+
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
     """A snapshot of the state that a call may change.
@@ -233,10 +236,13 @@ class Surroundings:
                 words.append(setting.words.format(before=was, now=shown, not_="" if now else " no longer"))
         return "; ".join(words)
 
-    def put_back(self, other: "Surroundings") -> None:
-        """Restore the parts of this snapshot that differ in ``other``, the current one."""
+    def put_back(self, other: "Surroundings", *, scoped: bool = True) -> None:
+        """Restore the parts of this snapshot that differ in ``other``, the current one.
+
+        Without ``scoped`` leave grad mode and autocast, which ``with`` blocks around the snapshot have put back since.
+        """
         for name, setting in _SETTINGS.items():
-            if other.values[name] != self.values[name]:
+            if other.values[name] != self.values[name] and (scoped or name not in _SCOPED):
                 setting.write(self.values[name])
 
 

@@ -15,7 +15,7 @@ from validation.record import Record
 from validation.verdict import Status
 
 # Of the cases with the feature, at least this share fails.
-LEAST_SHARE = 0.8
+LEAST_SHARE = 0.75
 # A chance of less than this that some feature covers all failing cases, if they were drawn at random.
 CHANCE = 1e-3
 

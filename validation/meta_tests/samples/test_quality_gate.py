@@ -361,7 +361,8 @@ def test_the_drift_over_all_prompts_is_judged_at_the_end(tmp_path: Path) -> None
     for record in samples:
         least, greatest = (record.series[f"lossless_band_{end}_per_step"] for end in ("least", "greatest"))
         assert len(least) == len(record.series["candidate_distance_per_step"]) == 3
-        assert all(0 < a < b for a, b in zip(least, greatest, strict=True))
+        # Of 16-bit results few fall the other way: a replay of this small model may have none.
+        assert all(0 <= a < b for a, b in zip(least, greatest, strict=True))
         assert {"teacher_forced", "band"} < set(record.seconds)
         least, greatest = (
             record.series[f"lossless_band_psnr_to_truth_{end}_per_frame"] for end in ("least", "greatest")
