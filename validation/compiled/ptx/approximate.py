@@ -31,9 +31,10 @@ class Approximation:
             raise ValueError(f"mode {self.mode!r}, expected one of {', '.join(MODES)}")
 
     def pick(self, value: Array, error: Array) -> Array:
-        """A float32 within `error` of `value`, both float64; not finite values stay."""
+        """A float32 within `error` of `value`, both float64; zeros and what is not finite stay."""
         with np.errstate(all="ignore"):
             nearest = to_f32(value)
+            fixed = (value == 0) | ~np.isfinite(value)
             if self.mode == "nearest":
                 return nearest
             if self.mode == "seeded":
@@ -41,12 +42,12 @@ class Approximation:
                 chosen = to_f32(value + share * error)
                 # A value near the interval's end may round out of it.
                 off = np.abs(chosen.astype(F8) - value) > error
-                return np.where(np.isfinite(value) & ~off, chosen, nearest)
+                return np.where(fixed | off, nearest, chosen)
             low = self.mode == "low"
             end = to_f32(value - error, "rp") if low else to_f32(value + error, "rm")
             # Where no float32 lies inside the interval the nearest is the best that there is.
             beside = np.abs(end.astype(F8) - value) > error
-            return np.where(np.isfinite(value) & ~beside, end, nearest)
+            return np.where(fixed | beside, nearest, end)
 
 
 def _ulp(value: Array) -> Array:
