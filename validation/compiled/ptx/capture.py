@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,14 @@ class Runs:
     seconds: float = 0.0
 
 
-def run_launch(launch: Launch, *, approximation: Approximation | None = None, races: bool = False) -> list[Violation]:
-    """Run a launch, and write its results into its tensors.
+def run_launch(
+    launch: Launch,
+    *,
+    approximation: Approximation | None = None,
+    races: bool = False,
+    ctas: Iterable[int] | None = None,
+) -> list[Violation]:
+    """Run a launch, or some of its CTAs, and write its results into its tensors.
 
     Raises:
         NotExecutedError: something in it is not executed.
@@ -100,6 +106,7 @@ def run_launch(launch: Launch, *, approximation: Approximation | None = None, ra
         shared_bytes=launch.shared_bytes,
         approximation=approximation,
         races=races,
+        ctas=ctas,
     )
     memory.write_back()
     return violations

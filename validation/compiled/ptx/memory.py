@@ -144,7 +144,8 @@ class Memory:
             for name, t in region.arguments:
                 first, end = region.first_of(t), region.end_of(t)
                 if first <= offset < end:
-                    found = (0, f"in a hole of {name}, {offset - first} bytes behind its first element")
+                    real = region.start < VIRTUAL and not self._elements[offset]
+                    found = (0, f"{offset - first} bytes into {name}{', between its elements' if real else ''}")
                 elif offset < first:
                     found = (first - offset, f"{first - offset} bytes before {name}")
                 else:

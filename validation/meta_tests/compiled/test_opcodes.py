@@ -75,6 +75,11 @@ def tuples(spelling: str, entry: Elementwise) -> list[tuple[int, ...]]:
         values = np.ldexp(random.uniform(1, 2, (RANDOM, len(types))), random.integers(-2, 3, (RANDOM, len(types))))
         values = (values * random.choice([-1, 1], values.shape)).astype(np.float32)
         near = [tuple(map(int, row)) for row in values.view(np.uint32)]
+    if spelling.startswith("fma") and types[0] in ("f16", "bf16"):
+        # (1 + 2^-i) (1 + 2^-j) is a tie of the format if i + j is the number of its bits; the addend decides.
+        bits, one = (11, 0x3C00) if types[0] == "f16" else (8, 0x3F80)
+        pairs = [(one | 1 << (bits - 1 - i), one | 1 << (bits - 1 - bits + i)) for i in range(1, bits)]
+        near = [(a, b, c | sign) for a, b in pairs for c in (0, 1, 0x80, 0x0400, 0x1000) for sign in (0, 0x8000)]
     if spelling == "fma.rn.f32x2":
         chosen = chosen[:200]
     return [*chosen, *zip(*drawn, strict=True), *near]
@@ -189,9 +194,12 @@ def test_fma_agrees_with_libm() -> None:
     raw = random.integers(0, 1 << 32, (3, n), np.uint64).astype(np.uint32).view(np.float32)
     like = (random.normal(size=(3, n)) * 2.0 ** random.integers(-3, 4, (3, n))).astype(np.float32)
     tiny = (random.normal(size=(3, n)) * np.array([[2.0**-70], [2.0**-76], [2.0**-140]])).astype(np.float32)
+    # Products beside half of the smallest subnormal, added to large subnormals: float64 rounds the sum to the tie.
+    step, scale = random.integers(0, 64, n) * 2.0**-23, 2.0**-75
+    beside = np.stack([scale * (1 + step), scale * (1 - step), random.integers(-(2**23), 2**23, n) * 2.0**-149])
     one = (1 + random.integers(0, 64, (3, n)) * 2.0**-23).astype(np.float32)
     one[0] *= np.float32(2) ** random.integers(-30, -8, n).astype(np.float32)
-    for abc in (raw, like, tiny, one):
+    for abc in (raw, like, tiny, one, beside.astype(np.float32)):
         got = apply("fma.rn.f32 %r0, %r1, %r2, %r3", *abc)
         want = fmaf(*abc)
         bits = np.where(np.isnan(want), np.uint32(0x7FFFFFFF), want.view(np.uint32))
