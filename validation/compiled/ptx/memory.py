@@ -158,7 +158,7 @@ def _bytes_of(storage: UntypedStorage) -> Array:
     """A storage's memory. Through its address: torch's operations would be seen by a judge's guards."""
     if not storage.nbytes():
         return np.zeros(0, np.uint8)
-    return np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()))
 
 
 def _mark(elements: Array, t: Tensor) -> None:

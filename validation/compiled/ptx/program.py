@@ -63,6 +63,8 @@ def program(ptx: str) -> Program:
         if last.opcode in RETURNS:
             goes.append((end, n + 1 if last.guard else end))
         elif last.opcode in BRANCHES:
+            if last.operands[0] not in kernel.labels:
+                raise last.refuse(f"no label {last.operands[0]}")
             target = start[kernel.labels[last.operands[0]]]
             goes.append((target, n + 1 if last.guard else target))
         else:

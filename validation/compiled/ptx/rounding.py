@@ -131,7 +131,7 @@ def fma_bf16(a: Array, b: Array, c: Array) -> Array:
 
 
 def product_bf16(a: Array, b: Array) -> Array:
-    """a * b of bits of bfloat16. Through float32, which rounds a product of 16 bits only below 2^-134: far from a tie."""
+    """a * b of bits of bfloat16. float32 rounds such a product only below 2^-134, far from a tie."""
     return to_bf16(from_bf16(a) * from_bf16(b))
 
 

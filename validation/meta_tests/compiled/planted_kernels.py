@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from validation.compiled.ptx.capture import Launch, Runs, executing, run_launch
+from validation.compiled.ptx.capture import Launch, executing, run_launch
 from validation.compiled.ptx.errors import Violation
 
 
@@ -162,7 +162,6 @@ def barriers() -> dict[str, list[Violation]]:
 
     x, scale, shift = torch.randn(2, 5, 5120).bfloat16(), torch.randn(2, 5, 5120), torch.randn(2, 5, 5120)
     for number in range(-1, 5):
-        runs = Runs()
         with executing("sm_90", launched=without(number)) as runs:
             y = fused_ops.layer_norm_scale_shift(x, scale, shift)
         first = first or [y]
