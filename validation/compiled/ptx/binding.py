@@ -55,9 +55,12 @@ class Binder:
 
     def _elementwise(self, instruction: Instruction, entry: Elementwise) -> Step:
         target, *sources = instruction.operands
-        if len(sources) != len(entry.operands):
-            raise ValueError(f"expected {len(entry.operands)} operands")
-        gets = [self.get(text, type_, loose=entry.loose) for text, type_ in zip(sources, entry.operands, strict=True)]
+        types = entry.operands
+        if entry.third and len(sources) == len(types) + 1:
+            types = (*types, types[-1])
+        if len(sources) != len(types):
+            raise ValueError(f"expected {len(types)} operands")
+        gets = [self.get(text, type_, loose=entry.loose) for text, type_ in zip(sources, types, strict=True)]
         put = self.put(instruction, target, entry.result, loose=entry.loose)
         function = entry.function
         if entry.approximate:

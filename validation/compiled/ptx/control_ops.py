@@ -1,12 +1,15 @@
 """Barriers, shuffles and branches: PTX ISA, "Parallel Synchronization", "Data Movement: shfl.sync", "Control Flow"."""
 
+import functools
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx.bits import bits
+from validation.compiled.ptx import rounding
+from validation.compiled.ptx.bits import Array, bits
 from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.table import Bound, add
 
@@ -56,6 +59,45 @@ def _shuffle(instruction: Instruction, binder: Any, mode: str) -> Step:
 
 for _mode in ("up", "down", "bfly", "idx"):
     add(f"shfl.sync.{_mode}.b32", Bound("shfl.sync", partial(_shuffle, mode=_mode)))
+
+
+def _reduce(instruction: Instruction, binder: Any, type_: str, combine: Callable[[Array, Array], Array]) -> Step:
+    """Every lane gets what all lanes of its warp combine to."""
+    target, source, members = instruction.operands
+    if instruction.guard:
+        raise ValueError("only a reduction of all lanes is executed")
+    get, get_members = binder.get(source, type_), binder.get(members, "b32")
+    put = binder.put(instruction, target, type_)
+
+    def step(run: Any) -> None:
+        run.whole_warps(instruction, run.active)
+        if (get_members(run) != np.uint32(0xFFFFFFFF)).any():
+            raise instruction.refuse("only a reduction of all lanes is executed")
+        value = np.broadcast_to(get(run), run.shape).reshape(len(run.ctas), -1, 32)
+        result = functools.reduce(combine, (value[:, :, n] for n in range(32)))
+        put(run, np.repeat(result, 32, axis=1))
+
+    return step
+
+
+def _with_nan(choose: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), choose(a, b))
+
+
+_REDUCTIONS: tuple[tuple[str, str, Callable[[Array, Array], Array]], ...] = (
+    *((f"add.{t}", t, operator.add) for t in ("s32", "u32")),
+    *((f"min.{t}", t, np.minimum) for t in ("s32", "u32")),
+    *((f"max.{t}", t, np.maximum) for t in ("s32", "u32")),
+    ("and.b32", "b32", operator.and_),
+    ("or.b32", "b32", operator.or_),
+    ("xor.b32", "b32", operator.xor),
+    ("min.f32", "f32", rounding.smaller),
+    ("max.f32", "f32", rounding.greater),
+    ("min.NaN.f32", "f32", _with_nan(rounding.smaller)),
+    ("max.NaN.f32", "f32", _with_nan(rounding.greater)),
+)
+for _spelling, _type, _combine in _REDUCTIONS:
+    add(f"redux.sync.{_spelling}", Bound("redux.sync", partial(_reduce, type_=_type, combine=_combine)))
 
 
 def _nothing(_instruction: Instruction, _binder: Any) -> Step:

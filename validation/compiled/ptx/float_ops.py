@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -23,10 +23,20 @@ def _flushed(function: Callable[..., Array]) -> Callable[..., Array]:
     return lambda *xs: ftz(function(*map(ftz, xs)))
 
 
-def _both(spelling: str, section: str, types: str, function: Callable[..., Array]) -> None:
+def _both(spelling: str, section: str, types: str, function: Callable[..., Array], *, third: bool = False) -> None:
     """An opcode of float32 (``{}`` in its spelling) and its form with .ftz."""
-    elementwise(section, spelling.format(""), types, function)
-    elementwise(section, spelling.format(".ftz"), types, _flushed(function))
+    elementwise(section, spelling.format(""), types, function, third=third)
+    elementwise(section, spelling.format(".ftz"), types, _flushed(function), third=third)
+
+
+def _folded(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """A function of two or more operands."""
+    return lambda *xs: reduce(function, xs)
+
+
+def _with_nan(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """.NaN: the result is NaN if an operand is."""
+    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), F4.type(np.nan), function(a, b))
 
 
 # ---- float32
@@ -53,8 +63,10 @@ _both("sqrt.rn{}.f32", _FLOAT + "sqrt", "f32 f32", np.sqrt)
 _both("rcp.rn{}.f32", _FLOAT + "rcp", "f32 f32", lambda x: F4.type(1) / x)
 _both("neg{}.f32", _FLOAT + "neg", "f32 f32", operator.neg)
 _both("abs{}.f32", _FLOAT + "abs", "f32 f32", np.abs)
-_both("min{}.f32", _FLOAT + "min", _TWO, rounding.smaller)
-_both("max{}.f32", _FLOAT + "max", _TWO, rounding.greater)
+# A third operand came with sm_100.
+for _name, _choose in (("min", rounding.smaller), ("max", rounding.greater)):
+    _both(f"{_name}{{}}.f32", _FLOAT + _name, _TWO, _folded(_choose), third=True)
+    _both(f"{_name}{{}}.NaN.f32", _FLOAT + _name, _TWO, _folded(_with_nan(_choose)), third=True)
 elementwise(_FLOAT + "copysign", "copysign.f32", "b32 b32 b32",
             lambda a, b: (a & U4.type(0x80000000)) | (b & U4.type(0x7FFFFFFF)))  # fmt: skip
 

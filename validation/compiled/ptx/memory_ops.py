@@ -50,14 +50,19 @@ def _store(instruction: Instruction, binder: Any, space: str, type_: str, count:
     return step
 
 
+# Cache operators change no value ("Cache Operators"): .ca, .cg, .cs, .lu, .cv of loads, .wb, .cg, .cs, .wt of stores.
+_CACHED = {"ld": ("", ".ca", ".cg", ".cs", ".lu", ".cv"), "st": ("", ".wb", ".cg", ".cs", ".wt")}
 for _space in ("global", "shared"):
     for _vector, _count in (("", 1), (".v2", 2), (".v4", 4)):
         for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
             if DTYPES[_type].itemsize * _count <= 16:
                 _kind = "b32" if _type == "f32" else _type  # a load of f32 keeps the bits of a NaN
                 _arguments = {"space": _space, "type_": _kind, "count": _count}
-                add(f"ld.{_space}{_vector}.{_type}", Bound("ld", partial(_load, **_arguments), writes=1))  # type: ignore[arg-type]
-                add(f"st.{_space}{_vector}.{_type}", Bound("st", partial(_store, **_arguments), writes=0))  # type: ignore[arg-type]
+                _step: Callable[..., Step]
+                for _name, _step, _writes in (("ld", _load, 1), ("st", _store, 0)):
+                    for _cache in _CACHED[_name] if _space == "global" else ("",):
+                        _entry = Bound(_name, partial(_step, **_arguments), writes=_writes)
+                        add(f"{_name}.{_space}{_cache}{_vector}.{_type}", _entry)
 
 # In an 8 x 8 matrix of 16 bits lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l // 4; matrix n's row r lies
 # at the address that lane 8 n + r gives.

@@ -22,6 +22,7 @@ class Elementwise:
         function: takes the operands' arrays, returns the result's.
         approximate: the function takes a `validation.compiled.ptx.approximate.Approximation` first.
         loose: registers may be wider than the types (cvt alone).
+        third: a third operand of the same type may follow the two.
     """
 
     section: str
@@ -30,6 +31,7 @@ class Elementwise:
     function: Callable[..., Array]
     approximate: bool = False
     loose: bool = False
+    third: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

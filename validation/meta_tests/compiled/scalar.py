@@ -151,7 +151,7 @@ def _floating(name: str, parts: list[str]) -> Meaning:
 
     def compute(*raws: int) -> int:
         raws = tuple(map(_flush, raws)) if ftz else raws
-        result = _arithmetic(name, raws, kind, mode)
+        result = _arithmetic(name, raws, kind, mode, keep_nan="NaN" in parts)
         return _flush(result) if ftz else result
 
     return compute
@@ -169,14 +169,14 @@ def _infinity(kind: str, negative: bool) -> int:
     return negative << (width - 1) | ((1 << (width - FORMATS[kind][0])) - 1) << (FORMATS[kind][0] - 1)
 
 
-def _arithmetic(name: str, raws: tuple[int, ...], kind: str, mode: str) -> int:
+def _arithmetic(name: str, raws: tuple[int, ...], kind: str, mode: str, *, keep_nan: bool = False) -> int:
     values = [number(raw, kind) for raw in raws]
     signs = [_negative(raw, kind) for raw in raws]
     flip = 1 << (31 if kind == "f32" else 15)
     nan = [isinstance(v, float) and math.isnan(v) for v in values]
     if name in ("min", "max"):
         if any(nan):
-            return NAN[kind] if all(nan) else raws[nan.index(False)]
+            return NAN[kind] if all(nan) or keep_nan else raws[nan.index(False)]
         # -0 is less than +0
         order = sorted(range(2), key=lambda n: (float(values[n]), not signs[n]))
         return raws[order[0 if name == "min" else 1]]

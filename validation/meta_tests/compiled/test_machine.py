@@ -1,5 +1,7 @@
 """Parser and machine on small PTX written by hand: control flow, shuffles, barriers, matrices, and what is refused."""
 
+import functools
+import operator
 from typing import Any
 
 import numpy as np
@@ -160,6 +162,41 @@ def test_a_shuffle_says_whether_its_source_is_in_the_segment() -> None:
 def test_a_shuffle_by_a_register_takes_a_lane_for_each_thread() -> None:
     got, _ = execute("	xor.b32 %r2, %r0, 7;\n	shfl.sync.idx.b32 %r1, %r8, %r2, 31, -1;")
     assert got == [n ^ 7 for n in range(128)]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "combine"),
+    [
+        ("add.u32", sum),
+        ("max.u32", max),
+        ("min.s32", min),
+        ("xor.b32", lambda v: functools.reduce(operator.xor, v)),
+        ("and.b32", lambda v: functools.reduce(operator.and_, v)),
+        ("or.b32", lambda v: functools.reduce(operator.or_, v)),
+    ],
+)
+def test_a_reduction_gives_every_lane_what_its_warp_combines_to(opcode: str, combine: Any) -> None:
+    got, _ = execute(f"	mov.b32 %r2, -1;\n	redux.sync.{opcode} %r1, %r8, %r2;")
+    assert got == [combine(range(base, base + 32)) for base in range(0, 128, 32) for _ in range(32)]
+
+
+@pytest.mark.parametrize(("opcode", "result"), [("max.f32", 35.0), ("min.f32", 5.0), ("max.NaN.f32", np.nan)])
+def test_a_reduction_of_floats_passes_over_a_nan_or_keeps_it(opcode: str, result: float) -> None:
+    body = f"""
+	add.s32 %r2, %r0, 4;
+	cvt.rn.f32.s32 %r2, %r2;
+	setp.eq.b32 %p0, %r0, 0;
+	selp.f32 %r2, 0fFFC00001, %r2, %p0;
+	mov.b32 %r3, -1;
+	redux.sync.{opcode} %r1, %r2, %r3;
+"""
+    got = np.array(execute(body, 32, 1)[0], np.int32)
+    assert set(got.tolist()) == ({0x7FFFFFFF} if np.isnan(result) else {int(np.float32(result).view(np.int32))})
+
+
+def test_a_reduction_of_some_lanes_is_refused() -> None:
+    with pytest.raises(NotExecutedError, match="only a reduction of all lanes"):
+        execute("	mov.b32 %r2, 255;\n	redux.sync.add.u32 %r1, %r8, %r2;")
 
 
 PARTLY = "	setp.lt.u32 %p0, %r0, 20;\n	@%p0 bra $L_on;\n	{};\n$L_on:\n	mov.b32 %r1, 1;"

@@ -116,6 +116,13 @@ def test_an_opcode_gives_what_a_second_opinion_gives(family: str) -> None:
         assert not wrong, f"{len(wrong)} of {len(want)} wrong: " + "; ".join(wrong[:5])
 
 
+def test_a_maximum_of_three_operands() -> None:
+    a, b, c = (np.array(v, np.float32) for v in ([1, 5, np.nan], [2, 4, np.nan], [3, np.nan, -1]))
+    assert apply("max.f32 %r0, %r1, %r2, %r3", a, b, c).view(np.float32).tolist() == [3, 5, -1]
+    assert apply("min.f32 %r0, %r1, %r2, %r3", a, b, c).view(np.float32).tolist() == [1, 4, -1]
+    assert apply("max.NaN.f32 %r0, %r1, %r2, %r3", a, b, c).tolist() == [0x40400000, 0x7FFFFFFF, 0x7FFFFFFF]
+
+
 def test_a_signed_destination_is_extended_with_its_sign() -> None:
     raw = np.array([0x80, 0x7F, 0x1FF], np.uint32)
     assert apply("cvt.s8.s32 %rs0, %r1", raw).tolist() == [0xFF80, 0x7F, 0xFFFF]
