@@ -14,6 +14,7 @@ from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.table import Bound, add
 
 Step = Callable[[Any], None]
+_TOGETHER = "Parallel Synchronization and Communication Instructions: "
 
 
 def _barrier(instruction: Instruction, _binder: Any) -> Step:
@@ -22,7 +23,7 @@ def _barrier(instruction: Instruction, _binder: Any) -> Step:
     return lambda run: run.barrier(instruction)
 
 
-add("bar.sync", Bound("bar", _barrier, writes=0))
+add("bar.sync", Bound(_TOGETHER + "bar", _barrier, writes=0))
 
 
 def _shuffle(instruction: Instruction, binder: Any, mode: str) -> Step:
@@ -58,7 +59,10 @@ def _shuffle(instruction: Instruction, binder: Any, mode: str) -> Step:
 
 
 for _mode in ("up", "down", "bfly", "idx"):
-    add(f"shfl.sync.{_mode}.b32", Bound("shfl.sync", partial(_shuffle, mode=_mode)))
+    add(
+        f"shfl.sync.{_mode}.b32",
+        Bound("Data Movement and Conversion Instructions: shfl.sync", partial(_shuffle, mode=_mode)),
+    )
 
 
 def _reduce(instruction: Instruction, binder: Any, type_: str, combine: Callable[[Array, Array], Array]) -> Step:
@@ -97,7 +101,7 @@ _REDUCTIONS: tuple[tuple[str, str, Callable[[Array, Array], Array]], ...] = (
     ("max.NaN.f32", "f32", _with_nan(rounding.greater)),
 )
 for _spelling, _type, _combine in _REDUCTIONS:
-    add(f"redux.sync.{_spelling}", Bound("redux.sync", partial(_reduce, type_=_type, combine=_combine)))
+    add(f"redux.sync.{_spelling}", Bound(_TOGETHER + "redux.sync", partial(_reduce, type_=_type, combine=_combine)))
 
 
 def _nothing(_instruction: Instruction, _binder: Any) -> Step:

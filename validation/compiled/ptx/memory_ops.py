@@ -11,6 +11,8 @@ from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.table import Bound, add
 
 Step = Callable[[Any], None]
+_MOVEMENT = "Data Movement and Conversion Instructions: "
+_MATRIX = "Warp Level Matrix Instructions: "
 
 
 def _load(instruction: Instruction, binder: Any, space: str, type_: str, count: int) -> Step:
@@ -57,11 +59,11 @@ for _space in ("global", "shared"):
         for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
             if DTYPES[_type].itemsize * _count <= 16:
                 _kind = "b32" if _type == "f32" else _type  # a load of f32 keeps the bits of a NaN
-                _arguments = {"space": _space, "type_": _kind, "count": _count}
+                _arguments: dict[str, Any] = {"space": _space, "type_": _kind, "count": _count}
                 _step: Callable[..., Step]
                 for _name, _step, _writes in (("ld", _load, 1), ("st", _store, 0)):
                     for _cache in _CACHED[_name] if _space == "global" else ("",):
-                        _entry = Bound(_name, partial(_step, **_arguments), writes=_writes)
+                        _entry = Bound(_MOVEMENT + _name, partial(_step, **_arguments), writes=_writes)
                         add(f"{_name}.{_space}{_cache}{_vector}.{_type}", _entry)
 
 # In an 8 x 8 matrix of 16 bits lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l // 4; matrix n's row r lies
@@ -115,8 +117,11 @@ def _store_matrix(instruction: Instruction, binder: Any, count: int) -> Step:
 
 
 for _count in (1, 2, 4):
-    add(f"ldmatrix.sync.aligned.m8n8.x{_count}.shared.b16", Bound("ldmatrix", partial(_load_matrix, count=_count)))
+    add(
+        f"ldmatrix.sync.aligned.m8n8.x{_count}.shared.b16",
+        Bound(_MATRIX + "ldmatrix", partial(_load_matrix, count=_count)),
+    )
     add(
         f"stmatrix.sync.aligned.m8n8.x{_count}.shared.b16",
-        Bound("stmatrix", partial(_store_matrix, count=_count), writes=0),
+        Bound(_MATRIX + "stmatrix", partial(_store_matrix, count=_count), writes=0),
     )

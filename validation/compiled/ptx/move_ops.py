@@ -11,6 +11,7 @@ from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.table import Bound, add
 
 Step = Callable[[Any], None]
+_MOVEMENT = "Data Movement and Conversion Instructions: "
 
 
 def _move(instruction: Instruction, binder: Any, type_: str) -> Step:
@@ -67,8 +68,8 @@ def _part(type_: str, count: int) -> tuple[str, int]:
 for _type in ("b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
     # A move of f32 keeps the bits of a NaN.
     _bits = "b32" if _type == "f32" else _type
-    add(f"mov.{_type}", Bound("mov", partial(_move, type_=_bits)))
-add("mov.pred", Bound("mov", partial(_move, type_="pred")))
+    add(f"mov.{_type}", Bound(_MOVEMENT + "mov", partial(_move, type_=_bits)))
+add("mov.pred", Bound(_MOVEMENT + "mov", partial(_move, type_="pred")))
 
 
 def _parameter(instruction: Instruction, binder: Any, type_: str) -> Step:
@@ -83,4 +84,4 @@ def _parameter(instruction: Instruction, binder: Any, type_: str) -> Step:
 
 
 for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
-    add(f"ld.param.{_type}", Bound("ld", partial(_parameter, type_="b32" if _type == "f32" else _type)))
+    add(f"ld.param.{_type}", Bound(_MOVEMENT + "ld", partial(_parameter, type_="b32" if _type == "f32" else _type)))

@@ -238,5 +238,5 @@ def test_the_planted_faults_of_two_prototypes_are_no_longer_there() -> None:
     assert apply("add.rn.f32.bf16 %r0, %rs1, %r2", a, c).view(np.float32).tolist() == [1 + 2.0**-20]
 
 
-def test_every_section_is_named() -> None:
-    assert all(re.match("[A-Zmlbs]", entry.section) for entry in OPCODES.values())
+def test_every_opcode_names_its_section_of_the_isa() -> None:
+    assert all(re.search("Instructions(: |$)", entry.section) for entry in OPCODES.values())
