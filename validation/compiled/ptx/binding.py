@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx import control_ops, convert_ops, float_ops, integer_ops, memory_ops, move_ops  # noqa: F401
 from validation.compiled.ptx.bits import DTYPES, UNSIGNED, Array, bits, read_as
+from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.parse import Instruction, Kernel
-from validation.compiled.ptx.table import OPCODES, Elementwise
+from validation.compiled.ptx.table import Elementwise
 
 Step = Callable[[Any], None]
 Get = Callable[[Any], Array]

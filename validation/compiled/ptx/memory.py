@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, UntypedStorage
 
 from validation.compiled.ptx.bits import UNSIGNED, Array
+from validation.compiled.ptx.errors import NotExecutedError
 from validation.device.private import storage_identity
 
 # Addresses of the first byte; beyond VIRTUAL lie storages of addresses alone.
@@ -68,6 +70,7 @@ class Memory:
                     top = start + storage.nbytes() + GUARD
                 self._regions[key] = _Region(start, whole, [])
             self._regions[key].arguments.append((name, t))
+        self._refuse_overlaps()
         size = -(-top // _ALIGNED) * _ALIGNED
         self.bytes: Array = np.full(size, 0xFF, np.uint8)
         self._elements = np.zeros(size, np.uint8)
@@ -76,6 +79,14 @@ class Memory:
             self.bytes[inside] = region.memory
             for _, t in region.arguments:
                 _mark(self._elements[inside], t)
+
+    def _refuse_overlaps(self) -> None:
+        """Two storages may be views of one memory (`torch.from_numpy` twice): a copy of each would part them."""
+        spans = sorted(
+            (r.memory.ctypes.data, r.memory.ctypes.data + r.nbytes) for r in self._regions.values() if r.nbytes
+        )
+        if any(start < end for (_, end), (start, _) in itertools.pairwise(spans)):
+            raise NotExecutedError("two storages of a launch overlap")
 
     def _real(self) -> list[_Region]:
         return [region for region in self._regions.values() if region.start < VIRTUAL]

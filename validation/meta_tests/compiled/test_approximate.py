@@ -7,9 +7,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from validation.compiled.ptx import binding  # noqa: F401  # fills the table
 from validation.compiled.ptx.approximate import MODES, Approximation
-from validation.compiled.ptx.table import OPCODES, Elementwise
+from validation.compiled.ptx.opcodes import OPCODES
+from validation.compiled.ptx.table import Elementwise
 from validation.meta_tests.compiled.one_opcode import apply
 
 mpmath.mp.prec = 200

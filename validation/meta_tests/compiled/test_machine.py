@@ -308,6 +308,13 @@ def test_holes_between_a_tensors_elements_belong_to_nobody() -> None:
     assert access(torch.zeros(0), 0) == "outside"
 
 
+def test_storages_that_overlap_are_refused() -> None:
+    whole = np.zeros(64, np.float32)
+    with pytest.raises(NotExecutedError, match="two storages of a launch overlap"):
+        Memory([("a", torch.from_numpy(whole[:40])), ("b", torch.from_numpy(whole[32:]))])
+    Memory([("a", torch.from_numpy(whole[:32])), ("b", torch.from_numpy(whole[32:]))])
+
+
 def test_a_matrix_is_stored_and_loaded_as_the_isa_lays_it_out() -> None:
     """Lane l gives the row l of 8 bytes x 2; after a round trip each lane has its own fragments again."""
     body = """

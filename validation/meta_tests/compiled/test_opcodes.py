@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from validation.compiled.ptx import binding  # noqa: F401  # fills the table
-from validation.compiled.ptx.table import OPCODES, Elementwise
+from validation.compiled.ptx.opcodes import OPCODES
+from validation.compiled.ptx.table import Elementwise
 from validation.meta_tests.compiled.exact import fmaf, libm, rounded
 from validation.meta_tests.compiled.one_opcode import apply
 from validation.meta_tests.compiled.scalar import meaning, size_of
