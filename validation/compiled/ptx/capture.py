@@ -147,6 +147,8 @@ def executing(
     """
     from fused_ops import _launch
 
+    if not target.startswith("sm_"):
+        raise NotExecutedError(f"{target} has no PTX, expected one of sm_80, sm_90, sm_100")
     compile_for(target)
     jit_function = triton_module("triton.runtime.jit").JITFunction
     compile_, runs = jit_function.run, Runs()

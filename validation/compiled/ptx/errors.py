@@ -12,7 +12,8 @@ class Violation:
     """An access of a kernel that it must not make; one for each instruction, with the first thread that made it.
 
     Attributes:
-        kind: ``OUT_OF_BOUNDS_READ``, ``OUT_OF_BOUNDS_WRITE``, ``MISALIGNED`` or ``RACE``.
+        kind: ``OUT_OF_BOUNDS_READ``, ``OUT_OF_BOUNDS_WRITE``, ``MISALIGNED``; where races are looked for, ``RACE`` and
+            ``UNINITIALISED_READ`` (of shared memory).
         kernel: the kernel's name.
         opcode: the instruction's exact spelling.
         source: the Python line that it was compiled from, ``path:line``.

@@ -152,6 +152,15 @@ class Chunk:
                 memory[index + n] = whole
             else:
                 memory[index[lanes] + n] = whole[lanes]
+        if self.races is not None:
+            lost = np.zeros(self.shape, bool)
+            for n, value in enumerate(values):
+                lost |= memory[index + n] != value
+            lost = lost if lanes is None else lost & lanes
+            if lost.any():
+                self._report(
+                    "RACE", instruction, space, address, lost, ", where another thread writes another value at once"
+                )
 
     def whole_warps(self, instruction: Instruction, mask: Array | None) -> None:
         """Refuse an instruction of a whole warp that only some of its lanes execute."""

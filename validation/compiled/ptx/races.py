@@ -2,7 +2,7 @@
 
 Within a CTA a barrier orders all that is before it with all that is after. Between CTAs of a launch nothing does. The
 machine runs threads in lock step, in which many races change no result: so each byte remembers who wrote and who read
-it last, and in which interval between barriers.
+it last, and in which interval between barriers. Shared memory that a thread reads and none has written is told too.
 """
 
 from typing import Any
@@ -83,9 +83,9 @@ class Races:
                 of_cta = (reader != -1) & (reader != who) & (shadow.read[at] == now)
                 others = (shadow.reader_cta[at] != -1) & (shadow.reader_cta[at] != cta)
                 wrong, what = of_cta | others, ("writes", "read")
+            # Lanes of one instruction at one byte: `machine.Chunk.store` compares what they write. Where a layout holds
+            # an element in several threads they all write it.
             shadow.writer[at], shadow.written[at] = who, now
-            if not wrong.any():  # a later lane of this instruction has overwritten an earlier one's note
-                wrong, what = shadow.writer[at] != who, ("writes", "writes at once")
         else:
             _note(
                 shadow.reader, at, np.where((shadow.read[at] == now) & (reader != -1) & (reader != who), _SEVERAL, who)
@@ -93,14 +93,16 @@ class Races:
             shadow.read[at] = now
             known = shadow.reader_cta[at]
             _note(shadow.reader_cta, at, np.where((known == -1) | (known == cta), cta, _SEVERAL))
+        kind, how = "RACE", f"{what[0]} what another thread {what[1]} with no barrier between"
+        if space == "shared" and not write and not wrong.any():
+            kind, how, wrong = "UNINITIALISED_READ", "reads what no thread has written", writer == -1
         if wrong.any():
             n = int(np.argmax(wrong))
             place = f"byte {int(at[n]) % self._stride} of shared memory"
             if space == "global":
                 place = chunk.memory.where(BASE + int(at[n]))
-            where = f"{what[0]} what another thread {what[1]} with no barrier between, {place}"
             count = len(np.unique(who[wrong]))
-            chunk.found.add("RACE", instruction, int(cta[n]), int(who[n] % chunk.shape[1]), count, where)
+            chunk.found.add(kind, instruction, int(cta[n]), int(who[n] % chunk.shape[1]), count, f"{how}, {place}")
 
 
 def _note(shadow: Array, at: Array, what: Array) -> None:

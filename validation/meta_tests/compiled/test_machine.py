@@ -253,6 +253,9 @@ def test_a_write_after_reads_of_several_threads_is_a_race_of_the_writer_too() ->
     """The last reader is the writer itself; another thread read before it."""
     body = """
 	mov.b32 %r2, global_smem;
+	setp.eq.b32 %p1, %r0, 5;
+	@%p1 st.shared.b32 [%r2], %r0;
+	bar.sync 0;
 	ld.shared.b32 %r1, [%r2];
 	setp.eq.b32 %p0, %r0, 63;
 	@%p0 ld.shared.b32 %r1, [%r2];
@@ -260,6 +263,18 @@ def test_a_write_after_reads_of_several_threads_is_a_race_of_the_writer_too() ->
 """
     _, races = execute(body, shared=256, races=True)
     assert [(r.kind, r.opcode) for r in races] == [("RACE", "st.shared.b32")]
+
+
+@pytest.mark.parametrize(("register", "races"), [("%r9", 0), ("%r0", 1)])
+def test_threads_that_write_one_address_at_once_are_a_race_if_their_values_differ(register: str, races: int) -> None:
+    _, found = execute(f"	mov.b32 %r2, global_smem;\n	st.shared.b32 [%r2], {register};", shared=256, races=True)
+    assert [(v.kind, v.opcode) for v in found] == [("RACE", "st.shared.b32")] * races
+
+
+def test_shared_memory_that_nobody_wrote_is_told() -> None:
+    body = EXCHANGE.format("bar.sync 0;").replace("128;", "256;")
+    _, (read,) = execute(body, shared=512, races=True)
+    assert (read.kind, read.opcode, read.count) == ("UNINITIALISED_READ", "ld.shared.b32", 128)
 
 
 @pytest.mark.parametrize(
