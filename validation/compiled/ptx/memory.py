@@ -178,6 +178,7 @@ def _mark(elements: Array, t: Tensor) -> None:
         return
     size = t.element_size()
     whole = elements[: len(elements) // size * size].view(UNSIGNED[size])
+    # Of an expanded dimension one element is enough.
     shape = [1 if stride == 0 else n for n, stride in zip(t.shape, t.stride(), strict=True)]
     strides = [size * stride for stride in t.stride()]
     as_strided(whole[t.storage_offset() :], shape, strides).fill(_ONES.astype(UNSIGNED[size]))

@@ -78,6 +78,7 @@ def test_inline_assembly_opens_scopes_with_registers_of_its_own() -> None:
         ("	frobnicate.f32 %r1, %r0;", r"frobnicate\.f32 at /src/a\.py:8 in b\.py:9 .*no such spelling"),
         ("	add.f32.rn %r1, %r0, %r0;", r"add\.f32\.rn at .*no such spelling"),
         ("	add.rn.bf16 %r1, %r0, %r0;", r"add\.rn\.bf16 at .*32 bits, bf16 has 16"),
+        ("	add.rn.bf16 %rs1, %r0, %r0;", r"add\.rn\.bf16 at .*%r0 has 32 bits, bf16 has 16"),
         ("	bar.sync 1;", r"bar\.sync at .*only barrier 0"),
         ("	shfl.sync.bfly.b32 %r1, %r0, 1, 31, 255;", r"only a shuffle of all lanes"),
         ("	mov.b32 %r1, 0x100000000;", r"does not fit 32 bits"),
@@ -247,6 +248,20 @@ def test_a_write_after_a_read_of_another_thread_is_a_race() -> None:
     assert [(r.kind, r.opcode) for r in races] == [("RACE", "st.shared.b32")]
     _, races = execute(body.replace("	st.shared.b32 [%r4], %r1;", MEET), shared=256, races=True)
     assert not races
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("st.global.b32 [%rd1], %r0;", "ld.global.b32 %r1, [%rd3];"), ("ld.global.b32 %r2, [%rd3];", "mov.b32 %r1, 1;")],
+)
+def test_a_barrier_orders_nothing_between_ctas(first: str, then: str) -> None:
+    """Each CTA reads the other one's elements, after or before a barrier and their being written."""
+    other = "	xor.b32 %r7, %r9, 1;\n	mad.lo.s32 %r7, %r7, 64, %r0;\n	mad.wide.u32 %rd3, %r7, 4, %rd0;\n	"
+    _, races = execute(f"{other}{first}\n	bar.sync 0;\n	{then}", races=True)
+    assert {race.kind for race in races} == {"RACE"}
+    assert all("global" in race.opcode for race in races)
+    own = other.replace("	xor.b32 %r7, %r9, 1;", "	mov.b32 %r7, %r9;")
+    assert not execute(f"{own}{first}\n	bar.sync 0;\n	{then}", races=True)[1]
 
 
 def test_a_write_after_reads_of_several_threads_is_a_race_of_the_writer_too() -> None:
