@@ -91,7 +91,10 @@ def fma_f32(a: Array, b: Array, c: Array, mode: str = "rn") -> Array:
     r = s.astype(F4)
     # Only where the float64 sum lies half-way between two float32, or the result is subnormal, may it matter that
     # the sum itself was rounded.
-    doubtful = ((s.view(U8) & U8.type(0x1FFFFFFF)) == U8.type(0x10000000)) | (np.abs(s) < _TINY)
+    doubtful = (s.view(U8) & U8.type(0x1FFFFFFF)) == U8.type(0x10000000)
+    small = np.abs(s) < _TINY
+    if small.any():
+        doubtful |= small & (s != 0)
     if not doubtful.any():
         return r
     product, addend = np.broadcast_to(product, s.shape), np.broadcast_to(addend, s.shape)
