@@ -13,7 +13,7 @@ from validation.compiled.ptx.table import Elementwise
 
 Step = Callable[[Any], None]
 Get = Callable[[Any], Array]
-_SPECIAL = re.compile(r"%(?:tid|ctaid|ntid|nctaid)\.[xyz]|%laneid|%warpid")
+_SPECIAL = re.compile(r"%(?:tid|ctaid|ntid|nctaid)\.[xyz]|%laneid")
 _ADDRESS = re.compile(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\d+))?\s*\]")
 _REGISTER = re.compile(r"%[\w$]+(?![\w.$])")
 _FLOAT: dict[str, Any] = {"0f": np.uint32, "0F": np.uint32, "0d": np.uint64, "0D": np.uint64}
