@@ -27,6 +27,7 @@ class Compiled:
         roundings: number of conversions from float32 to 16 bits, by instruction.
         fp_fusion: whether the compiler may contract a product and a sum to a fused multiply-add.
         flushes_subnormals: whether float32 subnormals are flushed to zero somewhere.
+        opcodes: number of instructions by exact spelling (PTX; empty on AMD).
     """
 
     op: str
@@ -43,6 +44,7 @@ class Compiled:
     roundings: dict[str, int]
     fp_fusion: bool
     flushes_subnormals: bool
+    opcodes: dict[str, int]
 
     @property
     def faults(self) -> list[str]:

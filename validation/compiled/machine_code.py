@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from validation.compiled.ptx.parse import parse
 from validation.device.private import triton_module
 
 
@@ -21,7 +22,8 @@ def read_nvidia(asm: Mapping[str, Any]) -> dict[str, Any]:
         cubin.write(asm["cubin"])
         cubin.flush()
         usage = resource_usage(Path(cubin.name))
-    return {**read_ptx(asm["ptx"]), **usage}
+    opcodes = dict(Counter(instruction.opcode for instruction in parse(asm["ptx"]).instructions))
+    return {**read_ptx(asm["ptx"]), **usage, "opcodes": opcodes}
 
 
 def read_ptx(ptx: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def resource_usage(cubin: Path) -> dict[str, int]:
 
 def read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `validation.compiled.kernel.Compiled` that AMDGCN shows."""
-    return read_amdgcn(asm["amdgcn"])
+    return {**read_amdgcn(asm["amdgcn"]), "opcodes": {}}
 
 
 def read_amdgcn(text: str) -> dict[str, Any]:

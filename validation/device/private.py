@@ -8,7 +8,7 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -63,6 +63,7 @@ __all__ = [
     "DispatchKeySet",
     "DispatchMode",
     "PrivateNameError",
+    "bound_arguments",
     "cuda_sleep",
     "decomposition_table",
     "disable_current_modes",
@@ -211,3 +212,12 @@ def triton_module(name: str) -> Any:
             for part in path.split("."):
                 value = getattr(value, part)
         return module
+
+
+def bound_arguments(function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a launch by the kernel's parameter names; the function has been compiled for such a launch."""
+    active = triton_module("triton.runtime.driver").driver.active
+    with known("triton"):
+        binder = function.device_caches[active.get_current_device()][4]
+    bound: Mapping[str, Any] = binder(*arguments, **{**keywords, "debug": False})[0]
+    return bound

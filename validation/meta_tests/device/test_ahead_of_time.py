@@ -11,6 +11,7 @@ import reference_ops
 from validation.cases.case import Case, TensorSpec
 from validation.compiled import aot, machine_code, model_calls
 from validation.compiled.kernel import Compiled, table
+from validation.compiled.ptx.opcodes import OPCODES
 
 KINDS = 16  # calls of `model_calls.calls`: twelve ops, four of them in two forms
 
@@ -82,6 +83,18 @@ def test_spills_are_reported() -> None:
     for kernel in kernels:
         assert kernel.registers <= 24
         assert any("local memory" in fault for fault in kernel.faults), kernel
+
+
+def test_every_opcode_is_in_the_table_of_those_that_are_executed(
+    aligned: list[Compiled], ragged: list[Compiled]
+) -> None:
+    """No .approx and no .ftz either: the bits of our kernels are fully specified by IEEE 754."""
+    nvidia = [k for k in (*aligned, *ragged) if k.target != "gfx942"]
+    assert len(nvidia) == KINDS * (3 * len(model_calls.MODELS) + 3)
+    emitted = set[str]().union(*(k.opcodes for k in nvidia))
+    assert len(emitted) > 60
+    assert emitted - OPCODES.keys() == set()
+    assert not [name for name in emitted if {"approx", "full", "ftz"} & set(name.split("."))]
 
 
 def test_faults_are_named(aligned: list[Compiled]) -> None:

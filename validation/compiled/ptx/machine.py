@@ -1,0 +1,287 @@
+"""Runs a program over a grid: a chunk of CTAs at a time, all of its threads in lock step.
+
+Where threads part, blocks are run with a mask, always the first block in the text that a thread waits at. That meets
+again where structured code does. A barrier that only a part of a CTA's threads reaches at once, or a shuffle that only
+a part of a warp does, is not executed: what a GPU does then is not defined, or depends on its scheduler.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from validation.compiled.ptx.approximate import Approximation
+from validation.compiled.ptx.bits import Array
+from validation.compiled.ptx.errors import Violation
+from validation.compiled.ptx.memory import Memory
+from validation.compiled.ptx.parse import Instruction
+from validation.compiled.ptx.program import Program
+from validation.compiled.ptx.races import Races
+
+# Arrays of this many float32 stay in a core's cache.
+THREADS = 1 << 14
+U8 = np.dtype("u8")
+
+
+@dataclasses.dataclass
+class Found:
+    """The violations of one launch, by instruction."""
+
+    kernel: str
+    by_instruction: dict[tuple[str, int], Violation] = dataclasses.field(default_factory=dict)
+
+    def add(self, kind: str, instruction: Instruction, cta: int, thread: int, count: int, where: str) -> None:
+        """Note a violation, or count it where its instruction has one of that kind."""
+        key = kind, id(instruction)
+        known = self.by_instruction.get(key)
+        if known is None:
+            found = Violation(kind, self.kernel, instruction.opcode, instruction.source, cta, thread, count, where)
+        else:
+            found = dataclasses.replace(known, count=known.count + count)
+        self.by_instruction[key] = found
+
+
+@dataclasses.dataclass
+class Chunk:
+    """A running chunk of CTAs: what steps work on.
+
+    Attributes:
+        registers: by number; an array that broadcasts to `shape`.
+        active: the threads that run; None: all.
+        shape: CTAs and threads of a CTA.
+        ctas: numbers of the CTAs in the grid.
+        special: arrays of the special registers. parameters: bits of each parameter, by name.
+        shared: shared memory, [CTAs, bytes]. shared_bytes: how many the launch asked for.
+    """
+
+    registers: list[Array]
+    active: Array | None
+    shape: tuple[int, int]
+    ctas: Array
+    special: Mapping[str, Array]
+    parameters: Mapping[str, Any]
+    memory: Memory
+    shared: Array
+    shared_bytes: int
+    approximation: Approximation
+    found: Found
+    races: Races | None
+
+    def aligned(
+        self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int
+    ) -> Array | None:
+        """The lanes of an access whose address is no multiple of its size, once reported; None if there is none."""
+        wrong = (address & U8.type(size - 1)) != 0
+        if mask is not None:
+            wrong = wrong & mask
+        if not wrong.any():
+            return None
+        self._report("MISALIGNED", instruction, space, address, wrong, f" of {size} bytes")
+        return wrong
+
+    def _report(
+        self, kind: str, instruction: Instruction, space: str, address: Array, lanes: Array, more: str = ""
+    ) -> None:
+        whole = np.broadcast_to(lanes, self.shape)
+        cta, thread = np.argwhere(whole)[0]
+        at = int(np.broadcast_to(address, self.shape)[cta, thread])
+        where = self.memory.where(at) if space == "global" else f"byte {at} of {self.shared_bytes} of shared memory"
+        self.found.add(kind, instruction, int(self.ctas[cta]), int(thread), int(whole.sum()), where + more)
+
+    def _offsets(
+        self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int, *, write: bool
+    ) -> tuple[Array, Array | None]:
+        """Checked offsets of an access, and the lanes that make it; None: all. Other lanes' offsets are 0."""
+        if space == "global":
+            offset, outside, misaligned = self.memory.check(address, mask, size)
+            if misaligned is not None:
+                self._report("MISALIGNED", instruction, space, address, misaligned, f" of {size} bytes")
+        else:
+            misaligned = self.aligned(instruction, space, address, mask, size)
+            offset = address
+            far = address > U8.type(max(self.shared_bytes - size, 0)) if self.shared_bytes >= size else address >= 0
+            outside = far if mask is None else far & mask
+            outside = outside if outside.any() else None
+        for wrong in (misaligned, outside):
+            if wrong is not None:
+                mask = ~wrong if mask is None else mask & ~wrong
+        if outside is not None:
+            kind = "OUT_OF_BOUNDS_WRITE" if write else "OUT_OF_BOUNDS_READ"
+            self._report(kind, instruction, space, address, outside)
+        if mask is not None:
+            offset = np.where(mask, offset, U8.type(0))
+        if self.races is not None:
+            self.races.access(self, instruction, space, offset, mask, size, write=write)
+        return offset, mask
+
+    def load(
+        self, instruction: Instruction, space: str, address: Array, mask: Array | None, dtype: np.dtype[Any], count: int
+    ) -> list[Array]:
+        """`count` arrays of neighbouring elements; what a lane reads that accesses nothing is not defined."""
+        offset, _ = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=False)
+        if space == "global":
+            memory, index = self.memory.bytes.view(dtype), (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        else:
+            memory = self.shared.view(dtype).reshape(-1)
+            row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+            index = row + (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        return [memory[index + n] for n in range(count)]
+
+    def store(
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        dtype: np.dtype[Any],
+        values: Sequence[Array],
+    ) -> None:
+        """Store neighbouring elements, as unsigned integers."""
+        offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * len(values), write=True)
+        index = np.broadcast_to((offset // U8.type(dtype.itemsize)).astype(np.int64), self.shape)
+        if space == "global":
+            memory = self.memory.bytes.view(dtype)
+        else:
+            memory = self.shared.view(dtype).reshape(-1)
+            index = index + np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+        lanes = None if mask is None else np.broadcast_to(mask, self.shape)
+        for n, value in enumerate(values):
+            whole = np.broadcast_to(value, self.shape)
+            if lanes is None:
+                memory[index + n] = whole
+            else:
+                memory[index[lanes] + n] = whole[lanes]
+        if self.races is not None:
+            lost = np.zeros(self.shape, bool)
+            for n, value in enumerate(values):
+                lost |= memory[index + n] != value
+            lost = lost if lanes is None else lost & lanes
+            if lost.any():
+                self._report(
+                    "RACE", instruction, space, address, lost, ", where another thread writes another value at once"
+                )
+
+    def whole_warps(self, instruction: Instruction, mask: Array | None) -> None:
+        """Refuse an instruction of a whole warp that only some of its lanes execute."""
+        if mask is not None:
+            warps = np.broadcast_to(mask, self.shape).reshape(-1, 32)
+            if (warps.any(1) & ~warps.all(1)).any():
+                raise instruction.refuse("some lanes of a warp are inactive")
+
+    def barrier(self, instruction: Instruction) -> None:
+        """All threads of a CTA meet."""
+        if self.active is not None and (self.active.any(1) & ~self.active.all(1)).any():
+            raise instruction.refuse("some threads of a CTA are inactive")
+        if self.races is not None:
+            self.races.barrier(self)
+
+
+def run(
+    program: Program,
+    grid: tuple[int, int, int],
+    parameters: Sequence[Any],
+    memory: Memory,
+    *,
+    shared_bytes: int = 0,
+    approximation: Approximation | None = None,
+    races: bool = False,
+    ctas: Iterable[int] | None = None,
+) -> list[Violation]:
+    """Run a grid.
+
+    Args:
+        program: the kernel.
+        grid: CTAs in x, y and z.
+        parameters: an unsigned NumPy scalar with the bits of each, of its size.
+        memory: of the launch; the kernel's stores go there.
+        shared_bytes: of a CTA.
+        approximation: what ``.approx`` gives; by default the value, rounded.
+        races: look for races too, which takes longer.
+        ctas: run these alone.
+
+    Returns:
+        What the kernel must not do; empty if nothing.
+
+    Raises:
+        NotExecutedError: the kernel does what is not executed.
+        RuntimeError: this process flushes subnormals, so its arithmetic is not IEEE 754's.
+    """
+    with np.errstate(all="ignore"):
+        if np.float32(1e-40) * np.float32(1) == 0:
+            raise RuntimeError("this process flushes float32 subnormals to zero (torch.set_flush_denormal)")
+        found = Found(program.kernel.name)
+        named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
+        every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
+        watch = Races(len(memory.bytes)) if races else None
+        at_once = max(1, THREADS // program.kernel.threads)
+        for first in range(0, len(every), at_once):
+            some = every[first : first + at_once]
+            if watch is not None:
+                watch.begin(len(some), shared_bytes)
+            chunk = _chunk(
+                program, grid, some, named, memory, shared_bytes, approximation or Approximation(), found, watch
+            )
+            _run_chunk(program, chunk)
+    return [*found.by_instruction.values()]
+
+
+def _chunk(
+    program: Program,
+    grid: tuple[int, int, int],
+    ctas: Array,
+    parameters: Mapping[str, Any],
+    memory: Memory,
+    shared_bytes: int,
+    approximation: Approximation,
+    found: Found,
+    races: Races | None,
+) -> Chunk:
+    threads = program.kernel.threads
+    undefined = np.zeros((1, 1), np.uint64)
+    sizes = {1: np.dtype(bool)} | {8 * n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
+    zero, one = np.zeros((1, 1), np.uint32), np.ones((1, 1), np.uint32)
+    thread = np.arange(threads, dtype=np.uint32)[None, :]
+    axes = (ctas % grid[0], ctas // grid[0] % grid[1], ctas // (grid[0] * grid[1]))
+    special = {"%tid.x": thread, "%tid.y": zero, "%tid.z": zero, "%laneid": thread & np.uint32(31)}
+    special |= {"%ntid.x": one * np.uint32(threads), "%ntid.y": one, "%ntid.z": one}
+    special |= {f"%ctaid.{a}": n.astype(np.uint32)[:, None] for a, n in zip("xyz", axes, strict=True)}
+    special |= {f"%nctaid.{a}": one * np.uint32(n) for a, n in zip("xyz", grid, strict=True)}
+    return Chunk(
+        registers=[undefined.astype(sizes[size]) for size in program.kernel.registers.values()],
+        active=None,
+        shape=(len(ctas), threads),
+        ctas=ctas,
+        special=special,
+        parameters=parameters,
+        memory=memory,
+        shared=np.full((len(ctas), -(-max(shared_bytes, 16) // 16) * 16), 0xFF, np.uint8),
+        shared_bytes=shared_bytes,
+        approximation=approximation,
+        found=found,
+        races=races,
+    )
+
+
+def _run_chunk(program: Program, chunk: Chunk) -> None:
+    end, at = len(program.blocks), 0
+    waiting = np.zeros(chunk.shape, np.int64)  # the block that each thread runs next, where they differ
+    registers = chunk.registers
+    undefined = list(registers)
+    while at < end:
+        block = program.blocks[at]
+        whole = chunk.active is None
+        for step, dead in block.steps:
+            step(chunk)
+            if whole:  # threads that wait elsewhere may still read them
+                for n in dead:
+                    registers[n] = undefined[n]
+        condition = None if block.condition is None else block.condition(chunk) ^ block.negated
+        if chunk.active is None and (condition is None or condition.all() or not condition.any()):
+            at = block.taken if condition is None or condition.all() else block.other
+            continue
+        goes = np.full(chunk.shape, block.taken) if condition is None else np.where(condition, block.taken, block.other)
+        waiting = np.broadcast_to(goes, chunk.shape) if chunk.active is None else np.where(chunk.active, goes, waiting)
+        at = int(waiting.min())
+        active = waiting == at
+        chunk.active = None if active.all() else active

@@ -1,0 +1,204 @@
+"""PTX text to instructions, registers and basic blocks. Nothing is guessed: a line of unknown form is an error."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+from validation.compiled.ptx.errors import NotExecutedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        opcode: its exact spelling, ``ld.global.v4.b32``.
+        operands: as written; ``{%r1, %r2}`` and ``[%rd1+4]`` are one each.
+        guard: the predicate register before it, if any. negated: whether it is ``@!``.
+        path, line: the Python line that it was compiled from; "" and 0 if the PTX does not say.
+        callers: the lines that the compiler inlined it into, as the compiler's comment lists them.
+    """
+
+    opcode: str
+    operands: tuple[str, ...]
+    guard: str | None
+    negated: bool
+    path: str
+    line: int
+    callers: str = ""
+
+    @property
+    def source(self) -> str:
+        """``path:line``, and the lines that it was inlined into."""
+        return f"{self.path or '?'}:{self.line}" + (f" in {self.callers}" if self.callers else "")
+
+    def refuse(self, why: str) -> NotExecutedError:
+        """The error that this instruction is not executed."""
+        return NotExecutedError(f"{self.opcode} at {self.source} is not executed: {why}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        name: its name.
+        parameters: type (``u64``) and name of each, in order.
+        threads: of a CTA.
+        registers: bits of each register, 1 for a predicate.
+        instructions: in order. labels: index of the instruction after each label.
+        symbols: names of shared memory; each starts at address 0, so there is one at most.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, str], ...]
+    threads: int
+    registers: dict[str, int]
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+    symbols: tuple[str, ...]
+
+    @cached_property
+    def blocks(self) -> tuple[range, ...]:
+        """Basic blocks as ranges of instructions, in order."""
+        starts = {0, *self.labels.values()}
+        starts |= {n + 1 for n, i in enumerate(self.instructions) if i.opcode in ("bra", "bra.uni", "ret", "exit")}
+        ordered = [n for n in sorted(starts) if n < len(self.instructions)]
+        return tuple(map(range, ordered, [*ordered[1:], len(self.instructions)]))
+
+
+_DECLARED = re.compile(r"\.reg\s+\.(pred|[bsuf]\d+)\s+(.*)")
+_BITS = {"pred": 1}
+_LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
+_GUARDED = re.compile(r"@(!?)(%[\w$]+)\s+(.*)", re.DOTALL)
+_FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", re.DOTALL)
+_PARAMETER = re.compile(r"\.param\s+\.(\w+)((?:\s+\.\w+(?:\s+\d+)?)*)\s+([\w$]+)(\[\d+\])?$")
+_SHARED = re.compile(
+    r"^\s*(?:\.extern\s+|\.visible\s+)*\.shared\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[\d*\];", re.MULTILINE
+)
+_IGNORED = (".pragma", ".file", ".section")
+
+
+def parse(ptx: str) -> Kernel:
+    """Read the one kernel of a PTX module.
+
+    Raises:
+        NotExecutedError: the text has a form that is not known, or other than one kernel without functions.
+    """
+    entries = list(_ENTRY.finditer(ptx))
+    if len(entries) != 1 or re.search(r"\.func\b", ptx):
+        raise NotExecutedError(f"a module of {len(entries)} kernels or with functions is not executed")
+    name, declared, directives = entries[0].groups()
+    threads = re.search(r"\.(?:req|max)ntid\s+(\d+(?:\s*,\s*1)*)\s", directives)
+    if threads is None:
+        raise NotExecutedError(f"{name} declares no CTA of one dimension: {' '.join(directives.split())!r}")
+    paths = {int(number): path for number, path in _FILE.findall(ptx)}
+    symbols = tuple(_SHARED.findall(ptx[: entries[0].start()]))
+    # Variables of other spaces stay unread: libdevice leaves "__CUDA_FTZ" behind, and whoever reads one is refused.
+    if len(symbols) > 1:
+        raise NotExecutedError(f"{name} has shared memory of several names: {', '.join(symbols)}")
+    reader = _Reader(paths)
+    reader.read(ptx[entries[0].end() :])
+    return Kernel(
+        name,
+        tuple(_parameters(declared)),
+        int(threads[1].split(",")[0]),
+        reader.registers,
+        tuple(reader.instructions),
+        reader.labels,
+        symbols,
+    )
+
+
+def _parameters(text: str) -> Iterator[tuple[str, str]]:
+    for one in filter(None, map(str.strip, text.split(","))):
+        match = _PARAMETER.fullmatch(one)
+        if match is None or match[4]:
+            raise NotExecutedError(f"a parameter of this form is not executed: {one}")
+        yield match[1], match[3]
+
+
+class _Reader:
+    """Reads a kernel's body line by line."""
+
+    def __init__(self, paths: dict[int, str]) -> None:
+        self.paths = paths
+        self.registers: dict[str, int] = {}
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+        self.path, self.line, self.callers = "", 0, ""
+
+    def read(self, text: str) -> None:
+        depth, statement = 1, ""
+        for raw in text.splitlines():
+            line, _, comment = raw.partition("//")
+            line = line.strip()
+            if match := _LOC.match(line):
+                self.path, self.line = self.paths.get(int(match[1]), ""), int(match[2])
+                self.callers = _callers(comment)
+                continue
+            if not statement and line.startswith(_IGNORED):
+                continue
+            if not statement and (match := re.fullmatch(r"([$\w]+):", line)):
+                self.labels[match[1]] = len(self.instructions)
+                continue
+            # Scopes that inline assembly opens; an operand in braces has text before it.
+            while not statement and line[:1] in ("{", "}"):
+                depth += 1 if line[0] == "{" else -1
+                line = line[1:].lstrip()
+            if depth == 0:
+                return
+            statement = f"{statement} {line}".strip()
+            while ";" in statement:
+                one, _, statement = statement.partition(";")
+                self._statement(one.strip())
+                statement = statement.strip()
+                while statement[:1] in ("{", "}"):
+                    depth += 1 if statement[0] == "{" else -1
+                    statement = statement[1:].lstrip()
+        raise NotExecutedError("the kernel's body has no end")
+
+    def _statement(self, text: str) -> None:
+        if not text:
+            return
+        if text.startswith("."):
+            self._declare(text)
+            return
+        guard, negated = None, False
+        if match := _GUARDED.fullmatch(text):
+            negated, guard, text = match[1] == "!", match[2], match[3]
+        opcode, _, rest = text.replace("\t", " ").partition(" ")
+        self.instructions.append(
+            Instruction(opcode, tuple(_split(rest)), guard, negated, self.path, self.line, self.callers)
+        )
+
+    def _declare(self, text: str) -> None:
+        match = _DECLARED.fullmatch(text.replace("\t", " "))
+        if match is None:
+            raise NotExecutedError(f"a declaration of this form is not executed: {text}")
+        bits = _BITS.get(match[1]) or int(match[1][1:])
+        for name in map(str.strip, match[2].split(",")):
+            base, _, count = name.partition("<")
+            names = [f"{base}{n}" for n in range(int(count.rstrip(">")))] if count else [name]
+            for one in names:
+                if self.registers.setdefault(one, bits) != bits:
+                    raise NotExecutedError(f"two registers of the name {one} differ in size")
+
+
+def _callers(comment: str) -> str:
+    """``a.py:1:2 @[ b.py:3:4 @[ c.py:5:6 ] ]`` to ``b.py:3, c.py:5``."""
+    _, *outer = comment.replace("]", "").split("@[")
+    return ", ".join(place.strip().rpartition(":")[0] for place in outer)
+
+
+def _split(text: str) -> Iterator[str]:
+    depth, start = 0, 0
+    for n, character in enumerate(text):
+        depth += (character in "{[(") - (character in "}])")
+        if character == "," and depth == 0:
+            yield text[start:n].strip()
+            start = n + 1
+    if text[start:].strip():
+        yield text[start:].strip()

@@ -1,0 +1,103 @@
+"""A kernel bound to steps: its basic blocks, where each goes, and when each register's value is no longer needed."""
+
+import dataclasses
+from functools import cache
+
+from validation.compiled.ptx.binding import Binder, Get, Step
+from validation.compiled.ptx.parse import Kernel, parse
+
+BRANCHES = ("bra", "bra.uni")
+RETURNS = ("ret", "exit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A basic block.
+
+    Attributes:
+        steps: each with the registers that nothing reads after it.
+        condition: the predicate of its branch, if it has one. negated: whether the branch is taken where it is false.
+        taken: the block that its branch leads to, len(blocks) for the end. other: the block after it.
+    """
+
+    steps: tuple[tuple[Step, tuple[int, ...]], ...]
+    condition: Get | None
+    negated: bool
+    taken: int
+    other: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A kernel bound to steps.
+
+    Attributes:
+        kernel: as it was parsed.
+        blocks: in the order of the text.
+        registers: their number.
+    """
+
+    kernel: Kernel
+    blocks: tuple[Block, ...]
+    registers: int
+
+
+@cache
+def program(ptx: str) -> Program:
+    """Parse and bind a PTX module.
+
+    Raises:
+        NotExecutedError: something in it is not executed; nothing has run then.
+    """
+    kernel = parse(ptx)
+    binder = Binder(kernel)
+    if kernel.threads % 32:
+        raise kernel.instructions[0].refuse(f"{kernel.threads} threads are no whole warps")
+    steps = [binder.step(instruction) for instruction in kernel.instructions]
+    used = [binder.reads_and_writes(instruction) for instruction in kernel.instructions]
+    end = len(kernel.blocks)
+    start = {block.start: n for n, block in enumerate(kernel.blocks)} | {len(kernel.instructions): end}
+    goes: list[tuple[int, int]] = []
+    for n, block in enumerate(kernel.blocks):
+        last = kernel.instructions[block[-1]]
+        if last.opcode in RETURNS:
+            goes.append((end, n + 1 if last.guard else end))
+        elif last.opcode in BRANCHES:
+            if last.operands[0] not in kernel.labels:
+                raise last.refuse(f"no label {last.operands[0]}")
+            target = start[kernel.labels[last.operands[0]]]
+            goes.append((target, n + 1 if last.guard else target))
+        else:
+            goes.append((n + 1, n + 1))
+    live = _live_out(kernel, used, goes)
+    blocks = []
+    for n, block in enumerate(kernel.blocks):
+        last = kernel.instructions[block[-1]]
+        conditional = last.guard is not None and last.opcode in (*BRANCHES, *RETURNS)
+        condition = binder.get(last.guard, "pred") if conditional and last.guard else None
+        alive = set(live[n])
+        bound: list[tuple[Step, tuple[int, ...]]] = []
+        for at in reversed(block):
+            read, written = used[at]
+            # The machine reads the branch's predicate after the last step.
+            dead = set() if at == block[-1] and conditional else (read | written) - alive
+            bound.append((steps[at], tuple(sorted(dead))))
+            alive = (alive - written) | read
+        blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
+    return Program(kernel, tuple(blocks), len(kernel.registers))
+
+
+def _live_out(kernel: Kernel, used: list[tuple[set[int], set[int]]], goes: list[tuple[int, int]]) -> list[set[int]]:
+    """The registers that are read after each block."""
+    live_in: list[set[int]] = [set() for _ in range(len(kernel.blocks) + 1)]
+    changed = True
+    while changed:
+        changed = False
+        for n in range(len(kernel.blocks) - 1, -1, -1):
+            alive = live_in[goes[n][0]] | live_in[goes[n][1]]
+            for at in reversed(kernel.blocks[n]):
+                read, written = used[at]
+                alive = (alive - written) | read
+            if alive != live_in[n]:
+                live_in[n], changed = alive, True
+    return [live_in[taken] | live_in[other] for taken, other in goes]
