@@ -325,6 +325,20 @@ def load(pointers, t, column, mask):
 
 
 @triton.jit
+def load_operand(pointers, t, column, mask, DTYPE: tl.constexpr):
+    """`load` of an operand of activations of DTYPE.
+
+    A bfloat16 beside float16 is widened by a shift of its bits. From a conversion the compiler knows that the float32
+    has no more bits than a float16, and makes a float16 product of the one that is rounded to float16; but a float16
+    has not the range of a bfloat16: a weight of 65536 became inf, and 2^-26 became 0 (PTX of Triton 3.7.1).
+    """
+    if tl.float16 == DTYPE and t.data.dtype.element_ty == tl.bfloat16:
+        bits = tl.load(pointers + column * t.column, mask=mask, other=0.0).to(tl.uint16, bitcast=True)
+        return (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return load(pointers, t, column, mask)
+
+
+@triton.jit
 def store(pointers, t, column, value, mask):
     """Round a float32 block to t's dtype, to nearest even, and store it."""
     tl.store(pointers + column * t.column, value.to(t.data.dtype.element_ty), mask=mask)

@@ -6,6 +6,7 @@ import triton.language as tl
 from fused_ops._launch import (
     block_columns,
     load,
+    load_operand,
     modulation_pointers,
     promoted,
     rounded,
@@ -22,7 +23,7 @@ def gated_sum(residual_at, residual, x_at, x, gate_at, gate, column, mask, INPUT
     DTYPE: tl.constexpr = x.data.dtype.element_ty
     value = load(x_at, x, column, mask)
     if gate is not None:
-        value *= load(gate_at, gate, column, mask)
+        value *= load_operand(gate_at, gate, column, mask, DTYPE)
         if INPUT_CASTING:
             value = rounded(value, promoted(DTYPE, gate.data.dtype.element_ty, gate.PROMOTES))
     return rounded(load(residual_at, residual, column, mask) + value, DTYPE)
@@ -30,20 +31,30 @@ def gated_sum(residual_at, residual, x_at, x, gate_at, gate, column, mask, INPUT
 
 @triton.jit
 def modulated(
-    value, DTYPE: tl.constexpr, shift_at, shift, scale_at, scale, constant, column, mask, INPUT_CASTING: tl.constexpr
+    value,
+    DTYPE: tl.constexpr,
+    shift_at,
+    shift,
+    scale_at,
+    scale,
+    constant,
+    column,
+    mask,
+    INPUT_CASTING: tl.constexpr,
+    OUT: tl.constexpr,
 ):
     """A block of ``value * (constant + scale) + shift`` before its last rounding.
 
-    DTYPE is what the value was rounded to. With INPUT_CASTING the factor is rounded to the scale's dtype,
-    and the product to what PyTorch promotes the two to.
+    DTYPE is what the value was rounded to, OUT what the result will be. With INPUT_CASTING the factor is rounded to
+    the scale's dtype, and the product to what PyTorch promotes the two to.
     """
-    factor = load(scale_at, scale, column, mask) + constant
+    factor = load_operand(scale_at, scale, column, mask, OUT) + constant
     if INPUT_CASTING:
         SCALE: tl.constexpr = scale.data.dtype.element_ty
         value = rounded(value * rounded(factor, SCALE), promoted(DTYPE, SCALE, scale.PROMOTES))
     else:
         value *= factor
-    return value + load(shift_at, shift, column, mask)
+    return value + load_operand(shift_at, shift, column, mask, OUT)
 
 
 @triton.jit
@@ -132,7 +143,8 @@ def norm_rows(
         tl.debug_barrier()  # no thread writes an element that another has yet to read for the sums
 
     # With INPUT_CASTING, what each step is rounded to; else nothing is rounded before the store.
-    DTYPE: tl.constexpr = x.data.dtype.element_ty if INPUT_CASTING else tl.float32
+    OUT: tl.constexpr = x.data.dtype.element_ty
+    DTYPE: tl.constexpr = OUT if INPUT_CASTING else tl.float32
     WEIGHTED: tl.constexpr = DTYPE if weight is None else promoted(DTYPE, weight.data.dtype.element_ty)
     BIASED: tl.constexpr = WEIGHTED if bias is None else promoted(WEIGHTED, bias.data.dtype.element_ty)
     for start in range(0, stop, BLOCK_D):
@@ -146,11 +158,11 @@ def norm_rows(
             store(residual_out_at, residual_out, column, value, mask)
         value = rounded((value - mean) * rstd, DTYPE)
         if weight is not None:
-            value = rounded(value * load(vector_pointers(weight, row), weight, column, mask), WEIGHTED)
+            value = rounded(value * load_operand(vector_pointers(weight, row), weight, column, mask, OUT), WEIGHTED)
         if bias is not None:
-            value = rounded(value + load(vector_pointers(bias, row), bias, column, mask), BIASED)
+            value = rounded(value + load_operand(vector_pointers(bias, row), bias, column, mask, OUT), BIASED)
         if scale is not None:
-            value = modulated(value, BIASED, shift_at, shift, scale_at, scale, 1.0, column, mask, INPUT_CASTING)
+            value = modulated(value, BIASED, shift_at, shift, scale_at, scale, 1.0, column, mask, INPUT_CASTING, OUT)
         store(y_at, y, column, value, mask)
 
 

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from fused_ops._launch import block_columns, load, rounded, row_pointers, store, tile_rows, vector_pointers
+from fused_ops._launch import (
+    block_columns,
+    load,
+    load_operand,
+    rounded,
+    row_pointers,
+    store,
+    tile_rows,
+    vector_pointers,
+)
 from fused_ops._norm import reciprocal_root
 
 
@@ -14,6 +23,7 @@ def load_pairs(
     start,
     pairs,
     row_mask,
+    DTYPE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -26,13 +36,13 @@ def load_pairs(
     """
     if INTERLEAVED:
         column = block_columns(2 * start, 2 * BLOCK_P, WIDE)
-        both = load(pointers, t, column, row_mask & (column < 2 * pairs))
+        both = load_operand(pointers, t, column, row_mask & (column < 2 * pairs), DTYPE)
         first, second = tl.split(tl.reshape(both, [BLOCK_R, BLOCK_P, 2]))
     else:
         pair = block_columns(start, BLOCK_P, WIDE)
         mask = row_mask & (pair < pairs)
-        first = load(pointers, t, pair, mask)
-        second = load(pointers, t, pair + pairs, mask)
+        first = load_operand(pointers, t, pair, mask, DTYPE)
+        second = load_operand(pointers, t, pair + pairs, mask, DTYPE)
     return first, second
 
 
@@ -116,7 +126,7 @@ def rotate_rows(
     stop = pairs
     if ONE_BLOCK:
         stop = BLOCK_P
-        kept_first, kept_second = load_pairs(x_at, x, 0, pairs, row_mask, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE)
+        kept_first, kept_second = load_pairs(x_at, x, 0, pairs, row_mask, DTYPE, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE)
     rstd = tl.full([BLOCK_R, 1], 1.0, tl.float32)
     if NORMALISE:
         squares = tl.zeros([BLOCK_R, BLOCK_P], dtype=tl.float32)
@@ -124,7 +134,7 @@ def rotate_rows(
             if ONE_BLOCK:
                 squares = kept_first * kept_first + kept_second * kept_second
             else:
-                first, second = load_pairs(x_at, x, start, pairs, row_mask, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE)
+                first, second = load_pairs(x_at, x, start, pairs, row_mask, DTYPE, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE)
                 squares += first * first + second * second
         total = tl.sum(squares, axis=1, keep_dims=True)
         if PASS_THROUGH:
@@ -143,19 +153,19 @@ def rotate_rows(
         if ONE_BLOCK:
             first, second = kept_first, kept_second
         else:
-            first, second = load_pairs(x_at, x, start, pairs, row_mask, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE)
+            first, second = load_pairs(x_at, x, start, pairs, row_mask, DTYPE, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE)
         if NORMALISE:
             w_first, w_second = None, None
             if weight is not None:
                 weight_at = vector_pointers(weight, row)
                 w_first, w_second = load_pairs(
-                    weight_at, weight, start, pairs, row_mask, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE
+                    weight_at, weight, start, pairs, row_mask, DTYPE, INTERLEAVED, BLOCK_R, BLOCK_P, WIDE
                 )
             first = normalised(first, rstd, w_first, DTYPE, INPUT_CASTING)
             second = normalised(second, rstd, w_second, DTYPE, INPUT_CASTING)
         mask = row_mask & (pair < pairs)
-        c = load(cos_at, cos, pair, mask)
-        s = load(sin_at, sin, pair, mask)
+        c = load_operand(cos_at, cos, pair, mask, DTYPE)
+        s = load_operand(sin_at, sin, pair, mask, DTYPE)
         if FMA:
             rotated_first = tl.fma(-second, s, first * c)
             rotated_second = tl.fma(first, s, second * c)
@@ -183,6 +193,6 @@ def rotate_rows(
             if NORMALISE:
                 w = None
                 if weight is not None:
-                    w = load(vector_pointers(weight, row), weight, column, mask)
+                    w = load_operand(vector_pointers(weight, row), weight, column, mask, DTYPE)
                 value = normalised(value, rstd, w, DTYPE, INPUT_CASTING)
             store(y_at, y, column, value, mask)

@@ -53,7 +53,9 @@ def _scale_shift_kernel(
         column = block_columns(start, BLOCK_D, WIDE)
         mask = row_mask & (column < width)
         value = load(x_at, x, column, mask)
-        value = modulated(value, DTYPE, shift_at, shift, scale_at, scale, scale_constant, column, mask, INPUT_CASTING)
+        value = modulated(
+            value, DTYPE, shift_at, shift, scale_at, scale, scale_constant, column, mask, INPUT_CASTING, DTYPE
+        )
         store(y_at, y, column, value, mask)
 
 
