@@ -1,6 +1,7 @@
 """A fault of few calls: a sweep makes as many calls as it says, and each of them shows the fault."""
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ def test_every_300th_call_wrong_is_caught_whichever_is_the_first(device: Device)
     failed = [record for record in records if record.status.failed]
     assert failed
     assert all(record.status is Status.NOT_REPRODUCIBLE for record in failed), [r.reason for r in failed]
-    assert all("gives other bits" in record.message for record in failed)
+    assert all(re.search(r"gives? other bits", record.message) for record in failed)
 
 
 def test_a_fault_of_the_repeats_alone_is_caught(device: Device) -> None:
