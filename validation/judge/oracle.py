@@ -57,15 +57,29 @@ def _exact(values: Tensor) -> Any:
 
 def _normalised(k: Mapping[str, Any], name: str, row: Row, columns: Sequence[int], *, centred: bool) -> tuple[Any, Any]:
     """``(x - mean) / sqrt(mean((x - mean)^2) + eps)`` at some columns of a row, and the size of its terms."""
-    mp, terms = _digits(), [(v, abs(v)) for v in _exact(k[name][row])]
+    mp, x = _digits(), k[name][row]
+    eps = mp.mpf(k.get("eps", 1e-6))
     if "residual" in k:  # the norm is of the gated sum
-        terms = _residual_gate_add(k, 1, row, range(len(terms)))
-    values = [v for v, _ in terms]
-    mean = mp.fsum(values) / len(values) if centred else mp.mpf(0)
-    root = mp.sqrt(mp.fsum((v - mean for v in values), squared=True) / len(values) + mp.mpf(k.get("eps", 1e-6)))
+        terms = _residual_gate_add(k, 1, row, range(len(x)))
+        values, largest = [v for v, _ in terms], max(size for _, size in terms)
+        mean = mp.fsum(values) / len(values) if centred else mp.mpf(0)
+        square = mp.fsum((v - mean for v in values), squared=True) / len(values)
+        chosen = [values[c] for c in columns]
+    elif bool(x.isfinite().all()):
+        # Exactly, in whole numbers of float32's smallest: eight times as fast as in 50 digits.
+        whole, unit, n = [int(v) for v in (x.double() * 2.0**149).tolist()], mp.ldexp(1, -149), len(x)
+        total, squares = sum(whole) if centred else 0, sum(v * v for v in whole)
+        mean, square = mp.mpf(total) * unit / n, mp.mpf(n * squares - total * total) * unit * unit / (n * n)
+        chosen, largest = [mp.mpf(whole[c]) * unit for c in columns], mp.mpf(max(map(abs, whole))) * unit
+    else:  # a NaN or an infinity makes the whole row NaN, or 0 where it has no mean
+        values = _exact(x)
+        mean = mp.fsum(values) if centred else mp.mpf(0)
+        square = mp.fsum((v - mean for v in values), squared=True)
+        chosen, largest = [values[c] for c in columns], mp.inf
+    root = mp.sqrt(square + eps)
     if root == 0:
         raise _UndefinedError
-    return [(values[c] - mean) / root for c in columns], (max(size for _, size in terms) + abs(mean)) / root
+    return [(v - mean) / root for v in chosen], (largest + abs(mean)) / root
 
 
 def _affine(values: list[Any], size: Any, k: Mapping[str, Any], columns: Sequence[int], weight: str) -> Elements:

@@ -51,8 +51,6 @@ def status_of(repro: str) -> int:
         "one buffer for all results",
         "casting mode kept with the shape",
         "scale cached by address",
-        "statistics of an earlier call",
-        "sums not cleared",
         "order of the sum at random",
         "order of the sum by batch",
     ],
