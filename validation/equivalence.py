@@ -12,11 +12,16 @@ from collections.abc import Iterable
 
 CONFIDENCE = 0.95
 
+# In cases of few elements the ratio of right ops spreads over 0.5 to 1.5, to either side: cut off at the margin below,
+# a right rotation with contraction had a mean of 1.008, at most 1.031 (52 float16 cases). Not cut off at all, a few
+# ratios of 0.01 make any bound unsure.
+NEARER = 2.0
+
 # Margins of the mean ratio of the RMS and of the maximum error, by dtype of the output.
 #
 # 16 bits: either path rounds a result once, and that is the error: right op sets are at 1.00. Where a declared rounding
 # fell the other way in some cases they were at 1.007, at most 1.011 with 95 %; a maximum is one element, and theirs was
-# at most 1.026. A second rounding, somewhere in a chain, is 1.1 to 1.4.
+# at most 1.043 (45 bfloat16 cases of a q/k norm with rotation). A second rounding, somewhere in a chain, is 1.1 to 1.4.
 #
 # float32: the arithmetic is the error, and legal choices move it: the order of a sum (RMS up to 1.17, maximum up to
 # 1.14, and to 1.21 in torch.compile's layer_norm), and whether a product is contracted into the sum after it. A
@@ -27,8 +32,8 @@ MARGIN = {
     ("rms", "float16"): 1.015,
     ("rms", "bfloat16"): 1.015,
     ("max", "float32"): 1.5,
-    ("max", "float16"): 1.05,
-    ("max", "bfloat16"): 1.05,
+    ("max", "float16"): 1.1,
+    ("max", "bfloat16"): 1.1,
 }
 
 
@@ -61,14 +66,14 @@ class Shown:
 def shown(ratios: Iterable[float], margin: float) -> Shown:
     """What cases show of a ratio: of errors, candidate over reference path.
 
-    A case whose ratio is below 1 / margin counts as that: it makes up for no other case, and does not make the bound
-    less sure.
+    A case whose ratio is below 1 / `NEARER` counts as that: far nearer, it makes up for no more of the others, and does
+    not make the bound less sure.
 
     Args:
         ratios: positive and finite.
         margin: above 1.
     """
-    logs = [max(math.log(ratio), -math.log(margin)) for ratio in ratios]
+    logs = [max(math.log(ratio), -math.log(NEARER)) for ratio in ratios]
     if len(logs) < 2:
         return Shown(math.exp(logs[0]) if logs else math.nan, math.inf, len(logs), margin)
     mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))

@@ -19,7 +19,6 @@ def ratios(mean: float, cases: int, source: random.Random, spread: float = 0.02)
 
 @pytest.mark.parametrize("cases", [5, 20, 100])
 def test_an_op_at_its_margin_fails_with_the_stated_chance(cases: int) -> None:
-    # The spread is small against the margin: a nearer case counts as 1 / margin, which is far below here.
     source = random.Random(0)
     failed = sum(not shown(ratios(2.0, cases, source), 2.0).within for _ in range(4000)) / 4000
     assert failed == pytest.approx(CONFIDENCE, abs=0.012)  # 3.5 standard errors
@@ -35,10 +34,16 @@ def test_fewer_cases_make_it_harder() -> None:
     assert passed[-1] >= 390
 
 
-def test_a_nearer_case_makes_up_for_no_other() -> None:
+def test_a_nearer_case_counts_as_twice_as_near_at_most() -> None:
     worse = [1.03] * 50
     assert not shown(worse, MARGIN).within
-    assert not shown([*worse, *[1e-6] * 10], MARGIN).within
+    assert not shown([*worse, 1e-6], MARGIN).within  # 1.03 ** 50 is 4.4: more than a factor of two makes up for
+    assert shown([*worse, *[1e-6] * 2], MARGIN).mean == shown([*worse, *[0.5] * 2], MARGIN).mean
+
+
+def test_ratios_that_spread_to_either_side_are_no_loss() -> None:
+    source = random.Random(2)
+    assert sum(shown(ratios(1.0, 100, source, 0.06), MARGIN).within for _ in range(200)) > 150
 
 
 def test_a_nearer_case_makes_nobody_less_sure() -> None:
