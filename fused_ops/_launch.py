@@ -34,9 +34,6 @@ from reference_ops.contract import IndexedRows, Modulation, ModulationStrides
 # Triton reads TRITON_INTERPRET when a kernel is decorated: after that the answer is fixed.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-# Devices whose memory a kernel can reach.
-DEVICE_TYPES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
-
 TILE = 8192 if INTERPRETED else 2048
 MAX_BLOCK_D = 8192
 
@@ -180,9 +177,20 @@ def gate_modulation(table: Tensor | None, index: Tensor | None) -> Modulation | 
     return None if table is None else modulation(table, index)
 
 
+@cache
+def device_types() -> tuple[str, ...]:
+    """Types of the devices whose memory a kernel can reach: where it is not interpreted, Triton's driver knows."""
+    if INTERPRETED:
+        return "cuda", "cpu"
+    try:
+        return "cuda", triton.runtime.driver.active.get_active_torch_device().type
+    except RuntimeError:  # no driver is active: there is no GPU
+        return ("cuda",)
+
+
 def require_device(op: str, name: str, x: Tensor) -> None:
     """Raise a ValueError unless x is on a device that a kernel can reach."""
-    if x.device.type not in DEVICE_TYPES:
+    if x.device.type not in device_types():
         raise ValueError(
             f"{op}: {name} is on {x.device}, expected a GPU tensor "
             "(or, with TRITON_INTERPRET=1 set before fused_ops is imported, a CPU tensor)"

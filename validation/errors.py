@@ -17,3 +17,10 @@ class CannotExpress(Exception):  # noqa: N818  # no error: an answer
 
     The judge gives such a case the status ``NOT_EXPRESSED``.
     """
+
+
+class NotExecutedError(Exception):
+    """A compiled kernel does what the suite does not execute; the message names the opcode and the source line.
+
+    The judge gives such a case the status ``NOT_EXECUTED``.
+    """

@@ -22,6 +22,7 @@ class Option:
         choices: the values that are allowed; empty for all.
         repeated: whether it may be given several times; the value is then a list.
         several: whether it takes several words; the value is then a list.
+        alone: the value where it is given without a word; None: it needs one.
         required: whether it must be given.
         group: its heading in the help text; "" for the command's own options.
     """
@@ -35,6 +36,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     repeated: bool = False
     several: bool = False
+    alone: Any = None
     required: bool = False
     group: str = ""
 
@@ -62,6 +64,8 @@ class Option:
             keywords["action"] = "append"
         if self.several:
             keywords["nargs"] = "+"
+        if self.alone is not None:
+            keywords |= {"nargs": "?", "const": self.alone}
         if self.choices:
             keywords["choices"] = self.choices
         return keywords

@@ -274,7 +274,7 @@ OPTIONS = (
     ),
 )
 
-# The only option that pytest has without the prefix.
+# The only options that pytest has without the prefix.
 GPU = Option(
     "gpu",
     "run on the GPU; a usage error where there is none",
@@ -282,17 +282,27 @@ GPU = Option(
     type=bool,
     default=False,
 )
+COMPILED = Option(
+    "compiled",
+    "compile kernels for this target and execute their PTX on the CPU: sm_80, sm_90 (where no target is given) or "
+    "sm_100",
+    (*SESSIONS, "repro", "faults"),
+    metavar="TARGET",
+    choices=("sm_80", "sm_90", "sm_100"),
+    alone="sm_90",
+)
+DEVICES = (GPU, COMPILED)
 
 
 @functools.cache
 def table() -> tuple[Option, ...]:
-    """All options: the suite's, those of one model alone, and --gpu."""
+    """All options: the suite's, those of one model alone, and those that choose the device."""
     own = [
         dataclasses.replace(option, group=f"with --model {name}")
         for name in registry.names()
         for option in registry.options_of(name)
     ]
-    return (*OPTIONS, *own, GPU)
+    return (*OPTIONS, *own, *DEVICES)
 
 
 def options_of(command: str) -> tuple[Option, ...]:
@@ -366,7 +376,7 @@ PREFIX = "validate-"
 
 def plugin_name(option: Option) -> str:
     """The option's name for pytest: prefixed, because other plugins have a --seed and a --profile too."""
-    return f"--{option.name}" if option is GPU else f"--{PREFIX}{option.name}"
+    return f"--{option.name}" if option in DEVICES else f"--{PREFIX}{option.name}"
 
 
 def plugin_key(option: Option) -> str:
@@ -376,5 +386,5 @@ def plugin_key(option: Option) -> str:
 
 def as_pytest_says(text: str) -> str:
     """Rewrite the option names in a message to pytest's."""
-    known: Sequence[str] = [option.name for option in options_of("pytest") if option is not GPU]
+    known: Sequence[str] = [option.name for option in options_of("pytest") if option not in DEVICES]
     return re.sub(rf"(?<![\w-])--({'|'.join(known)})(?![\w-])", rf"--{PREFIX}\1", text)

@@ -118,7 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
     started_with: dict[str, str] = getattr(config, "workerinput", {})
     validation = Validation(options, Path(started_with[FOLDER]) if started_with else None)
     config.stash[VALIDATION] = validation
-    if options.gpu:
+    if options.gpu or options.compiled:
         _select(options, started_with.get(GPU))
     else:
         # Before any kernel is decorated; `validation.device.select` does the rest.
@@ -133,7 +133,7 @@ def _select(options: argparse.Namespace, gpu: str | None = None) -> None:
     try:
         if gpu is not None:
             pin_gpu(gpu)
-        select(options.gpu)
+        select(options.gpu, options.compiled)
     except UsageError as error:
         raise pytest.UsageError(as_pytest_says(str(error))) from error
 
@@ -186,7 +186,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is judged, where, and from which seed."""
     options = config.stash[VALIDATION].options
-    where = "the GPU" if options.gpu else "the interpreter"
+    where = "the GPU" if options.gpu else options.compiled or "the interpreter"
     return [f"validation: {options.ops} on {where}, profile {options.profile}, seed {options.seed}"]
 
 

@@ -63,7 +63,7 @@ class Session:
         limit = limit_of(options.case_seconds)
         for name in options.op:
             check_op_name(name)
-        self.device = devices.select(options.gpu)
+        self.device = devices.select(options.gpu, options.compiled)
         self.executor: Executor = load(options.ops, self.device, isolate=options.isolate, limit=limit)
         provided = ", ".join(self.ops.functions)
         for name in options.op:
@@ -238,7 +238,7 @@ class Session:
             **varied,
             **given,
             seeds=options.seeds,
-            gpu=not self.device.interpreted,
+            **self.device.options,
         )
         return Request(
             self.device,

@@ -16,6 +16,7 @@ class Status(StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
     NOT_EXPRESSED = "NOT_EXPRESSED"  # an adapter's library has no call for it: not judged
     NOT_RUN = "NOT_RUN"  # too slow for this device: not judged
+    NOT_EXECUTED = "NOT_EXECUTED"  # its compiled kernel does what the suite does not execute: not judged
     XFAILED = "XFAILED"  # failed as an entry of the xfail file says
     MISTRUSTED = "MISTRUSTED"  # right, but nearly all of it is zero, NaN or one number: counts for nothing
     # One op.
@@ -33,6 +34,9 @@ class Status(StrEnum):
     OUTPUT_ALIASES_INPUT = "OUTPUT_ALIASES_INPUT"
     OUT_OF_BOUNDS_WRITE = "OUT_OF_BOUNDS_WRITE"
     OUT_OF_BOUNDS_READ = "OUT_OF_BOUNDS_READ"  # also where what was read is not used
+    MISALIGNED = "MISALIGNED"  # of a compiled kernel: an address is no multiple of the access's size
+    RACE = "RACE"  # of a compiled kernel: the result depends on which thread comes first
+    UNINITIALISED_READ = "UNINITIALISED_READ"  # of a compiled kernel: shared memory that no thread has written
     NOT_WRITTEN = "NOT_WRITTEN"
     INCORRECT_NONFINITE = "INCORRECT_NONFINITE"
     INCORRECT_NUMERICAL = "INCORRECT_NUMERICAL"
@@ -65,16 +69,19 @@ class Status(StrEnum):
 
     @property
     def judged(self) -> bool:
-        """False if nothing was judged: a library has no call for it, or the device is too slow for it."""
-        return self not in (Status.NOT_EXPRESSED, Status.NOT_RUN)
+        """False if nothing was judged: a library has no call for it, or this device cannot judge it."""
+        return self not in (Status.NOT_EXPRESSED, *UNREACHED)
 
+
+# What another device may judge.
+UNREACHED = (Status.NOT_RUN, Status.NOT_EXECUTED)
 
 NOT_FAILED = frozenset(
     {
         Status.PASSED,
         Status.INCONCLUSIVE,
         Status.NOT_EXPRESSED,
-        Status.NOT_RUN,
+        *UNREACHED,
         Status.XFAILED,
         Status.MISTRUSTED,
     }
@@ -85,6 +92,9 @@ NOT_FAILED = frozenset(
 _WORST_FIRST = (
     Status.OUT_OF_BOUNDS_WRITE,
     Status.OUT_OF_BOUNDS_READ,
+    Status.MISALIGNED,
+    Status.RACE,
+    Status.UNINITIALISED_READ,
     Status.INPUT_MODIFIED,
     Status.OUTPUT_ALIASES_INPUT,
     Status.CRASHED,

@@ -28,18 +28,11 @@ from validation.cases.tensors import Arguments, keyword_arguments
 from validation.compiled.kernel import Compiled
 from validation.compiled.machine_code import read_amd, read_nvidia
 from validation.compiled.model_calls import LAYOUTS, MODELS, WIDTHS, calls
+from validation.compiled.ptx.target import TARGETS, compile_for
 from validation.device.private import triton_module
 from validation.forking.forked import Call, start_call
 from validation.forking.server import Order
 from validation.judge.expected import absent
-
-# Triton's description of each target: backend, architecture, threads of a warp.
-TARGETS: dict[str, tuple[str, int | str, int]] = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "sm_100": ("cuda", 100, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
 
 # Processes at a time.
 AT_ONCE = 2
@@ -115,31 +108,6 @@ def _from_json(line: str) -> Compiled:
     return Compiled(**data)
 
 
-class Driver:
-    """Triton's driver for a target without a device: enough to compile."""
-
-    def __init__(self, target: Any) -> None:
-        self.target = target
-
-    def get_current_target(self) -> Any:
-        """The ``GPUTarget`` to compile for."""
-        return self.target
-
-    def get_current_device(self) -> int:
-        """The index of the only device."""
-        return 0
-
-    def get_current_stream(self, _device: int) -> int:
-        """The default stream."""
-        return 0
-
-
-def compile_for(target: str) -> None:
-    """Make Triton compile for a target of `TARGETS` from now on, without such a device."""
-    gpu = triton_module("triton.backends.compiler").GPUTarget(*TARGETS[target])
-    triton_module("triton.runtime.driver").driver.set_active(Driver(gpu))
-
-
 def _compile_here(
     target: str,
     models: Sequence[str] = (),
@@ -148,11 +116,8 @@ def _compile_here(
     cases: Sequence[str] = (),
 ) -> Iterator[Compiled]:
     """Compile for one target in this process, in which the interpreter must be off."""
-    from fused_ops import _launch
-
     compile_for(target)
     jit_function = triton_module("triton.runtime.jit").JITFunction
-    _launch.DEVICE_TYPES = ("cpu",)
     launch, compiled = jit_function.run, []
 
     def compile_only(self: Any, *arguments: Any, warmup: bool, **keywords: Any) -> None:

@@ -18,6 +18,7 @@ from validation.equivalence import MARGIN
 from validation.errors import UsageError
 from validation.executor import InProcess
 from validation.ops import OpSet, check_op_name
+from validation.options import DEVICES
 from validation.parity.one_case import SHORT_DTYPE
 from validation.parity.plan import Plan
 from validation.parity.profiles import Profile
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="with --model: as for validate quality")
     parser.add_argument("--replays", type=int, default=8, metavar="N", help="with --model: as for validate quality")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="with --model: as for validate quality")
-    parser.add_argument("--gpu", action="store_true", help="run on the GPU; a usage error where there is none")
+    for option in DEVICES:
+        parser.add_argument(f"--{option.name}", **option.keywords())
     return parser
 
 
@@ -90,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--cases: {arguments.cases}, expected an integer >= 1")
     for op in arguments.op:
         check_op_name(op)
-    device = select(arguments.gpu)
+    device = select(arguments.gpu, arguments.compiled)
     if device.bfloat16_problems:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     alarms = judged = 0
@@ -137,7 +139,7 @@ def _columns(summary: Record) -> str:
 def _run_model(arguments: argparse.Namespace) -> int:
     if arguments.cases is not None or arguments.op:
         raise UsageError("--cases and --op are of the op level, expected none of them with --model")
-    device = select(arguments.gpu)
+    device = select(arguments.gpu, arguments.compiled)
     if device.bfloat16_problems:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     from validation.controls import separation

@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from validation.device import interpreter_speed
+from validation.device import autotuned, interpreter_speed
 from validation.device.private import triton_module
 
 
 def enable() -> None:
     """Make ``triton.jit`` give interpreted kernels. Must run before anything imports triton.
 
-    An autotuned kernel is launched with the first of its configurations that fits, so only that one is judged.
+    An autotuned kernel is launched with the first of its configurations that fits, so only that one is judged
+    (`autotuned`).
 
     Raises:
         RuntimeError: triton was imported with the interpreter off, so its own kernels are already decorated.
@@ -60,7 +61,7 @@ def repair() -> None:
     """Install the conversions above in the interpreter; once per process.
 
     Also makes ``tl.fma`` of float32 round once, lets loop bounds of tensor type work under Triton 3.6 with NumPy 2.4,
-    runs autotuned kernels with one configuration (`_take_first_configuration`), and takes less time
+    runs autotuned kernels with one configuration (`autotuned`), and takes less time
     (`interpreter_speed`).
     """
     tl, interpreter = triton_module("triton.language"), triton_module("triton.runtime.interpreter")
@@ -102,43 +103,8 @@ def repair() -> None:
 
     builder._bfloat16_repaired = True
     _take_integers_from_arrays(interpreter)
-    _take_first_configuration()
+    autotuned.take(lambda configs: configs[0])
     interpreter_speed.hasten(interpreter)
-
-
-def _take_first_configuration() -> None:
-    """Launch an autotuned kernel with the first of its configurations, since timing them needs a GPU.
-
-    So one configuration is judged here, and on a GPU the one that the tuner picks for each of its keys. As on a GPU,
-    ``early_config_prune`` decides which ones a shape allows, unless it needs a GPU: a kernel of one row per program is
-    wrong with a block shorter than the row. ``perf_model`` only ranks them, and is not called. Otherwise this is the
-    launch of a kernel tuned before: the configuration's own ``pre_hook`` runs; the tuner's hooks (``pre_hook``,
-    ``reset_to_zero``, ``restore_value``), which undo the effects of timing, do not. The interpreter has no warps or
-    stages.
-    """
-    tuner = triton_module("triton.runtime.autotuner").Autotuner
-
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.nargs = dict(zip(self.arg_names, args, strict=False))
-        configs = _allowed(self, kwargs) if len(self.configs) > 1 else self.configs
-        self.best_config = config = configs[0]
-        if config.pre_hook is not None:
-            config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
-        result = self.fn.run(*args, **kwargs, **config.all_kwargs())
-        self.nargs = None
-        return result
-
-    tuner.run = run
-
-
-def _allowed(tuner: Any, kwargs: dict[str, Any]) -> Any:
-    ranking, tuner.perf_model = tuner.perf_model, None
-    try:
-        return tuner.prune_configs(kwargs)
-    except (RuntimeError, AssertionError):  # raised by Triton's driver and torch.cuda without a GPU
-        return tuner.configs
-    finally:
-        tuner.perf_model = ranking
 
 
 def _take_integers_from_arrays(interpreter: Any) -> None:

@@ -1,50 +1,70 @@
 """Counts the Triton kernels that a call launches: an op that silently skips its kernel launches none.
 
-Under the interpreter the programs can be counted too, for a process that watches this one (`count_programs`).
+On the CPU the programs can be counted too, for a process that watches this one (`count_programs`).
 """
 
 import contextlib
 import dataclasses
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
+from validation.compiled.ptx import executing
 from validation.device.private import triton_module
 
 
 @dataclasses.dataclass
 class Launches:
-    """The number of launches, updated while `counted` is active."""
+    """The launches of this process, updated while `counted` is active.
 
-    count: int = 0
+    Attributes:
+        interpreted: how many Triton's interpreter ran. on_gpu: how many a GPU ran.
+        executed: those whose PTX ran on the CPU.
+    """
+
+    executed: executing.Runs
+    interpreted: int = 0
+    on_gpu: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many in all."""
+        return self.interpreted + self.on_gpu + self.executed.launches
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Launches]:
-    """Count the launches of this process: compiled kernels by Triton's launch hook, interpreted ones by a patch."""
+def counted(known: Mapping[str, Tensor] | None = None) -> Iterator[Launches]:
+    """Count the launches of this process: on a GPU by Triton's launch hook, interpreted ones by a patch.
+
+    Args:
+        known: tensors by name, as in `validation.compiled.ptx.executing.Runs`.
+    """
     executor = triton_module("triton.runtime.interpreter").GridExecutor
     hook = triton_module("triton.knobs").runtime.launch_enter_hook
-    launches = Launches()
     launch = executor.__call__
 
     def interpreted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        launches.count += 1
+        launches.interpreted += 1
         return launch(self, *args, **kwargs)
 
-    def compiled(_: Any) -> None:
-        launches.count += 1
+    def on_gpu(_: Any) -> None:
+        launches.on_gpu += 1
 
     executor.__call__ = interpreted
-    hook.add(compiled)
+    hook.add(on_gpu)
     try:
-        yield launches
+        with executing.watched(known) as runs:
+            launches = Launches(runs)
+            yield launches
     finally:
         executor.__call__ = launch
-        hook.remove(compiled)
+        hook.remove(on_gpu)
 
 
 class Counts:
-    """Launches and programs of an interpreting process, in memory that another one reads.
+    """Launches and programs of a process, in memory that another one reads.
 
     Attributes:
         launches: kernels launched since `clear`.
@@ -73,13 +93,13 @@ class Counts:
         """Count a launch."""
         self._numbers[0] += 1
 
-    def program(self) -> None:
-        """Count a program."""
-        self._numbers[1] += 1
+    def program(self, number: int = 1) -> None:
+        """Count a program, or several."""
+        self._numbers[1] += number
 
 
 def count_programs(counts: Counts) -> None:
-    """Count what the interpreter launches in this process from now on."""
+    """Count what is launched on the CPU in this process from now on."""
     builder = triton_module("triton.runtime.interpreter").InterpreterBuilder
     set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
 
@@ -91,4 +111,9 @@ def count_programs(counts: Counts) -> None:
         counts.program()
         return set_idx(self, *index)
 
+    def begin(programs: int) -> None:
+        counts.launch()
+        counts.program(programs)
+
     builder.set_grid_dim, builder.set_grid_idx = set_grid_dim, set_grid_idx
+    executing.begun.append(begin)

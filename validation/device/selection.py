@@ -1,8 +1,9 @@
-"""Selects where the kernels run, once per process: Triton's interpreter on the CPU, or a GPU."""
+"""Selects where the kernels run, once per process: interpreted or compiled on the CPU, or on a GPU."""
 
 import dataclasses
 import gc
 import os
+from typing import Any
 
 from validation.errors import UsageError
 
@@ -12,20 +13,27 @@ class Device:
     """A chosen device.
 
     Attributes:
-        name: ``interpreter``, or the GPU's name.
+        name: ``interpreter``, ``sm_90, executed on the CPU``, or the GPU's name.
         torch: the torch device string, ``cpu`` or ``cuda``.
         bfloat16_problems: what is wrong with the interpreter's bfloat16 conversions; unless it is empty,
             bfloat16 cannot be judged.
+        compiled: the target for which kernels are compiled, whose PTX runs on the CPU; None elsewhere.
     """
 
     name: str
     torch: str
     bfloat16_problems: tuple[str, ...] = ()
+    compiled: str | None = None
 
     @property
-    def interpreted(self) -> bool:
-        """True where kernels run under Triton's interpreter."""
-        return self.torch == "cpu"
+    def gpu(self) -> bool:
+        """True where kernels run on a GPU."""
+        return self.torch == "cuda"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `select`, and the options of the command line, that give this device."""
+        return {"gpu": self.gpu, "compiled": self.compiled}
 
 
 _selected: Device | None = None
@@ -58,24 +66,31 @@ def gpu_of_worker(worker: int) -> str:
     return gpus[worker % len(gpus)].strip()
 
 
-def select(gpu: bool) -> Device:
+def select(gpu: bool = False, compiled: str | None = None) -> Device:
     """Choose the device of this process; must be called before any kernel is imported.
 
-    Without ``gpu``, enables Triton's interpreter, repairs its bfloat16 conversion, checks the repair
-    against torch, and limits torch to one thread.
+    On the CPU, limits torch to one thread, and has Triton compile for a target or interpret; repairs the interpreter's
+    bfloat16 conversion, and checks the repair against torch.
+
+    Args:
+        gpu: run on the GPU.
+        compiled: compile for this target and execute the PTX on the CPU.
 
     Raises:
-        UsageError: ``gpu`` without a usable GPU, with the interpreter switched on, or after the other
-            device was selected; without ``gpu``, Triton's interpreter cannot be switched on.
+        UsageError: ``gpu`` without a usable GPU or with ``compiled``; ``gpu`` or ``compiled`` with the interpreter
+            switched on, or after another device was selected; a target without PTX; Triton's interpreter cannot be
+            switched on.
     """
     global _selected
+    if gpu and compiled is not None:
+        raise UsageError("--compiled: expected no --gpu with it: it executes on the CPU what a GPU would run")
     if gpu:
         import torch
 
         if not torch.cuda.is_available():
             raise UsageError("--gpu: torch sees no usable GPU, expected one (leave --gpu out to use the CPU)")
     if _selected is not None:
-        if _selected.interpreted == gpu:
+        if (_selected.gpu, _selected.compiled) != (gpu, compiled):
             raise UsageError(f"the device is {_selected.name} already, expected one device a process")
         return _selected
     if gpu:
@@ -85,16 +100,30 @@ def select(gpu: bool) -> Device:
     else:
         import torch
 
-        from validation.device import interpreter
-
         # Cases are small, and idle OpenMP threads spin: with the other core busy, two threads took 76 s for a
         # sampled video, one thread 35 s.
         torch.set_num_threads(1)
-        try:
-            interpreter.enable()
-        except RuntimeError as error:
-            raise UsageError(str(error)) from error
-        _selected = Device("interpreter", "cpu", tuple(interpreter.verify_bfloat16()))
+        _selected = _interpreted() if compiled is None else _executed(compiled)
     # torch and Triton are imported by now, and stay: the collector need not look through them (8 % of a run's time).
     gc.freeze()
     return _selected
+
+
+def _interpreted() -> Device:
+    from validation.device import interpreter
+
+    try:
+        interpreter.enable()
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
+    return Device("interpreter", "cpu", tuple(interpreter.verify_bfloat16()))
+
+
+def _executed(target: str) -> Device:
+    from validation.device import executed
+
+    try:
+        executed.enable(target)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--compiled: {error}") from error
+    return Device(f"{target}, executed on the CPU", "cpu", compiled=target)

@@ -70,12 +70,12 @@ def _print_to(path: str) -> None:
 
 def _loaded(start: dict[str, Any], counts: int) -> Callable[[dict[str, Any]], Any]:
     """Select the device and load the op set; returns the function that answers all other requests."""
-    device = select(start["gpu"])
+    device = select(**start["device"])
     # Unless it was forked, the first judged case imports Triton's runtime and torch._dynamo, which takes some three
     # seconds: do it here, so that it does not count against the candidate.
     op = reference_op_names()[0]
     judge_call(good_case(signature_of(op)), reference_op(op), device.torch)
-    if not start["gpu"]:
+    if not device.gpu:
         launches.count_programs(launches.Counts(counts))
     sys.path[:] = start["path"]
     executor = InProcess(load_op_set(start["ops"]), device)

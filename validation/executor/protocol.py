@@ -1,7 +1,7 @@
 """The protocol of parent and child: numbered lines of JSON over two pipes; they share nothing else.
 
-Request: ``{"ops", "gpu", "path"}`` first, which loads the op set; then ``{"case", "grad"}``, ``{"case", "calls"}`` or
-``{"op", "bad_call"}``.
+Request: ``{"ops", "device", "path"}`` first, which loads the op set; then ``{"case", "grad"}``, ``{"case", "calls"}``
+or ``{"op", "bad_call"}``.
 ``{"printed"}`` in each names the file that takes what the process prints, "" for stderr.
 Answer: ``{"answer"}``, ``{"usage_error"}`` or ``{"defect"}``, with the request's number.
 """

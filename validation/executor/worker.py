@@ -116,8 +116,8 @@ class Worker:
         self._launch()
         path = [folder for folder in sys.path if isinstance(folder, str)]  # Python itself skips other entries
         try:
-            gpu = not self.device.interpreted
-            answer = self._exchange({"ops": self.origin, "gpu": gpu, "path": path}, Clock(START_SECONDS))
+            start = {"ops": self.origin, "device": self.device.options, "path": path}
+            answer = self._exchange(start, Clock(START_SECONDS))
         except UsageError:
             self.close()
             raise
@@ -133,9 +133,9 @@ class Worker:
         self._replies, write = os.pipe()
         self._trace = os.memfd_create("trace")
         self._counted, counts = shared_counts()
-        self._counts = counts if self.device.interpreted else None
+        self._counts = None if self.device.gpu else counts
         descriptors = (read, write, self._trace, self._counted)
-        self.process = process.start(descriptors, self._folder, forked=self.device.interpreted)
+        self.process = process.start(descriptors, self._folder, forked=not self.device.gpu)
         os.close(read)
         os.close(write)
         self._requests, self._read, self._used = os.fdopen(requests, "wb"), b"", False

@@ -5,14 +5,16 @@ gives the matrix of the whole sweep; with several seeds each sweep ends at the f
 because then the question is whether there is one.
 """
 
+import functools
 import itertools
 import math
 import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 
@@ -61,14 +63,14 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
     for name in faults:
         if name not in known:
             raise UsageError(f"--fault: unknown fault {name!r}, expected one of: {', '.join(known)}")
-        if known[name].gpu and device.interpreted:
+        if known[name].gpu and not device.gpu:
             raise UsageError(f"--fault: {name!r} shows on a GPU only, expected --gpu with it")
-        if known[name].cpu and not device.interpreted:
+        if known[name].cpu and device.gpu:
             raise UsageError(f"--fault: {name!r} shows on the CPU only, expected no --gpu with it")
     # Sorted by op: the faults of one op get the same cases, which are drawn once.
     chosen = sorted((faults or known), key=lambda name: known[name].op)
     chosen = [name for name in chosen if not ops or known[name].op in ops]
-    here = tuple(name for name in chosen if not (known[name].gpu if device.interpreted else known[name].cpu))
+    here = tuple(name for name in chosen if not (known[name].cpu if device.gpu else known[name].gpu))
     if not here:
         raise UsageError(f"--op: no planted fault of {', '.join(ops)} among those selected, expected at least one")
     return here, tuple(name for name in chosen if name not in here)
@@ -119,7 +121,7 @@ def judge(name: str, device: Device, profile: Profile, seed: int, *, first_kill:
         fault=[name],
         seed=seed,
         profile=profile.name,
-        gpu=not device.interpreted,
+        **device.options,
     )
     lines = [f"{fault.op}  {name}  {status}", f"the bug: {fault.bug}", reason, f"repeat: {repro}"]
     return Record(
@@ -168,7 +170,7 @@ def kill_matrix(
     Many sweeps are shared out among processes, one for each core, on a GPU as many as its memory takes.
     """
     if left_out:
-        where, check = ("a GPU", "needs a GPU") if device.interpreted else ("the CPU", "needs the CPU")
+        where, check = ("the CPU", "needs the CPU") if device.gpu else ("a GPU", "needs a GPU")
         reason = f"{len(left_out)} faults show on {where} only and were not run: {', '.join(left_out)}"
         yield Record(Level.RUN, OP_SET, "", Status.PASSED, check, reason)
     tasks = [(name, profile, seed, len(seeds) > 1) for seed in seeds for name in names]
@@ -192,25 +194,24 @@ def _judged(tasks: Sequence[Task], device: Device) -> Iterator[Record]:
         max_workers=_processes(device),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(not device.interpreted,),
+        initargs=(device.options,),
     ) as pool:
-        yield from pool.map(_judge_here, tasks)
+        yield from pool.map(functools.partial(_judge_here, device.options), tasks)
 
 
 def _processes(device: Device) -> int:
     """One a core, on a GPU no more than its memory takes."""
     cores = len(os.sched_getaffinity(0))
-    return cores if device.interpreted else min(cores, max(torch.cuda.mem_get_info()[0] // GPU_BYTES, 1))
+    return cores if not device.gpu else min(cores, max(torch.cuda.mem_get_info()[0] // GPU_BYTES, 1))
 
 
-def _begin(gpu: bool) -> None:
+def _begin(device: Mapping[str, Any]) -> None:
     """Make a process ready."""
     torch.set_num_threads(1)
-    select(gpu)
+    select(**device)
     load()
 
 
-def _judge_here(task: Task) -> Record:
+def _judge_here(device: Mapping[str, Any], task: Task) -> Record:
     name, profile, seed, first = task
-    device = select(os.environ.get("TRITON_INTERPRET", "0") in ("", "0"))
-    return judge(name, device, profile, seed, first_kill=first)
+    return judge(name, select(**device), profile, seed, first_kill=first)

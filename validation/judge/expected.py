@@ -16,7 +16,7 @@ from validation.cases.values import EXACT
 from validation.chains import bounds, exact, perturbed
 from validation.chains.running import Running
 from validation.judge import oracle
-from validation.judge.stats import Budget
+from validation.judge.stats import Budget, may_flush
 from validation.ops import reference_op, reference_op_names
 
 # Ops that compute y by another op from the residual_out that they return: y of `scale_residual_X` is judged as X.
@@ -148,7 +148,7 @@ def _target(
     slack: Tensor | None,
     device: str,
 ) -> Target:
-    budget = Budget.of(running, baseline.shape, baseline.dtype, flush=device == "cuda")
+    budget = Budget.of(running, baseline.shape, baseline.dtype, flush=may_flush(device))
     bound = running.expanded(baseline.shape)
     slack = None if slack is None else slack.expand(baseline.shape)
     return Target(name, truth, baseline, baseline_truth, operands, bound, budget, slack, _frames(operands))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from validation.cases.tensors import Arguments
+from validation.compiled.ptx.executing import Runs
 from validation.judge import structure, where
-from validation.verdict import Status, Verdict
+from validation.verdict import REPORT_ORDER, Status, Verdict
 
 
 def wrong_form(outputs: tuple[Any, ...], expected: tuple[Tensor, ...], *, alone: bool) -> Verdict | None:
@@ -76,6 +77,9 @@ def wrong_memory(
     outside = outside or guards.written_outside()
     if outside:
         return Verdict(Status.OUT_OF_BOUNDS_WRITE, "canaries", f"written outside: {outside}")
+    executed = wrong_execution(guards.launched.executed)
+    if executed is not None:
+        return executed
     if guards.read_outside:
         return Verdict(Status.OUT_OF_BOUNDS_READ, "reads", f"read outside: {guards.read_outside}")
     for output in outputs:
@@ -86,6 +90,15 @@ def wrong_memory(
                 Status.NOT_WRITTEN, "poison", f"{reason}, the first at {_first(missed)}", lines=where.lines(missed)
             )
     return None
+
+
+def wrong_execution(runs: Runs) -> Verdict | None:
+    """The failure in what executed kernels did to memory; None if there is none, or nothing was executed."""
+    if not runs.violations:
+        return None
+    worst = min(runs.violations, key=lambda violation: REPORT_ORDER.index(Status(violation.kind)))
+    lines = tuple(str(violation) for violation in runs.violations if violation is not worst)
+    return Verdict(Status(worst.kind), "executed PTX", str(worst), lines=lines)
 
 
 def _first(hit: Tensor) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from validation.cases.errors import BadCall
 from validation.cases.tensors import materialise
-from validation.errors import CannotExpress
+from validation.errors import CannotExpress, NotExecutedError
 from validation.judge import structure
 from validation.ops import Op, surroundings, tracebacks
 
@@ -30,6 +30,8 @@ def not_refused(bad: BadCall, candidate: Op, device: str) -> str:
         words = "" if named else f"{type(error).__name__} without the name of {expected}: {_one_line(error)}"
     except CannotExpress:
         words = ""
+    except NotExecutedError:  # it went as far as a launch
+        pass
     except BaseException as error:  # whatever a candidate raises
         if tracebacks.is_interrupt(error):
             raise

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from validation.cases.case import Case
 from validation.cases.tensors import materialise
+from validation.compiled.ptx import executing
 from validation.device.threads import one_thread
 from validation.judge.bits import difference
 from validation.judge.expected import absent, outputs_of, written_arguments
@@ -34,7 +35,7 @@ def judge_repeated(case: Case, candidate: Callable[..., Any], device: str, calls
     storages = arguments.storages.values() if written_arguments(case) else ()
     before = [storage.memory.clone() for storage in storages]
     first: tuple[Tensor, ...] = ()
-    with torch.no_grad(), one_thread(), surroundings.kept():
+    with torch.no_grad(), one_thread(), surroundings.kept(), executing.how(turn=case.seed):
         for n in range(1, calls + 1):
             for storage, memory in zip(storages, before, strict=True):
                 storage.memory.copy_(memory)

@@ -44,12 +44,12 @@ from collections.abc import Callable
 
 from validation.cases.case import Case
 from validation.chains import bounds
-from validation.errors import CannotExpress
+from validation.errors import CannotExpress, NotExecutedError
 from validation.judge import second_calls, settings
 from validation.judge.expected import CHAINED
 from validation.judge.oracle import WrongTruthError
 from validation.judge.reference import ReferenceFailedError
-from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, plain_norm
+from validation.judge.second_calls import OTHER_FLAGS, FirstCall, ReusedOutputError, ViolationError, plain_norm
 from validation.ops import tracebacks
 from validation.verdict import Status, Verdict
 
@@ -73,6 +73,9 @@ NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 # Regimes in which doubling neither overflows nor makes an underflowed value representable.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
+# Asked for by the judge, where a compiled kernel approximates.
+APPROXIMATIONS = "approximations"
+
 CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
     "repeat": second_calls.repeat,
     "other settings": settings.other_settings,
@@ -83,6 +86,7 @@ CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
     "zero gate": second_calls.zero_gate,
     "zero modulation": second_calls.zero_modulation,
     "other flags": second_calls.other_flags,
+    APPROXIMATIONS: second_calls.approximations,
     "side stream": second_calls.side_stream,
     "graph replay": second_calls.graph_replay,
 }
@@ -124,7 +128,9 @@ def failure(first: FirstCall, checks: tuple[str, ...] | None = None) -> tuple[st
             status, words = Status.NOT_REPRODUCIBLE, str(error)
         except CannotExpress:
             continue
-        except (ReferenceFailedError, WrongTruthError):
+        except ViolationError as error:
+            status, words = error.verdict.status, error.verdict.reason
+        except (ReferenceFailedError, WrongTruthError, NotExecutedError):
             raise
         except BaseException as error:  # whatever a candidate raises is its verdict
             if tracebacks.is_interrupt(error):
@@ -179,6 +185,8 @@ def applies(name: str, case: Case, device: str) -> bool:
             return known and has_eps and plain_norm(case) != ""
         case "other flags":
             return any(flag in case.flags for flag in OTHER_FLAGS)
+        case _ if name == APPROXIMATIONS:
+            return False
         case "side stream":
             return device == "cuda"
         case "graph replay":

@@ -15,10 +15,12 @@ from validation.cases.case import Case
 from validation.cases.roles import ACTIVATIONS, MODULATIONS
 from validation.cases.tensors import Arguments
 from validation.chains import bounds
+from validation.compiled.ptx import executing
 from validation.judge import oracle, structure
 from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
-from validation.judge.stats import Budget
+from validation.judge.form import wrong_execution
+from validation.judge.stats import Budget, may_flush
 from validation.ops import reference_op
 from validation.verdict import Verdict
 
@@ -65,8 +67,12 @@ class FirstCall:
 
         Raises:
             ReusedOutputError: the call wrote to the first call's outputs, or returned their memory again.
+        ViolationError: a compiled kernel did what it must not do.
         """
-        result, _ = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
+        result, guards = structure.call_guarded(self.candidate, Arguments(kwargs, {}, {}))
+        violated = wrong_execution(guards.launched.executed)
+        if violated is not None:
+            raise ViolationError(violated)
         outputs = outputs_of(result)
         for kept, copy in zip(self.returned, self.outputs, strict=False):
             changed = ~equal_bits(kept, copy)
@@ -81,6 +87,18 @@ class FirstCall:
 
 class ReusedOutputError(Exception):
     """An op reuses one buffer for the results of several calls."""
+
+
+class ViolationError(Exception):
+    """A compiled kernel did what it must not do.
+
+    Attributes:
+        verdict: what.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
 
 
 def plain_norm(case: Case) -> str:
@@ -252,7 +270,7 @@ def zero_modulation(first: FirstCall) -> str:
     op = plain_norm(first.case)
     norm = {"x": x, "eps": fresh.kwargs["eps"]}
     truth = reference_op(op)(**{**norm, "x": x.double()})
-    budget = Budget.of(bounds.bound(op, norm)[0], x.shape, x.dtype, flush=first.device == "cuda")
+    budget = Budget.of(bounds.bound(op, norm)[0], x.shape, x.dtype, flush=may_flush(first.device))
     over = (outputs[0].double() - truth).abs() > budget.allowed
     if not bool(over.any()):
         return ""
@@ -270,6 +288,19 @@ def other_flags(first: FirstCall) -> str | Verdict:
             if found is not None:
                 return dataclasses.replace(found, reason=f"called next with {flag}={value!r}: {found.reason}")
     return ""
+
+
+def approximations(first: FirstCall) -> str:
+    """Approximate instructions at either end of the interval that the PTX ISA allows them, and at random inside."""
+    for mode in ("low", "high", "seeded"):
+        with executing.how(mode=mode):
+            words = first.judged(first.again(**first.make().kwargs))
+        if words:
+            return f"with .approx results {_WHERE[mode]} of their intervals: {words}"
+    return ""
+
+
+_WHERE = {"low": "at the low end", "high": "at the high end", "seeded": "at random inside"}
 
 
 def side_stream(first: FirstCall) -> str:

@@ -14,10 +14,10 @@ import torch
 
 from validation.cases.case import Case
 from validation.device.threads import one_thread
-from validation.errors import CannotExpress
+from validation.errors import CannotExpress, NotExecutedError
 from validation.judge.bits import Outputs, difference
 from validation.judge.expected import outputs_of
-from validation.judge.second_calls import FirstCall, ReusedOutputError
+from validation.judge.second_calls import FirstCall, ReusedOutputError, ViolationError
 from validation.ops import reference_op, tracebacks
 
 INFERENCE, THREAD = "in inference mode", "in another thread"
@@ -83,7 +83,7 @@ def _difference(first: FirstCall, names: Collection[str]) -> str:
     """
     try:
         outputs = _under(first, names, first.again)
-    except (CannotExpress, ReusedOutputError):
+    except (CannotExpress, NotExecutedError, ReusedOutputError, ViolationError):
         raise
     except Exception as error:
         return f"it raised {type(error).__name__}: {tracebacks.said(error)[:200]}{tracebacks.of_error(error)}"

@@ -9,10 +9,16 @@ from torch import Tensor
 
 from validation.chains.running import K, Running
 from validation.chains.ulp import ulp
+from validation.compiled.ptx import executing
 
 # Allows for the second-order terms that first-order propagation omits: the product of two bfloat16 roundings is 2^-8
 # of one rounding, and a chain has at most four.
 SECOND_ORDER = 1.0 + 2.0**-6
+
+
+def may_flush(device: str) -> bool:
+    """Whether kernels may flush float32 subnormals, as CUDA's instructions do: also where PTX runs on the CPU."""
+    return device == "cuda" or executing.target() is not None
 
 
 @dataclasses.dataclass(frozen=True)

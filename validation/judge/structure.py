@@ -12,9 +12,10 @@ from torch import Tensor
 
 from validation.cases.tensors import Arguments, as_bits, guard_elements, poison
 from validation.chains import tape
-from validation.device import private
+from validation.device import launches, private
 from validation.device.private import DispatchKey, DispatchKeySet, DispatchMode, tree_leaves
 from validation.device.private import storage_identity as identity
+from validation.errors import NotExecutedError
 from validation.judge import reads
 from validation.ops import surroundings
 
@@ -156,7 +157,10 @@ class GuardedAllocations(DispatchMode):
         moved: describes the argument that the call turned into another tensor; "" if none.
         read_outside: describes what its interpreted kernels read outside of arguments and allocations; "" if nothing.
         changed: describes the process-wide state that the call left changed; "" if none.
+        launched: the kernels that the call launched.
     """
+
+    launched: launches.Launches
 
     def __init__(self) -> None:
         super().__init__()
@@ -357,7 +361,11 @@ def aliased_input(outputs: Sequence[Tensor], arguments: Arguments, written: Sequ
 
 
 def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[Any, GuardedAllocations]:
-    """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish."""
+    """Call an op on a case's arguments under guards, without grad; wait for the GPU to finish.
+
+    Raises:
+        NotExecutedError: a launch was not executed; the result, if there is one, is not the op's.
+    """
     before = {name: _whereabouts(t) for name, t in arguments.tensors.items()}
     # Watched inside: leaving `torch.no_grad` would put back the grad mode.
     with (
@@ -365,8 +373,13 @@ def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[An
         surroundings.kept() as around,
         GuardedAllocations() as guards,
         reads.watched(arguments, guards.allocations) as outside,
+        launches.counted(arguments.tensors) as guards.launched,
     ):
-        result = function(**arguments.kwargs)
+        try:
+            result = function(**arguments.kwargs)
+        finally:
+            if guards.launched.executed.not_executed:
+                raise NotExecutedError(guards.launched.executed.not_executed)
     guards.changed, guards.read_outside = around.changed, outside()
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from validation.cases.case import Case
 from validation.cases.tensors import Arguments, materialise
-from validation.device import launches
+from validation.compiled.ptx import executing
 from validation.device.threads import one_thread
-from validation.errors import CannotExpress
+from validation.errors import CannotExpress, NotExecutedError
 from validation.judge import fingerprint, oracle, same_bits, structure
 from validation.judge.expected import Expected, absent, expect, outputs_of, written_arguments
 from validation.judge.form import wrong_form, wrong_memory
@@ -31,8 +31,9 @@ WRONG_VALUES = frozenset({Status.INCORRECT_NONFINITE, Status.INCORRECT_NUMERICAL
 WRONG_TRUTH = "formula"
 
 # The judge's stages in order; the first that fails names the verdict: runs -> surroundings kept -> structure -> dtype
-# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> nothing read outside -> everything
-# written -> NaN and inf where the truth has them -> error -> bias -> same bits again.
+# -> shape -> device -> inputs untouched -> no alias -> nothing written outside -> nothing read outside -> what
+# executed PTX may not do -> everything written -> NaN and inf where the truth has them -> error -> bias -> same bits
+# again.
 STAGES = (
     Status.REFERENCE_ERROR,
     Status.COMPILE_ERROR,
@@ -48,12 +49,17 @@ STAGES = (
     Status.OUTPUT_ALIASES_INPUT,
     Status.OUT_OF_BOUNDS_WRITE,
     Status.OUT_OF_BOUNDS_READ,
+    Status.MISALIGNED,
+    Status.RACE,
+    Status.UNINITIALISED_READ,
     Status.NOT_WRITTEN,
     Status.INCORRECT_NONFINITE,
     Status.INCORRECT_NUMERICAL,
     Status.BIASED,
     Status.NOT_REPRODUCIBLE,
 )
+# Races are looked for in one case of so many: it takes 2 to 10 times as long.
+RACES_IN = 8
 # Failures of which a second call may give other bits.
 CALLED_AGAIN = WRONG_VALUES | {Status.NOT_WRITTEN}
 
@@ -131,12 +137,14 @@ def judge_call(case: Case, candidate: Callable[..., Any], device: str) -> Verdic
     # A sweep of 158 cases on two cores took 33 s of processor time with two threads, which wait for each other on
     # tensors this small, and 5 s with one.
     try:
-        with one_thread():
+        with one_thread(), executing.how(turn=case.seed, races=_looks_for_races(case)):
             verdict = _judge_call(case, candidate, device, clock)
     except ReferenceFailedError as error:
         verdict = Verdict(Status.REFERENCE_ERROR, "reference", str(error))
     except oracle.WrongTruthError as error:
         verdict = Verdict(Status.REFERENCE_ERROR, WRONG_TRUTH, str(error))
+    except NotExecutedError as error:
+        verdict = Verdict(Status.NOT_EXECUTED, "runs", str(error))
     return dataclasses.replace(verdict, seconds=clock.seconds)
 
 
@@ -153,8 +161,9 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     expected = dataclasses.replace(expected, target=clock.apart("truth", checked_target(expected)))
     clock.lap("truth")
     try:
-        with launches.counted() as launched:
-            result, guards = structure.call_guarded(candidate, arguments)
+        result, guards = structure.call_guarded(candidate, arguments)
+    except NotExecutedError:
+        raise
     except CannotExpress as error:
         return Verdict(Status.NOT_EXPRESSED, "runs", str(error))
     except BaseException as error:  # whatever a candidate raises is its verdict
@@ -164,6 +173,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         reason = f"raised {type(error).__name__}: {tracebacks.said(error)[:300]}{tracebacks.of_error(error)}"
         return Verdict(status, "runs", reason)
     clock.lap("candidate")
+    launched = guards.launched
     if guards.changed:
         reason = f"the call changed what the whole process computes with: {guards.changed}"
         return Verdict(Status.STATE_CHANGED, "surroundings", reason)
@@ -184,7 +194,8 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         arguments=arguments,
         outputs=tuple(output.clone() for output in outputs_of(result)),
         returned=() if written_arguments(case) else outputs_of(result),
-        kernels=kernels,
+        # A compiled kernel may read another layout by wider loads, with another order of summation.
+        kernels=kernels and launched.interpreted > 0,
         even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
         judged=lambda outputs: failed.reason if (failed := _failed(case, outputs, expected, make)) else "",
         judged_as=lambda other, outputs: _failed(
@@ -196,7 +207,8 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         device=device,
     )
     wrong = verdict.status.failed
-    failure = same_bits.failure(first, ("repeat",) if wrong else None)
+    checks = (*same_bits.due(case, device), *([same_bits.APPROXIMATIONS] * launched.executed.approximate))
+    failure = same_bits.failure(first, ("repeat",) if wrong else checks)
     clock.lap("same bits")
     if failure is None:
         lines = (*verdict.lines, "a second call gives the same bits") if wrong else verdict.lines
@@ -204,6 +216,11 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     check, status, words = failure
     reason = f"{check}: {words}" + (f"; the first call: {verdict.reason}" if wrong else "")
     return dataclasses.replace(verdict, status=status, check=check, reason=reason, tier=None)
+
+
+def _looks_for_races(case: Case) -> bool:
+    """Whether races are looked for where kernels are executed: in all cases if that is asked for, else in some."""
+    return executing.current().races or case.seed % RACES_IN == 0
 
 
 def _with_flags(arguments: Arguments, case: Case) -> Arguments:

@@ -30,6 +30,7 @@ from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
 from validation.compiled import aot
+from validation.compiled.ptx.target import compile_for
 from validation.judge.expected import outputs_of
 from validation.judge.signature import signature_of
 from validation.parity.workloads import workloads
@@ -44,8 +45,6 @@ def note_launches() -> None:
     from triton.compiler.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
 
-    from fused_ops import _launch
-
     def note(self: Any, *arguments: Any) -> None:
         grid, (stream, function, metadata, _, *_hooks) = arguments[:3], arguments[3:9]
         launched.append((self.hash, grid, stream, function, metadata, arguments[9:]))
@@ -57,8 +56,7 @@ def note_launches() -> None:
         self.device_caches[device][0][key] = kernel
         return kernel
 
-    aot.compile_for("sm_90")
-    _launch.DEVICE_TYPES = ("cpu",)
+    compile_for("sm_90")
     JITFunction._do_compile = compile_nothing
     CompiledKernel._init_handles = lambda _self: None
 

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Names, files, progress and the table of options: every folder may import them.
 _PLAIN = ("errors", "verdict", "equivalence", "files", "progress", "options")
+# Where kernels run.
+_DEVICE = ("device", "device/private", "compiled/ptx")
 
 
 # A unit is a package, a folder or a file of `validation`; a file with its own line does not belong to its folder.
@@ -32,28 +34,31 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "run_plan": _PLAIN,
     "record": (*_PLAIN, "run_plan"),
     "diff": (*_PLAIN, "record", "run_plan"),
+    # Every private name of torch and Triton; what executes PTX on plain tensors. Launches are taken by the device.
+    "device/private": ("errors",),
+    "compiled/ptx": ("errors", "device/private"),
     # Tensors, arithmetic and judgement import no record, no model and no test framework.
     "cases": (*_PLAIN, "reference_ops/contract"),
-    "device": _PLAIN,
-    "ops": (*_PLAIN, "device", "reference_ops", "reference_ops/contract"),
-    "chains": (*_PLAIN, "cases", "device", "ops", "reference_ops", "reference_ops/contract"),
-    "judge": (*_PLAIN, "cases", "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
+    "device": (*_PLAIN, "compiled/ptx", "device/private"),
+    "ops": (*_PLAIN, *_DEVICE, "reference_ops", "reference_ops/contract"),
+    "chains": (*_PLAIN, "cases", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
+    "judge": (*_PLAIN, "cases", "chains", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
     "compiled": (
         *_PLAIN,
         "cases",
-        "device",
+        *_DEVICE,
         "forking",
         "fused_ops",
         "judge",
         "reference_ops",
         "reference_ops/contract",
     ),
-    "executor": (*_PLAIN, "cases", "device", "forking", "judge", "ops"),
+    "executor": (*_PLAIN, "cases", *_DEVICE, "forking", "judge", "ops"),
     "parity": (
         *_PLAIN,
         "cases",
         "compiled",
-        "device",
+        *_DEVICE,
         "executor",
         "forking",
         "fused_ops",
@@ -63,7 +68,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "samples/registry",
     ),
     # Sampled models. `samples` imports the contract of a model, but no model.
-    "media": (*_PLAIN, "device"),
+    "media": (*_PLAIN, *_DEVICE),
     # What all models share: hooks on sites.
     "models/mount": (*_PLAIN, "ops"),
     "drift/band": (*_PLAIN,),  # distances and ranks: only numbers
@@ -77,13 +82,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "reference_ops/contract",
         "samples",
     ),
-    "samples": (*_PLAIN, "device", "drift", "drift/band", "media", "models/mount", "ops", "option", "record"),
+    "samples": (*_PLAIN, *_DEVICE, "drift", "drift/band", "media", "models/mount", "ops", "option", "record"),
     # A model's planted faults replace reference ops.
     "samples/planted": (*_PLAIN, "models/mount", "ops", "reference_ops", "reference_ops/contract", "samples"),
     "models": (
         *_PLAIN,
         "cases",
-        "device",
+        *_DEVICE,
         "media",
         "models/mount",
         "ops",
@@ -96,7 +101,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Built on all of the above.
     "kept": (*_PLAIN, "media", "record", "samples"),
     "report": (*_PLAIN, "drift/band", "record", "run_plan"),
-    "adapters": (*_PLAIN, "chains", "device", "ops", "reference_ops", "reference_ops/contract"),
+    "adapters": (*_PLAIN, "chains", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
 }
 # Drivers: no unit above imports them.
 DRIVERS = (

@@ -30,6 +30,7 @@ from validation.cases import strategies
 from validation.cases.case import Case
 from validation.cases.pool import draw_cases
 from validation.compiled import aot
+from validation.compiled.ptx.target import compile_for
 from validation.device import Device
 from validation.device.private import triton_module
 from validation.errors import UsageError
@@ -167,10 +168,7 @@ def main(*argv: str) -> None:
     except UsageError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
-    from fused_ops import _launch
-
-    aot.compile_for("sm_90")
-    _launch.DEVICE_TYPES = ("cpu",)
+    compile_for("sm_90")
     seen: set[str] = set()
 
     def stop(*, key: str, **_: Any) -> bool:

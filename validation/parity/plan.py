@@ -66,13 +66,13 @@ class Plan:
     def of(cls, op: str, device: Device, profile: Profile, seed: int) -> "Plan":
         """The plan for an op."""
         signature, bfloat16 = signature_of(op), not device.bfloat16_problems
-        corners = declared_corners(signature, bfloat16=bfloat16, gpu=not device.interpreted)
+        corners = declared_corners(signature, bfloat16=bfloat16, gpu=device.gpu)
         corners += tuple(
             Corner(w.name, {}, lambda case, whole=whole: case == whole)  # type: ignore[misc]
             for w, whole in _real(op, device)
         )
         corners += _same_bits_corners(signature, device)
-        left_out = tuple(corner.name for corner in out_of_reach(signature, gpu=not device.interpreted))
+        left_out = tuple(corner.name for corner in out_of_reach(signature, gpu=device.gpu))
         pool = _pool(signature, corners, bfloat16, seed, profile.free)
         return cls(signature, corners, left_out, pool, device, profile, seed)
 
@@ -126,7 +126,7 @@ class Plan:
 
 def _real(op: str, device: Device) -> list[tuple[Workload, Case]]:
     """The workloads of an op: whole on a GPU, with few tokens on the CPU; no bfloat16 if it cannot be judged."""
-    made = [(workload, workload.make(not device.interpreted)) for workload in workloads(op)]
+    made = [(workload, workload.make(device.gpu)) for workload in workloads(op)]
     return [(w, case) for w, case in made if not device.bfloat16_problems or case.dtype != "bfloat16"]
 
 

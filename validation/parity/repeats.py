@@ -17,8 +17,8 @@ from validation.parity.profiles import Profile
 from validation.record import Level, Record
 from validation.verdict import Status
 
-# Under the interpreter, which runs programs one after another, small cases are repeated: those with no tensor of more
-# elements. On a GPU the largest ones, where programs run side by side.
+# On the CPU, where programs run one after another or in lock step, small cases are repeated: those with no tensor of
+# more elements. On a GPU the largest ones, where programs run side by side.
 SMALL = 256
 LARGEST = 16
 
@@ -47,10 +47,10 @@ def repeats(done: Sequence[Record], executor: Executor, profile: Profile) -> lis
         return []
     passed = [record for record in done if record.status is Status.PASSED and record.numbers["elements"]]
     cases = [(_largest(case := Case.from_dict(record.case)), case) for record in passed]
-    if executor.device.interpreted:
-        chosen = [case for size, case in cases if size <= SMALL]
-    else:
+    if executor.device.gpu:
         chosen = [case for _, case in sorted(cases, key=lambda pair: -pair[0])[:LARGEST]]
+    else:
+        chosen = [case for size, case in cases if size <= SMALL]
     if not chosen:
         return []
     chosen = chosen[: max(lacking // 2, 1)]

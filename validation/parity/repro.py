@@ -15,7 +15,7 @@ def case_command(*cases: Case, executor: Executor) -> str:
         *(case.to_json() for case in cases),
         ops=None if origin == DEFAULT_OPS else origin,
         **executor.options,
-        gpu=not executor.device.interpreted,
+        **executor.device.options,
     )
 
 
@@ -28,5 +28,5 @@ def op_command(op: str, executor: Executor, **options: Any) -> str:
         ops=executor.ops.origin,
         **executor.options,
         **options,
-        gpu=not executor.device.interpreted,
+        **executor.device.options,
     )

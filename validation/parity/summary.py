@@ -13,7 +13,7 @@ from validation.parity import tiers
 from validation.parity.repeats import chance
 from validation.parity.shared import shared
 from validation.record import Level, Record
-from validation.verdict import Status, Tier
+from validation.verdict import UNREACHED, Status, Tier
 
 # An op judged on fewer cases is not called passed: half of a quick sweep's corners are more.
 FEWEST_CASES = 30
@@ -43,15 +43,16 @@ def summary(
     """
     drawn = {name for record in done for name in record.corners}
     judged = {name for record in done if record.status.judged for name in record.corners}
-    of_slow = {name for record in done if record.status is Status.NOT_RUN for name in record.corners} - judged
+    of_slow = {name for record in done if record.status in UNREACHED for name in record.corners} - judged
     missed = [corner.name for corner in corners if corner.name not in drawn]
     unjudged = [corner.name for corner in corners if corner.name in drawn - judged - of_slow]
     not_run = [corner.name for corner in corners if corner.name in of_slow]
     too_slow = sum(record.status is Status.NOT_RUN for record in done)
     passed = [record for record in done if record.status is Status.PASSED]
     unexpressed = Counter(record.reason for record in done if record.status is Status.NOT_EXPRESSED)
+    unexecuted = Counter(record.reason for record in done if record.status is Status.NOT_EXECUTED)
     mistrusted = sum(record.status is Status.MISTRUSTED for record in done)
-    counting = len(done) - unexpressed.total() - mistrusted - too_slow
+    counting = len(done) - unexpressed.total() - unexecuted.total() - mistrusted - too_slow
     tier = tiers.op_tier(passed)
     failed = sum(record.status.failed for record in done)
     bias = tiers.bias_over_cases(passed)
@@ -62,6 +63,7 @@ def summary(
         "not_expressed": unexpressed.total(),
         "mistrusted": mistrusted,
         "not_run": too_slow,
+        "not_executed": unexecuted.total(),
         "corners": len(corners),
         "corners_missed": len(missed),
         "corners_not_expressed": len(unjudged),
@@ -94,6 +96,9 @@ def summary(
         reason = f"{reason}; {most}"
         if unjudged:
             reason = f"{reason}; corners of such cases alone: {', '.join(unjudged)}"
+    if unexecuted:
+        most_common = unexecuted.most_common(1)[0][0]
+        reason = f"{reason}; {unexecuted.total()} of {len(done)} cases are not executed, most often: {most_common}"
     slow = f"{too_slow} of {len(done)} cases not run on this device, which is too slow for them"
     if too_slow:
         reason = f"{reason}; {slow}"
@@ -125,11 +130,12 @@ def summary(
     elif require is not None and tier.tier is not None and not tier.tier.meets(require):
         status = Status.INCONCLUSIVE if tier.little else Status.BELOW_REQUIRED_TIER
         reason = f"tier {tier.tier}, expected {require}: {tier.reason}"
-    elif counting < FEWEST_CASES or unexpressed.total() > len(done) / 2:
+    elif counting < FEWEST_CASES or unexpressed.total() + unexecuted.total() > len(done) / 2:
         status, check = Status.INCONCLUSIVE, "too little judged"
         reason = (
             f"too little judged: {counting} of {len(done)} cases count (expected at least {FEWEST_CASES}, and half of "
-            f"all), {unexpressed.total()} cannot be expressed, {mistrusted} tell too little; {reason}"
+            f"all), {unexpressed.total()} cannot be expressed, {unexecuted.total()} are not executed, "
+            f"{mistrusted} tell too little; {reason}"
         )
     elif require is not None and tier.tier is None:
         status, reason = Status.BELOW_REQUIRED_TIER, f"no tier, expected {require}: {tier.reason}"

@@ -11,7 +11,7 @@ from validation.report import drift_section, fault_section, op_section, page, sa
 from validation.report.pull_request import pull_request_text
 from validation.report.unfinished import left_of
 from validation.run_plan import RunState
-from validation.verdict import Status
+from validation.verdict import UNREACHED, Status
 
 # To add a section, write a file with such a function and list it here.
 SECTIONS: tuple[Callable[[Path, Sequence[Record]], page.Section | None], ...] = (
@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
         kinds=_KINDS,
         failures=[group for group in groups if group.status.failed],
         inconclusive=[group for group in groups if group.status is Status.INCONCLUSIVE],
-        not_run=[group for group in groups if group.status is Status.NOT_RUN],
+        not_run=[group for group in groups if group.status in UNREACHED],
         sections=sections,
         linked=frozenset().union(*(section.anchors for section in sections)),
         max_others=MAX_OTHERS,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from validation.record import Level, Record, size_of
 from validation.report.unfinished import NOTHING, UNFINISHED, Left
-from validation.verdict import REPORT_ORDER, Status, Tier
+from validation.verdict import REPORT_ORDER, UNREACHED, Status, Tier
 
 NOT_JUDGED = "Nothing was judged: the run holds no op, model or sample record."
 NOUNS = {
@@ -148,7 +148,7 @@ class Group:
 
 
 def not_passed(records: Sequence[Record]) -> list[Group]:
-    """The results to look at: failures in the rows' order, then inconclusive ones and cases not run on this device.
+    """The results to look at: failures in the rows' order, then inconclusive ones and those of `UNREACHED`.
 
     A model's checks say different things, and so do records without a case: each forms its own group.
     """
@@ -156,7 +156,7 @@ def not_passed(records: Sequence[Record]) -> list[Group]:
     levels = list(Level)
     shared = {(r.subject, r.op_set): str(r.numbers["only_where"]) for r in records if "only_where" in r.numbers}
     for n, record in enumerate(records):
-        if record.status.failed or record.status in (Status.INCONCLUSIVE, Status.NOT_RUN):
+        if record.status.failed or record.status in (Status.INCONCLUSIVE, *UNREACHED):
             where = (levels.index(record.level), record.subject, record.op_set, REPORT_ORDER.index(record.status))
             last = record.level is Level.MODEL and record.check != "teacher-forced"
             alone = -1 if record.case else n
@@ -222,6 +222,7 @@ _WORDS = {
     Status.XFAILED: "xfailed",
     Status.NOT_EXPRESSED: "not expressed",
     Status.NOT_RUN: "not run on this device",
+    Status.NOT_EXECUTED: "not executed",
 }
 
 

@@ -346,7 +346,7 @@ def _identity(model: Model[Any], device: Device) -> dict[str, Any]:
         **model.identity(),
         "dtype": str(model.dtype),
         "sites": [site.name for site in model.sites],
-        "device": cpu_name() if device.interpreted else device.name,
+        "device": device.name if device.gpu else cpu_name(),
         "torch": torch.__version__,
         "code": hash_files([*measure.sources(), *model.sources]),
     }

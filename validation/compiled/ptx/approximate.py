@@ -21,10 +21,12 @@ class Approximation:
     Attributes:
         mode: ``low``, ``high``: the interval's ends; ``nearest``: the value, rounded; ``seeded``: at random inside.
         random: the generator of ``seeded``.
+        used: whether a result was picked.
     """
 
     mode: str = "nearest"
     random: np.random.Generator = dataclasses.field(default_factory=lambda: np.random.default_rng(0))
+    used: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -32,6 +34,7 @@ class Approximation:
 
     def pick(self, value: Array, error: Array) -> Array:
         """A float32 within `error` of `value`, both float64; zeros and what is not finite stay."""
+        self.used = True
         with np.errstate(all="ignore"):
             nearest = to_f32(value)
             fixed = (value == 0) | ~np.isfinite(value)

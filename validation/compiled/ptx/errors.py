@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from validation.errors import NotExecutedError
 
-class NotExecutedError(Exception):
-    """PTX that is not executed; the message names the opcode and the source line."""
+__all__ = ["NotExecutedError", "Violation"]
 
 
 @dataclasses.dataclass(frozen=True)

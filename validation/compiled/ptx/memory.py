@@ -52,9 +52,11 @@ class Memory:
     Args:
         arguments: the name and tensor of each pointer that the launch passes. A byte may be accessed if it belongs to
             an element of one of them.
+        known: further names and tensors. Those that lie in a storage of an argument count as arguments: a kernel may
+            reach k from the address of q where both are views of one buffer.
     """
 
-    def __init__(self, arguments: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, arguments: Iterable[tuple[str, Tensor]], known: Iterable[tuple[str, Tensor]] = ()) -> None:
         self._regions: dict[int, _Region] = {}
         top, virtual = GUARD, VIRTUAL
         for name, t in arguments:
@@ -70,6 +72,10 @@ class Memory:
                     top = start + storage.nbytes() + GUARD
                 self._regions[key] = _Region(start, whole, [])
             self._regions[key].arguments.append((name, t))
+        for name, t in known:
+            region = self._regions.get(storage_identity(t.untyped_storage()))
+            if region is not None:
+                region.arguments.append((name, t))
         self._refuse_overlaps()
         size = -(-top // _ALIGNED) * _ALIGNED
         self.bytes: Array = np.full(size, 0xFF, np.uint8)

@@ -16,8 +16,9 @@ import torch
 
 import fused_ops
 from fused_ops import _launch
-from validation.compiled.ptx.capture import Launch, executing, run_launch
 from validation.compiled.ptx.errors import Violation
+from validation.compiled.ptx.executing import executing
+from validation.compiled.ptx.launch import Launch, run_launch
 from validation.ops import reference_op, reference_op_names
 
 TOKENS, WIDTH = (1 << 21) + 64, 1024  # 2^31 elements and 65,536 more
@@ -63,7 +64,7 @@ def narrow_offsets() -> None:
 def violations() -> Iterator[tuple[str, list[str]]]:
     """The violations of each op."""
     for op in reference_op_names():
-        with executing("sm_90", launched=some_programs) as runs:
+        with executing("sm_90", run=some_programs) as runs:
             getattr(fused_ops, op)(**arguments(op))
         assert runs.launches >= 1
         yield op, [str(v) for v in runs.violations]

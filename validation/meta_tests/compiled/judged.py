@@ -8,7 +8,7 @@ import sys
 
 import fused_ops
 from validation.cases.case import Case
-from validation.compiled.ptx.capture import executing
+from validation.compiled.ptx.executing import executing
 from validation.judge.calls import as_callers_do
 from validation.judge.verdict import judge_call
 

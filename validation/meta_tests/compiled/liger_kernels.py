@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from validation.compiled.ptx.approximate import MODES, Approximation
-from validation.compiled.ptx.capture import executing
+from validation.compiled.ptx.approximate import MODES
+from validation.compiled.ptx.executing import executing, how
 
 ROWS, WIDTH = 64, 1024
 
@@ -51,7 +51,7 @@ def main(target: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for mode in MODES:
             for name, (call, want) in calls(dtype).items():
-                with executing(target, approximation=Approximation(mode), races=True) as runs:
+                with how(mode=mode, races=True), executing(target) as runs:
                     error = (call().double().reshape(want.shape) - want).abs().max() / want.abs().max()
                 key = f"{name} {str(dtype).removeprefix('torch.')}"
                 found.setdefault(key, {})[mode] = [float(error), [str(v) for v in runs.violations]]

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from validation.compiled.ptx.capture import Launch, executing, run_launch
 from validation.compiled.ptx.errors import Violation
+from validation.compiled.ptx.executing import executing, how
+from validation.compiled.ptx.launch import Launch, run_launch
 
 
 @triton.jit
@@ -133,12 +134,13 @@ FAULTS: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
 
 
 def _run(name: str) -> list[Violation]:
-    call, how = FAULTS[name]
+    call, runs_how = FAULTS[name]
 
     def last(launch: Launch) -> list[Violation]:
         return run_launch(launch, ctas=range(launch.grid[0] - 4, launch.grid[0]))
 
-    with executing("sm_90", races=how.get("races", False), launched=last if "last" in how else None) as runs:
+    last_alone = last if "last" in runs_how else None
+    with how(races="races" in runs_how), executing("sm_90", run=last_alone) as runs:
         call()
     return runs.violations
 
@@ -162,7 +164,7 @@ def barriers() -> dict[str, list[Violation]]:
 
     x, scale, shift = torch.randn(2, 5, 5120).bfloat16(), torch.randn(2, 5, 5120), torch.randn(2, 5, 5120)
     for number in range(-1, 5):
-        with executing("sm_90", launched=without(number)) as runs:
+        with executing("sm_90", run=without(number)) as runs:
             y = fused_ops.layer_norm_scale_shift(x, scale, shift)
         first = first or [y]
         same = torch.equal(y, first[0])

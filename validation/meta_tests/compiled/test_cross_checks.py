@@ -15,7 +15,7 @@ from validation.cases import strategies
 from validation.cases.case import Case, TensorSpec
 from validation.cases.pool import draw_cases
 from validation.cases.tensors import as_bits, materialise
-from validation.compiled.ptx.capture import Execution, execute, execute_cases
+from validation.compiled.execute import Execution, execute, execute_cases
 from validation.forking.forked import start_call
 from validation.forking.server import Order
 from validation.judge.expected import absent, outputs_of

@@ -12,6 +12,7 @@ from validation.cases.case import Case, TensorSpec
 from validation.compiled import aot, machine_code, model_calls
 from validation.compiled.kernel import Compiled, table
 from validation.compiled.ptx.opcodes import OPCODES
+from validation.compiled.ptx.target import TARGETS
 
 KINDS = 16  # calls of `model_calls.calls`: twelve ops, four of them in two forms
 
@@ -29,10 +30,10 @@ def ragged() -> list[Compiled]:
 
 
 def test_every_op_is_compiled_for_every_target(aligned: list[Compiled], ragged: list[Compiled]) -> None:
-    assert len(aligned) == KINDS * len(aot.TARGETS) * len(model_calls.MODELS)
+    assert len(aligned) == KINDS * len(TARGETS) * len(model_calls.MODELS)
     assert len(ragged) == KINDS * 5
-    assert {k.target for k in ragged} == set(aot.TARGETS)
-    for target in aot.TARGETS:
+    assert {k.target for k in ragged} == set(TARGETS)
+    for target in TARGETS:
         for model in model_calls.MODELS:
             ops = {k.op.split()[0] for k in aligned if (k.target, k.model) == (target, model)}
             assert ops == set(reference_ops.OP_NAMES)

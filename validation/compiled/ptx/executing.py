@@ -1,0 +1,170 @@
+"""Takes the launches that Python code makes on CPU tensors, compiles them for a target, and runs their PTX.
+
+Triton must not interpret: where TRITON_INTERPRET was set when a kernel was decorated, there is nothing to compile.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from validation.compiled.ptx.approximate import Approximation
+from validation.compiled.ptx.errors import NotExecutedError, Violation
+from validation.compiled.ptx.launch import Launch, run_launch
+from validation.compiled.ptx.target import EXECUTED, compile_for
+from validation.device.private import bound_arguments, triton_module
+
+
+@dataclasses.dataclass
+class Runs:
+    """The launches that were run.
+
+    Attributes:
+        violations: what the kernels must not have done.
+        launches: how many there were.
+        seconds: that their PTX took, without the compiler.
+        approximate: whether a result was only known within an interval.
+        not_executed: why a launch was not run; "" if all were.
+        known: further tensors by name: their elements may be accessed where they lie in a storage of an argument.
+    """
+
+    violations: list[Violation] = dataclasses.field(default_factory=list)
+    launches: int = 0
+    seconds: float = 0.0
+    approximate: bool = False
+    not_executed: str = ""
+    known: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How launches are run.
+
+    Attributes:
+        mode: of `validation.compiled.ptx.approximate.Approximation`: what ``.approx`` gives.
+        races: look for races too, which takes 2 to 10 times as long.
+        turn: which configuration of an autotuned kernel is launched: of those that the launch allows this one, counted
+            in a circle.
+    """
+
+    mode: str = "nearest"
+    races: bool = False
+    turn: int = 0
+
+
+_how = How()
+_target: str | None = None
+_watching: list[Runs] = []
+# Told of each launch before it runs: the number of its programs.
+begun: list[Callable[[int], None]] = []
+
+
+@contextlib.contextmanager
+def how(**changed: Any) -> Iterator[None]:
+    """Run launches in another way; the keywords are fields of `How`."""
+    global _how
+    before, _how = _how, dataclasses.replace(_how, **changed)
+    try:
+        yield
+    finally:
+        _how = before
+
+
+def target() -> str | None:
+    """The target whose PTX is executed in this process; None if none is."""
+    return _target
+
+
+def current() -> How:
+    """How launches are run now."""
+    return _how
+
+
+@contextlib.contextmanager
+def watched(known: Mapping[str, Tensor] | None = None) -> Iterator[Runs]:
+    """Gather what the launches of this process do, in all of its threads.
+
+    Args:
+        known: as in `Runs`.
+    """
+    runs = Runs(known=known or {})
+    _watching.append(runs)
+    try:
+        yield runs
+    finally:
+        _watching.remove(runs)
+
+
+def execute_launches(
+    target: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    run: Callable[[Launch], list[Violation]] | None = None,
+) -> Callable[[], None]:
+    """Run Triton's launches on the CPU from now on, in this process, in which the interpreter must be off.
+
+    Returns:
+        A function that ends this.
+
+    Args:
+        target: one of `validation.compiled.ptx.target.EXECUTED`.
+        options: Triton's compile options that replace the launchers'.
+        run: runs each launch, and gives what its kernel must not have done; by default as `how` says.
+
+    Raises:
+        NotExecutedError: a target without PTX.
+    """
+    if target not in EXECUTED:
+        raise NotExecutedError(f"{target} has no PTX, expected one of {', '.join(EXECUTED)}")
+    compile_for(target)
+    jit_function = triton_module("triton.runtime.jit").JITFunction
+    compile_ = jit_function.run
+
+    def launch_here(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        assert not warmup
+        keywords |= options or {}
+        kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
+        launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
+        for tell in begun:
+            tell(launch.programs)
+        began = time.process_time()
+        approximation = Approximation(_how.mode)
+        try:
+            known = [one for runs in _watching for one in runs.known.items()]
+            violations = (
+                run(launch)
+                if run is not None
+                else run_launch(launch, approximation=approximation, races=_how.races, known=known)
+            )
+        except NotExecutedError as error:
+            for runs in _watching:
+                runs.not_executed = runs.not_executed or str(error)
+            raise
+        seconds = time.process_time() - began
+        for runs in _watching:
+            runs.violations += violations
+            runs.seconds += seconds
+            runs.launches += 1
+            runs.approximate |= approximation.used
+
+    def end() -> None:
+        global _target
+        jit_function.run, _target = compile_, None
+
+    global _target
+    jit_function.run, _target = launch_here, target
+    return end
+
+
+@contextlib.contextmanager
+def executing(target: str, **options: Any) -> Iterator[Runs]:
+    """As `execute_launches`, for a ``with`` block, in which the launches are gathered."""
+    end = execute_launches(target, **options)
+    try:
+        with watched() as runs:
+            yield runs
+    finally:
+        end()

@@ -1,0 +1,125 @@
+"""One launch of a compiled kernel: its arguments as PTX takes them, and its run over a memory of its own."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from validation.compiled.ptx.approximate import Approximation
+from validation.compiled.ptx.errors import NotExecutedError, Violation
+from validation.compiled.ptx.machine import run
+from validation.compiled.ptx.memory import Memory
+from validation.compiled.ptx.program import program
+
+# A parameter of each type of Triton's signatures, as the bits that PTX reads.
+_SCALARS: Mapping[str, Callable[[Any], Any]] = {
+    "i1": lambda v: np.uint8(bool(v)),
+    "i8": lambda v: np.uint8(v & 0xFF), "u8": lambda v: np.uint8(v & 0xFF),
+    "i16": lambda v: np.uint16(v & 0xFFFF), "u16": lambda v: np.uint16(v & 0xFFFF),
+    "i32": lambda v: np.uint32(v & 0xFFFFFFFF), "u32": lambda v: np.uint32(v & 0xFFFFFFFF),
+    "i64": lambda v: np.uint64(v & 0xFFFFFFFFFFFFFFFF), "u64": lambda v: np.uint64(v & 0xFFFFFFFFFFFFFFFF),
+    "fp32": lambda v: np.float32(v).view(np.uint32), "fp64": lambda v: np.float64(v).view(np.uint64),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One launch, compiled but not made.
+
+    Attributes:
+        ptx: of the kernel.
+        grid: programs in x, y and z.
+        arguments: name, Triton's type and value of each parameter of the PTX, but for the scratch pointers at its end.
+        shared_bytes: shared memory of a program.
+    """
+
+    ptx: str
+    grid: tuple[int, int, int]
+    arguments: tuple[tuple[str, str, Any], ...]
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, kernel: Any, bound: Mapping[str, Any], grid: Any) -> Self:
+        """The launch of a kernel that Triton compiled, with its arguments by name.
+
+        Args:
+            kernel: Triton's compiled kernel.
+            bound: the arguments by the kernel's parameter names.
+            grid: one to three numbers of programs, or a function of the arguments that gives them.
+        """
+        sizes = tuple(grid(bound) if callable(grid) else grid)
+        flat = [
+            one
+            for (name, type_), value in zip(kernel.src.signature.items(), bound.values(), strict=True)
+            for one in _flat(name, type_, value)
+        ]
+        return cls(kernel.asm["ptx"], (*sizes, 1, 1)[:3], tuple(flat), kernel.metadata.shared)
+
+    @property
+    def programs(self) -> int:
+        """How many there are."""
+        return math.prod(self.grid)
+
+
+def run_launch(
+    launch: Launch,
+    *,
+    approximation: Approximation | None = None,
+    races: bool = False,
+    ctas: Iterable[int] | None = None,
+    known: Iterable[tuple[str, Tensor]] = (),
+) -> list[Violation]:
+    """Run a launch, or some of its CTAs, and write its results into its tensors.
+
+    Args:
+        launch: the launch.
+        approximation: what ``.approx`` gives; by default the value, rounded.
+        races: look for races too, which takes longer.
+        ctas: run these alone.
+        known: name and tensor of further elements that may be accessed, where they lie in a storage of an argument.
+
+    Raises:
+        NotExecutedError: something in it is not executed.
+    """
+    bound = program(launch.ptx)
+    memory = Memory(((name, value) for name, _, value in launch.arguments if isinstance(value, Tensor)), known)
+    parameters = [
+        np.uint64(memory.address(value)) if isinstance(value, Tensor) else _scalar(type_, value)
+        for _, type_, value in launch.arguments
+    ]
+    # Triton appends two pointers to scratch memory; a kernel that used them would access what is no argument's.
+    missing = len(bound.kernel.parameters) - len(parameters)
+    if missing not in (0, 1, 2):
+        raise NotExecutedError(f"{bound.kernel.name} has {missing} parameters more than the launch has arguments")
+    parameters += [np.uint64(0)] * missing
+    violations = run(
+        bound,
+        launch.grid,
+        parameters,
+        memory,
+        shared_bytes=launch.shared_bytes,
+        approximation=approximation,
+        races=races,
+        ctas=ctas,
+    )
+    memory.write_back()
+    return violations
+
+
+def _scalar(type_: str, value: Any) -> Any:
+    if type_ not in _SCALARS:
+        raise NotExecutedError(f"a kernel with an argument of type {type_} is not executed")
+    return _SCALARS[type_](value)
+
+
+def _flat(name: str, type_: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
+    """The parameters of an argument: a tuple is one for each of its values, a constant none."""
+    if isinstance(type_, tuple):
+        fields = getattr(value, "_fields", range(len(type_)))
+        for field, inner, one in zip(fields, type_, value, strict=True):
+            yield from _flat(f"{name}.{field}", inner, one)
+    elif type_ != "constexpr":
+        yield name, type_, value
