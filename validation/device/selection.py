@@ -31,6 +31,11 @@ class Device:
         return self.torch == "cuda"
 
     @property
+    def kind(self) -> str:
+        """``interpreter``, ``compiled`` or ``gpu``."""
+        return "gpu" if self.gpu else "interpreter" if self.compiled is None else "compiled"
+
+    @property
     def options(self) -> dict[str, Any]:
         """The arguments of `select`, and the options of the command line, that give this device."""
         return {"gpu": self.gpu, "compiled": self.compiled}

@@ -11,6 +11,13 @@ from validation.verdict import Status
 Implementation = TypeVar("Implementation", bound=type[RightOps])
 
 
+EVERYWHERE = frozenset({"interpreter", "compiled", "gpu"})
+# There alone an op looks at the values of an index before it takes them, and the suite at the addresses of loads.
+ON_CPU = frozenset({"interpreter", "compiled"})
+# What the interpreter does not have: vector accesses, threads, a grid with limits, approximate instructions.
+NOT_INTERPRETED = frozenset({"compiled", "gpu"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """A wrong op.
@@ -21,9 +28,7 @@ class Fault:
         bug: what is wrong, in one sentence.
         caught_by: the verdicts that name this bug; any other failure is a surprise.
         ops: the implementation, wrong in that op.
-        gpu: only a GPU can show it.
-        cpu: only the CPU can: there alone an op looks at the values of an index before it takes them, and the
-            interpreter at the addresses of loads.
+        on: the kinds of device that show it (`validation.device.Device.kind`).
     """
 
     name: str
@@ -31,8 +36,7 @@ class Fault:
     bug: str
     caught_by: frozenset[Status]
     ops: type[RightOps]
-    gpu: bool = False
-    cpu: bool = False
+    on: frozenset[str] = EVERYWHERE
 
     def op_set(self) -> OpSet:
         """The fault as an op set of one op, with nothing kept from earlier calls."""
@@ -43,7 +47,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, op: str, bug: str, *caught_by: Status, gpu: bool = False, cpu: bool = False
+    name: str, op: str, bug: str, *caught_by: Status, on: frozenset[str] = EVERYWHERE
 ) -> Callable[[Implementation], Implementation]:
     """Register the decorated class as a fault of one op.
 
@@ -56,7 +60,7 @@ def fault(
             raise ValueError(f"two faults are called {name!r}")
         if not caught_by:
             raise ValueError(f"fault {name!r} says no verdict that may catch it")
-        FAULTS[name] = Fault(name, op, bug, frozenset(caught_by), ops, gpu, cpu)
+        FAULTS[name] = Fault(name, op, bug, frozenset(caught_by), ops, on)
         return ops
 
     return register

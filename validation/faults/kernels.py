@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from validation.faults.fault import fault
+from validation.faults.fault import NOT_INTERPRETED, fault
 from validation.faults.right import RightOps
 from validation.verdict import Status
 
@@ -172,7 +172,7 @@ class SilentFallback(RightKernel):
     NUMERICAL,
     NONFINITE,
     Status.RUNTIME_ERROR,
-    gpu=True,
+    on=frozenset({"gpu"}),
 )
 class ThirtyTwoBitRowOffsets(RightKernel):
     switches: ClassVar[dict[str, Any]] = {**RightKernel.switches, "WIDE_OFFSETS": False}
@@ -184,7 +184,7 @@ class ThirtyTwoBitRowOffsets(RightKernel):
     OP,
     "rows run along the grid's second axis, which takes 65535 programs",
     Status.RUNTIME_ERROR,
-    gpu=True,
+    on=NOT_INTERPRETED,
 )
 class GridAxisAbove65535(RightKernel):
     switches: ClassVar[dict[str, Any]] = {**RightKernel.switches, "GRID_AXIS": 1}

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from validation.faults.fault import fault
+from validation.faults.fault import ON_CPU, fault
 from validation.faults.right import RightOps
 from validation.verdict import Status
 
@@ -104,7 +104,7 @@ class WeightByTheBlock(RightOps):
     "rms_norm",
     "the last block of the weight is loaded without a mask, and what lies past its end is discarded",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class WeightReadByWholeBlocks(WeightByTheBlock):
     pass
@@ -115,7 +115,7 @@ class WeightReadByWholeBlocks(WeightByTheBlock):
     "rms_norm_scale_shift",
     "the weight's block pointer knows its shape, and no boundary is checked",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class BlockPointerWithoutBoundaryCheck(WeightByTheBlock):
     pointer = True
@@ -126,7 +126,7 @@ class BlockPointerWithoutBoundaryCheck(WeightByTheBlock):
     "layer_norm",
     "each channel's left neighbour is loaded, before the first row's first channel too, and not used",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class NeighbourOfTheFirstChannel(RightOps):
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
@@ -138,7 +138,7 @@ class NeighbourOfTheFirstChannel(RightOps):
     "scale_shift",
     "the last tile of rows is loaded whole, and the store alone is masked",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class RowsReadWithoutAMask(RightOps):
     def taken(self, t: Tensor, mode: str) -> Tensor:
@@ -150,7 +150,7 @@ class RowsReadWithoutAMask(RightOps):
     "rotary_embedding",
     "cos and sin are loaded by tiles of tokens, the last one past the end",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class AnglesReadWithoutAMask(RightOps):
     def angles(self, cos: Tensor, x: Tensor, mode: str) -> Tensor:
@@ -162,7 +162,7 @@ class AnglesReadWithoutAMask(RightOps):
     "layer_norm_scale_shift",
     "the program past the last token has the index past the table, whose row it loads and does not use",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class IndexOfNoToken(RightOps):
     def normalised(self, x: Tensor, eps: float, *, centred: bool) -> Tensor:
@@ -183,7 +183,7 @@ class IndexOfNoToken(RightOps):
     "residual_gate_add",
     "each program adds 0 to the counter after its own: of the last one, past their end",
     READ,
-    cpu=True,
+    on=ON_CPU,
 )
 class AtomicPastItsCounters(RightOps):
     def stored(self, value: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from validation.cases.corners import corners_of
 from validation.device import Device
@@ -39,6 +39,7 @@ class Sweep:
         shrink: whether to try failures alone (`validation.parity.alone`) and to shrink them.
         results_only: leave out what only code that promises manners is asked: cases with empty tensors, the calls to
             refuse, parameters that require grad.
+        first: names of corners; the more of them a case is in, the earlier it is judged. The sweep is the same.
     """
 
     executor: Executor
@@ -48,6 +49,7 @@ class Sweep:
     xfail: XFail = dataclasses.field(default_factory=XFail)
     shrink: bool = True
     results_only: bool = False
+    first: tuple[str, ...] = ()
 
     def of_op(self, op: str) -> Iterator[Record]:
         """Judge one op.
@@ -69,7 +71,7 @@ class Sweep:
         before = executor.deaths
         last_failed: Record | None = None
         alone, previous = Alone(executor, self.command(op)), None
-        for planned in plan.cases():
+        for planned in self._ordered(plan):
             if self.results_only and any(spec.numel == 0 for spec in planned.case.tensors.values()):
                 left_out.update(corners_of(planned.case, plan.corners))
                 continue
@@ -108,6 +110,14 @@ class Sweep:
         )
         yield xfail.apply(told)
         yield from xfail.unused(op, executor.ops.name)
+
+    def _ordered(self, plan: Plan) -> Iterable[Planned]:
+        if not self.first:
+            return plan.cases()
+        wanted = set(self.first)
+        return sorted(
+            plan.cases(), key=lambda planned: -len(wanted.intersection(corners_of(planned.case, plan.corners)))
+        )
 
     def of_ops(self, names: tuple[str, ...], progress: Callable[[str], None] = lambda _: None) -> Iterator[Record]:
         """Judge several ops; `progress` gets a line for each op, for each death, and every `PROGRESS_SECONDS`."""

@@ -14,6 +14,9 @@ from validation.compiled.ptx.machine import run
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.program import program
 
+# Of a grid's axes x, y and z (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)
+
 # A parameter of each type of Triton's signatures, as the bits that PTX reads.
 _SCALARS: Mapping[str, Callable[[Any], Any]] = {
     "i1": lambda v: np.uint8(bool(v)),
@@ -49,8 +52,13 @@ class Launch:
             kernel: Triton's compiled kernel.
             bound: the arguments by the kernel's parameter names.
             grid: one to three numbers of programs, or a function of the arguments that gives them.
+
+        Raises:
+            RuntimeError: the grid is larger than CUDA allows.
         """
         sizes = tuple(grid(bound) if callable(grid) else grid)
+        if any(size > most for size, most in zip(sizes, MOST_PROGRAMS, strict=False)):
+            raise RuntimeError(f"a grid of {sizes} programs, expected at most {MOST_PROGRAMS}: CUDA does not launch it")
         flat = [
             one
             for (name, type_), value in zip(kernel.src.signature.items(), bound.values(), strict=True)

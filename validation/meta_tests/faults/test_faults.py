@@ -42,7 +42,9 @@ QUICK = PROFILES["quick"]
 OPS = reference_op_names()
 KNOWN = faults.load()
 # Those of one op one after another: they get the same cases.
-ON_CPU = sorted((name for name in KNOWN if not KNOWN[name].gpu), key=lambda name: (KNOWN[name].op, name))
+INTERPRETED = sorted(
+    (name for name in KNOWN if "interpreter" in KNOWN[name].on), key=lambda name: (KNOWN[name].op, name)
+)
 
 # Bugs known to have passed another project's tests, and the faults that represent each.
 BUGS = {
@@ -194,7 +196,7 @@ def test_bad_calls_taken_for_good_ones_are_faults_too() -> None:
         assert InProcess(fault.op_set(), select(gpu=False)).not_refused(bad) == "accepted"
 
 
-@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize("name", INTERPRETED)
 def test_a_planted_fault_is_caught_by_a_check_that_names_it(name: str) -> None:
     record = matrix.judge(name, select(gpu=False), QUICK, 0, first_kill=True)
     assert record.status is Status.PASSED, record.message
@@ -292,7 +294,7 @@ def test_the_matrix_of_one_seed_counts_every_case_by_check_and_regime() -> None:
 
 
 def test_many_sweeps_are_shared_out_among_processes() -> None:
-    names = [name for name in ON_CPU if KNOWN[name].op == "qk_norm"][:4]
+    names = [name for name in INTERPRETED if KNOWN[name].op == "qk_norm"][:4]
     records = list(matrix.kill_matrix(names, select(gpu=False), QUICK, range(2), left_out=["of a GPU"]))
     assert [record.case.get("fault") for record in records] == [None, *names, *names]
     assert [record.status for record in records] == [Status.PASSED] * 9
