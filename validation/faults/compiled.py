@@ -110,7 +110,7 @@ class FalseMultipleOf(CopiedRows):
 @fault(
     "false max_constancy",
     "scale_shift",
-    "the kernel claims that its mask changes at multiples of 8 columns alone: where rows are padded, it writes the padding",
+    "the kernel claims that its mask changes at multiples of 8 columns alone: it writes the padding of rows that have one",
     Status.OUT_OF_BOUNDS_WRITE,
     Status.OUT_OF_BOUNDS_READ,
     Status.MISALIGNED,
