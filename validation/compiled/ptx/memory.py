@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, UntypedStorage
 
+from validation.cases.case import extent
 from validation.compiled.ptx.bits import U8, UNSIGNED, Array
 from validation.compiled.ptx.errors import NotExecutedError
 from validation.device.private import storage_identity
@@ -41,8 +42,7 @@ class _Region:
 
     def end_of(self, t: Tensor) -> int:
         """The offset behind its last element."""
-        reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1 if t.numel() else 0
-        return self.first_of(t) + reach * t.element_size()
+        return self.first_of(t) + extent(t.shape, t.stride()) * t.element_size()
 
 
 class Memory:
