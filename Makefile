@@ -39,6 +39,8 @@ $(READY): pyproject.toml constraints.txt
 	@# torch first: pinned, it decides what everything else resolves to.
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch triton
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,models]'
+	@# Tests judge Liger's kernels. All that it requires is torch and triton, which are there.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps liger-kernel
 	@touch $@
 
 clean:

@@ -29,7 +29,7 @@ def load_pairs(
     BLOCK_P: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Both channels of the pairs from ``start`` on, each ``[BLOCK_R, BLOCK_P]``, in float32.
+    """Both channels of the pairs from ``start`` on, each ``[BLOCK_R, BLOCK_P]``, in float32; see `load_operand`.
 
     Interleaved pairs are one contiguous load, split in registers: two loads with stride 2 would each use
     half of what they fetch.

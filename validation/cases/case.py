@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -24,6 +24,11 @@ MAX_LITERALS = 64
 INTEGER_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 FLOAT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES = FLOAT_DTYPES | INTEGER_DTYPES
+
+
+def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """How many elements of its storage a tensor spans, from its first to its last; 0 if it is empty."""
+    return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if math.prod(shape) else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +62,7 @@ class TensorSpec:
     @property
     def extent(self) -> int:
         """The number of storage elements that it needs, its offset included."""
-        if self.numel == 0:
-            return self.offset
-        return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        return self.offset + extent(self.shape, self.strides)
 
     @property
     def contiguous(self) -> bool:

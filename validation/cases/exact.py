@@ -97,10 +97,10 @@ def _rows(shape: tuple[int, ...], eps: float, generator: torch.Generator, *, mea
     square = max(round(ROOT * ROOT * (1.0 - eps)), 0)
     groups = max(pairs // GROUP - 1, 0)
     left = pairs - groups * GROUP
-    lot = random.Random(int(torch.randint(0, 2**31, (), generator=generator)))
-    table = torch.tensor([squares_of(GROUP, GROUP * square, lot) for _ in range(GROUPS)], dtype=torch.float32)
+    source = random.Random(int(torch.randint(0, 2**31, (), generator=generator)))
+    table = torch.tensor([squares_of(GROUP, GROUP * square, source) for _ in range(GROUPS)], dtype=torch.float32)
     chosen = table[torch.randint(0, GROUPS, (count, groups), generator=generator)].reshape(count, groups * GROUP)
-    last = torch.tensor(squares_of(left, width * square // 2 - groups * GROUP * square, lot), dtype=torch.float32)
+    last = torch.tensor(squares_of(left, width * square // 2 - groups * GROUP * square, source), dtype=torch.float32)
     half = torch.cat((chosen, last.expand(count, left)), -1)
     row = torch.cat((half, -half, torch.full((count, width - 2 * pairs), float(ROOT * (width == 1)))), -1)
     order = torch.rand(row.shape, generator=generator).argsort(-1)
@@ -113,7 +113,7 @@ def _rows(shape: tuple[int, ...], eps: float, generator: torch.Generator, *, mea
     return (row / ROOT).reshape(shape)
 
 
-def squares_of(count: int, total: int, lot: random.Random) -> list[int]:
+def squares_of(count: int, total: int, source: random.Random) -> list[int]:
     """``count`` integers from `LEAST` to `LARGEST` whose squares have that sum; as near as they come if there are none.
 
     Fours of them have every sum that is asked for but a few, so all but four are drawn freely.
@@ -122,11 +122,11 @@ def squares_of(count: int, total: int, lot: random.Random) -> list[int]:
     # Of numbers spread evenly between LEAST and this one, the mean square is that of the whole.
     most = round((math.sqrt(max(12 * total / max(count, 1) - 3 * LEAST**2, 0)) - LEAST) / 2)
     for _ in range(1000):
-        made = [lot.randint(LEAST, max(most, LEAST)) for _ in range(count - few)]
+        made = [source.randint(LEAST, max(most, LEAST)) for _ in range(count - few)]
         fitting = _few_squares(few).get(total - sum(a * a for a in made))
         if fitting:
-            made += lot.choice(fitting)
-            lot.shuffle(made)
+            made += source.choice(fitting)
+            source.shuffle(made)
             return made
     return [math.isqrt(max(total, 0) // max(count, 1))] * count
 

@@ -75,10 +75,11 @@ SIZES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
 # Most cases compute something: two in sixteen of the freely drawn sizes are empty.
 COMMON_SIZES: tuple[str, ...] = ("general",) * 3 + ("frames",) * 2 + ("ragged",) * 2
 COMMON_SIZES += ("one_batch", "sixteens", "one_token", "square", "sixteens", "items", "long", "no_batch", "no_tokens")
-LARGE_SIZES = ("sixteens", "square", "many_rows", "many_tokens", "many_items", "tall")
-"""Sizes that wide rows do not make smaller."""
-ONE_SIZE = ("many_heads", "most_rows", "nine_items", "nine_rows")
-RARE_SIZES = ("one_token_each", "single_tokens", "many_rows", "many_tokens", "many_items", "tall", *ONE_SIZE)
+# What corners of large counts ask for.
+LARGE_SIZES = ("many_rows", "many_tokens", "many_items", "tall", "many_heads", "most_rows", "nine_items", "nine_rows")
+RARE_SIZES = ("one_token_each", "single_tokens", *LARGE_SIZES)
+# Sizes that wide rows do not make smaller.
+AT_ANY_WIDTH = ("sixteens", "square", *LARGE_SIZES)
 RARE_WIDTHS = ("beyond",)
 
 Sizes = tuple[int, int, int]
@@ -119,7 +120,7 @@ def _size_classes(size: str, width: int, units: frozenset[int]) -> dict[tuple[in
         for batch, frames, tokens in itertools.product(*(range(low, high + 1) for low, high in SIZES[size]))
         if size != "square" or batch == tokens
     ]
-    if size not in (*LARGE_SIZES, *ONE_SIZE):
+    if size not in AT_ANY_WIDTH:
         fits = [sizes for sizes in all_sizes if math.prod(sizes) * width <= MAX_ELEMENTS]
         all_sizes = fits or [min(all_sizes, key=math.prod)]
     members: dict[tuple[int, ...], list[Sizes]] = {}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from validation.cases.roles import ACTIVATIONS, ANGLES, MODULATIONS, WEIGHTS
 
+EXACT = "exact"  # made by `validation.cases.exact`
+
 REGIMES = {
     "normal": "standard normal",
     "mean_offset": "standard normal around a mean of 30 sigma, of 100 in float32, either sign, one a row; small gates",
@@ -29,10 +31,8 @@ REGIMES = {
     "some_zero": "normal; shift, scale and gate zero for the first item and each item's first row, not for all",
     "some_equal": "normal; shift, scale and gate equal for all rows of the first item, and for each item's first two",
     "dit": "as in a diffusion transformer: heavy tails, outlier channels, a mean, modulation up to 10",
-    "exact": "small integers and powers of two, with which every right order of operations gives the same bits",
+    EXACT: "small integers and powers of two, with which every right order of operations gives the same bits",
 }
-
-EXACT = "exact"  # made by `validation.cases.exact`
 
 LARGEST = 65504.0  # of float16
 # Always large in the regime large_modulation.

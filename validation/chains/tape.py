@@ -6,6 +6,7 @@ reference's own) enters as a constant in its working precision.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from validation.cases.case import extent
 from validation.device.private import DispatchMode, decomposition_table, tree_leaves, tree_map
 
 aten = torch.ops.aten
@@ -51,23 +53,18 @@ def _moments(x: Tensor, dims: Sequence[int], correction: float) -> tuple[Tensor,
 
 
 def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    as_torch: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """With ``as_torch`` in the order of PyTorch's own kernels on the CPU, whose error grows with the mean."""
     deviation, variance, mean = _moments(x, range(-len(shape), 0), 0.0)
     rstd = torch.rsqrt(variance + eps)
-    y = deviation * rstd
-    y = y if weight is None else y * _wide(weight)
-    y = y if bias is None else y + _wide(bias)
-    return y.to(x.dtype), mean, rstd
-
-
-def _layer_norm_as_torch(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """In the order of PyTorch's own kernels on the CPU, whose error grows with the mean."""
-    _, variance, mean = _moments(x, range(-len(shape), 0), 0.0)
-    rstd = torch.rsqrt(variance + eps)
-    y = _wide(x) * rstd + -mean * rstd
+    y = _wide(x) * rstd + -mean * rstd if as_torch else deviation * rstd
     y = y if weight is None else y * _wide(weight)
     y = y if bias is None else y + _wide(bias)
     return y.to(x.dtype), mean, rstd
@@ -182,8 +179,11 @@ class Tape(DispatchMode):
             layer_norm_as_torch: record ``layer_norm`` as ``x * rstd - mean * rstd``, not ``(x - mean) * rstd``.
         """
         super().__init__()
-        own = {aten.native_layer_norm.default: _layer_norm_as_torch} if layer_norm_as_torch else {}
-        self._decomposed = _DECOMPOSED | own
+        self._decomposed = _DECOMPOSED
+        if layer_norm_as_torch:
+            self._decomposed = _DECOMPOSED | {
+                aten.native_layer_norm.default: functools.partial(_layer_norm, as_torch=True)
+            }
         self.steps: list[Step] = []
         self.inputs: dict[Slot, Tensor] = {}  # tensors that no step made, unchanged: arguments and constants
         self.dtypes: dict[Slot, torch.dtype] = {}
@@ -284,8 +284,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 def _copy(t: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy in memory of its own, with the strides of t, so that it allows the same views as t."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    memory = torch.empty(extent, dtype=dtype, device=t.device)
+    memory = torch.empty(extent(t.shape, t.stride()), dtype=dtype, device=t.device)
     # An expanded dimension cannot be copied into: write its one distinct element.
     distinct = tuple(slice(0, 1 if stride == 0 else None) for stride in t.stride())
     memory.as_strided(t[distinct].shape, t.stride()).copy_(t[distinct])

@@ -1,10 +1,9 @@
-"""Compiling and executing in forked children: what the fork server imports, and does once for all of them."""
+"""The ahead-of-time compiler in forked children: what the fork server imports, and does once for all of them."""
 
 import gc
 
 import fused_ops  # noqa: F401
 from validation.compiled import aot
-from validation.compiled import execute as executing
 from validation.device.private import triton_module
 
 # A digest of Triton's own files, which it keeps: 0.4 s.
@@ -15,8 +14,3 @@ def main() -> None:
     """As `validation.compiled.aot.main`."""
     gc.disable()  # for a child's few dozen kernels it takes 0.4 s of 6.7
     aot.main()
-
-
-def execute() -> None:
-    """As `validation.compiled.execute.main`."""
-    executing.main()

@@ -56,8 +56,9 @@ class Outside:
     frames: tuple[tuple[str, int, str], ...]
 
 
-# `bisect` in the bounds of a piece of memory: before its first element, in its elements, after its last.
-_BEFORE, _INSIDE, _AFTER, _SIDES = 1, 2, 3, 4
+# `bisect` in the four bounds of each piece of memory: before its first element (1), in its elements (2), after its last
+# (3); 0 is between two pieces.
+_BEFORE, _AFTER, _SIDES = 1, 3, 4
 
 
 class Reads:
@@ -106,11 +107,10 @@ class Reads:
         # A lane is outside of elements if its first byte or its last one is, and in our memory.
         for at in np.unique(np.concatenate([first, last])):
             side = int(at) % _SIDES
-            hit = lanes[(first == at) | (last == at)]
-            memory = self._known[(int(at) - 1) // _SIDES] if side else None
-            if memory is None or side == _INSIDE or not hit.size:
+            if side not in (_BEFORE, _AFTER):
                 continue
-            before = side == _BEFORE
+            hit = lanes[(first == at) | (last == at)]
+            memory, before = self._known[(int(at) - 1) // _SIDES], side == _BEFORE
             past = [memory.first - int(a) if before else int(a) + size - memory.end for a in (hit.min(), hit.max())]
             away = sorted(-(-bytes_past // memory.element) for bytes_past in past)
             key = (memory.names[not before], "before" if before else "after")

@@ -110,7 +110,7 @@ class FalseMultipleOf(CopiedRows):
 @fault(
     "false max_constancy",
     "scale_shift",
-    "the kernel claims that its mask changes at multiples of 8 columns alone: it writes the padding of rows that have one",
+    "the kernel claims that its mask changes at multiples of 8 columns alone: it writes into the padding of rows",
     Status.OUT_OF_BOUNDS_WRITE,
     Status.OUT_OF_BOUNDS_READ,
     Status.MISALIGNED,

@@ -29,12 +29,7 @@ class _Coarse(RightOps):
         return value * (1.0 + 2.0**-20) if self.coarse(x) else value
 
 
-@fault(
-    "rstd off by 2^-20 past a block",
-    "rms_norm",
-    "where rows are several blocks",
-    NUMERICAL,
-)
+@fault("rstd off by 2^-20 past a block", "rms_norm", "where rows are several blocks", NUMERICAL)
 class RstdOffPastABlock(_Coarse):
     def coarse(self, x: Tensor) -> bool:
         return x.shape[-1] > BLOCK

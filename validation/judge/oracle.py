@@ -41,7 +41,8 @@ class _UndefinedError(Exception):
 
 
 @functools.cache
-def _digits() -> Any:
+def _context() -> Any:
+    """mpmath with `DIGITS` digits."""
     import mpmath  # only where a formula is asked for
 
     context = mpmath.MPContext()  # its own precision, whatever a candidate does to mpmath's
@@ -52,39 +53,39 @@ def _digits() -> Any:
 def _exact(values: Tensor) -> Any:
     """Floating-point numbers as exact ones: nested lists as of ``tolist``."""
     made = values.tolist()
-    return [_digits().mpf(v) for v in made] if isinstance(made, list) else _digits().mpf(made)
+    return [_context().mpf(v) for v in made] if isinstance(made, list) else _context().mpf(made)
 
 
-def _normalised(k: Mapping[str, Any], name: str, row: Row, columns: Sequence[int], *, centred: bool) -> tuple[Any, Any]:
+def _normalised(
+    kwargs: Mapping[str, Any], name: str, row: Row, columns: Sequence[int], *, centred: bool
+) -> tuple[Any, Any]:
     """``(x - mean) / sqrt(mean((x - mean)^2) + eps)`` at some columns of a row, and the size of its terms."""
-    mp, x = _digits(), k[name][row]
-    eps = mp.mpf(k.get("eps", 1e-6))
-    if "residual" in k:  # the norm is of the gated sum
-        terms = _residual_gate_add(k, 1, row, range(len(x)))
-        values, largest = [v for v, _ in terms], max(size for _, size in terms)
-        mean = mp.fsum(values) / len(values) if centred else mp.mpf(0)
-        square = mp.fsum((v - mean for v in values), squared=True) / len(values)
-        chosen = [values[c] for c in columns]
-    elif bool(x.isfinite().all()):
+    mp, x = _context(), kwargs[name][row]
+    eps = mp.mpf(kwargs.get("eps", 1e-6))
+    if "residual" not in kwargs and bool(x.isfinite().all()):
         # Exactly, in whole numbers of float32's smallest: eight times as fast as in 50 digits.
         whole, unit, n = [int(v) for v in (x.double() * 2.0**149).tolist()], mp.ldexp(1, -149), len(x)
         total, squares = sum(whole) if centred else 0, sum(v * v for v in whole)
         mean, square = mp.mpf(total) * unit / n, mp.mpf(n * squares - total * total) * unit * unit / (n * n)
         chosen, largest = [mp.mpf(whole[c]) * unit for c in columns], mp.mpf(max(map(abs, whole))) * unit
-    else:  # a NaN or an infinity makes the whole row NaN, or 0 where it has no mean
-        values = _exact(x)
-        mean = mp.fsum(values) if centred else mp.mpf(0)
-        square = mp.fsum((v - mean for v in values), squared=True)
-        chosen, largest = [values[c] for c in columns], mp.inf
+    else:
+        if "residual" in kwargs:  # the norm is of the gated sum
+            terms = _residual_gate_add(kwargs, 1, row, range(len(x)))
+            values, largest = [v for v, _ in terms], max(size for _, size in terms)
+        else:  # a NaN or an infinity makes the whole row NaN, or 0 where it has no mean
+            values, largest = _exact(x), mp.inf
+        mean = mp.fsum(values) / len(values) if centred else mp.mpf(0)
+        square = mp.fsum((v - mean for v in values), squared=True) / len(values)
+        chosen = [values[c] for c in columns]
     root = mp.sqrt(square + eps)
     if root == 0:
         raise _UndefinedError
     return [(v - mean) / root for v in chosen], (largest + abs(mean)) / root
 
 
-def _affine(values: list[Any], size: Any, k: Mapping[str, Any], columns: Sequence[int], weight: str) -> Elements:
+def _affine(values: list[Any], size: Any, kwargs: Mapping[str, Any], columns: Sequence[int], weight: str) -> Elements:
     """``values * weight + bias``."""
-    weights, biases = k.get(weight), k.get("bias")
+    weights, biases = kwargs.get(weight), kwargs.get("bias")
     of = [1] * len(columns) if weights is None else _exact(weights[list(columns)])
     added = [0] * len(columns) if biases is None else _exact(biases[list(columns)])
     return [(v * w + b, size * abs(w) + abs(b)) for v, w, b in zip(values, of, added, strict=True)]
@@ -108,43 +109,45 @@ def _modulation(m: Any, x: Tensor, row: Row, columns: Sequence[int]) -> list[Any
     return exact
 
 
-def _modulated(values: Elements, k: Mapping[str, Any], row: Row, columns: Sequence[int], constant: Any) -> Elements:
+def _modulated(
+    values: Elements, kwargs: Mapping[str, Any], row: Row, columns: Sequence[int], constant: Any
+) -> Elements:
     """``value * (constant + scale) + shift``."""
-    constant = _digits().mpf(constant)
-    scales, shifts = (_modulation(k[name], k["x"], row, columns) for name in ("scale", "shift"))
+    constant = _context().mpf(constant)
+    scales, shifts = (_modulation(kwargs[name], kwargs["x"], row, columns) for name in ("scale", "shift"))
     return [
         (v * (constant + a) + b, size * (abs(constant) + abs(a)) + abs(b))
         for (v, size), a, b in zip(values, scales, shifts, strict=True)
     ]
 
 
-def _layer_norm(k: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
-    values, size = _normalised(k, "x", row, columns, centred=True)
-    return _affine(values, size, k, columns, "weight")
+def _layer_norm(kwargs: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
+    values, size = _normalised(kwargs, "x", row, columns, centred=True)
+    return _affine(values, size, kwargs, columns, "weight")
 
 
-def _rms_norm(k: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
-    values, size = _normalised(k, "x", row, columns, centred=False)
-    return _affine(values, size, k, columns, "weight")
+def _rms_norm(kwargs: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
+    values, size = _normalised(kwargs, "x", row, columns, centred=False)
+    return _affine(values, size, kwargs, columns, "weight")
 
 
-def _layer_norm_scale_shift(k: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
-    return _modulated(_layer_norm(k, output, row, columns), k, row, columns, 1)
+def _layer_norm_scale_shift(kwargs: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
+    return _modulated(_layer_norm(kwargs, output, row, columns), kwargs, row, columns, 1)
 
 
-def _rms_norm_scale_shift(k: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
-    return _modulated(_rms_norm(k, output, row, columns), k, row, columns, 1)
+def _rms_norm_scale_shift(kwargs: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
+    return _modulated(_rms_norm(kwargs, output, row, columns), kwargs, row, columns, 1)
 
 
-def _scale_shift(k: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
-    values = [(v, abs(v)) for v in _exact(k["x"][row][list(columns)])]
-    return _modulated(values, k, row, columns, k.get("scale_constant", 1.0))
+def _scale_shift(kwargs: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
+    values = [(v, abs(v)) for v in _exact(kwargs["x"][row][list(columns)])]
+    return _modulated(values, kwargs, row, columns, kwargs.get("scale_constant", 1.0))
 
 
-def _residual_gate_add(k: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
-    xs, residuals = (_exact(k[name][row][list(columns)]) for name in ("x", "residual"))
-    gate = k.get("gate")
-    gates = [1] * len(columns) if gate is None else _modulation(gate, k["x"], row, columns)
+def _residual_gate_add(kwargs: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
+    xs, residuals = (_exact(kwargs[name][row][list(columns)]) for name in ("x", "residual"))
+    gate = kwargs.get("gate")
+    gates = [1] * len(columns) if gate is None else _modulation(gate, kwargs["x"], row, columns)
     return [(r + x * g, abs(r) + abs(x * g)) for r, x, g in zip(residuals, xs, gates, strict=True)]
 
 
@@ -178,46 +181,46 @@ def _pairs(count: int, *, interleaved: bool) -> Callable[[int], tuple[int | None
     return pair
 
 
-def _angles(k: Mapping[str, Any], row: Row) -> tuple[Tensor, Tensor]:
+def _angles(kwargs: Mapping[str, Any], row: Row) -> tuple[Tensor, Tensor]:
     """cos and sin of token s of batch item b."""
     b, s = row[:2]
-    cos, sin = (t[b, s] if t.dim() == 3 else t[s] for t in (k["cos"], k["sin"]))
+    cos, sin = (t[b, s] if t.dim() == 3 else t[s] for t in (kwargs["cos"], kwargs["sin"]))
     return cos, sin
 
 
-def _rotary_embedding(k: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
-    values = _exact(k["x"][row])
-    pair = _pairs(k["cos"].shape[-1], interleaved=k.get("interleaved", True))
-    return _turned(values, [abs(v) for v in values], _angles(k, row), columns, pair)
+def _rotary_embedding(kwargs: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
+    values = _exact(kwargs["x"][row])
+    pair = _pairs(kwargs["cos"].shape[-1], interleaved=kwargs.get("interleaved", True))
+    return _turned(values, [abs(v) for v in values], _angles(kwargs, row), columns, pair)
 
 
-def _split_rotary_embedding(k: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
-    (b, s), half = row, k["cos"].shape[-1]
+def _split_rotary_embedding(kwargs: Mapping[str, Any], _output: int, row: Row, columns: Sequence[int]) -> Elements:
+    (b, s), half = row, kwargs["cos"].shape[-1]
     found = []
     for column in columns:
         head, c = divmod(column, 2 * half)
-        values = _exact(k["x"][b, s, 2 * half * head : 2 * half * (head + 1)])
-        angles = k["cos"][b, head, s], k["sin"][b, head, s]
+        values = _exact(kwargs["x"][b, s, 2 * half * head : 2 * half * (head + 1)])
+        angles = kwargs["cos"][b, head, s], kwargs["sin"][b, head, s]
         found += _turned(values, [abs(v) for v in values], angles, [c], _pairs(half, interleaved=False))
     return found
 
 
-def _head_norm(k: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
+def _head_norm(kwargs: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
     name = "qk"[output]
-    values, size = _normalised(k, name, row, columns, centred=False)
-    return _affine(values, size, k, columns, f"{name}_weight")
+    values, size = _normalised(kwargs, name, row, columns, centred=False)
+    return _affine(values, size, kwargs, columns, f"{name}_weight")
 
 
-def _qk_norm_rope(k: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
-    normed = _head_norm(k, output, row, range(k["qk"[output]].shape[-1]))
+def _qk_norm_rope(kwargs: Mapping[str, Any], output: int, row: Row, columns: Sequence[int]) -> Elements:
+    normed = _head_norm(kwargs, output, row, range(kwargs["qk"[output]].shape[-1]))
     values, sizes = [v for v, _ in normed], [size for _, size in normed]
-    pair = _pairs(k["cos"].shape[-1], interleaved=k.get("interleaved", True))
-    return _turned(values, sizes, _angles(k, row), columns, pair)
+    pair = _pairs(kwargs["cos"].shape[-1], interleaved=kwargs.get("interleaved", True))
+    return _turned(values, sizes, _angles(kwargs, row), columns, pair)
 
 
 def _with_residual(norm: Callable[..., Elements]) -> Callable[..., Elements]:
     """The formulas of an op that returns (y, residual_out)."""
-    return lambda k, output, row, columns: (_residual_gate_add if output else norm)(k, output, row, columns)
+    return lambda kwargs, output, row, columns: (_residual_gate_add if output else norm)(kwargs, output, row, columns)
 
 
 FORMULAS: dict[str, Callable[[Mapping[str, Any], int, Row, Sequence[int]], Elements]] = {
@@ -238,10 +241,10 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any], int, Row, Sequence[int]], Eleme
 
 def is_sampled(case: Case) -> bool:
     """Whether the truth of a case is compared with the formula; its seed decides."""
-    return _lot(case) % SHARE == 0
+    return _hash(case) % SHARE == 0
 
 
-def _lot(case: Case) -> int:
+def _hash(case: Case) -> int:
     return zlib.crc32(f"{case.seed}/{case.op}/formula".encode())
 
 
@@ -262,12 +265,12 @@ def sampled(case: Case, op: str, kwargs: Mapping[str, Any], truths: Sequence[Ten
     """
     if op not in FORMULAS or not is_sampled(case):
         return 0
-    lot = _lot(case)
-    chosen, count = random.Random(lot), 0
+    seed, count = _hash(case), 0
+    generator = random.Random(seed)
     for n, truth in enumerate(truths):
-        if truth.numel() and (truth.shape[-1] <= WIDE or not lot % WIDE_SHARE):
-            row = tuple(chosen.randrange(size) for size in truth.shape[:-1])
-            columns = chosen.sample(range(truth.shape[-1]), min(ELEMENTS, truth.shape[-1]))
+        if truth.numel() and (truth.shape[-1] <= WIDE or not seed % WIDE_SHARE):
+            row = tuple(generator.randrange(size) for size in truth.shape[:-1])
+            columns = generator.sample(range(truth.shape[-1]), min(ELEMENTS, truth.shape[-1]))
             count += compare(op, kwargs, truth, n, row, columns)
     return count
 
@@ -287,10 +290,10 @@ def compare(op: str, kwargs: Mapping[str, Any], truth: Tensor, output: int, row:
     compared = 0
     for column, (value, size) in zip(columns, exact, strict=True):
         got = truth[(*row, column)].item()
-        if not _digits().isfinite(value):
-            right = got == value or (math.isnan(got) and bool(_digits().isnan(value)))
-        elif _digits().isfinite(size):
-            right = bool(abs(_digits().mpf(got) - value) <= TOLERANCE * size)
+        if not _context().isfinite(value):
+            right = got == value or (math.isnan(got) and bool(_context().isnan(value)))
+        elif _context().isfinite(size):
+            right = bool(abs(_context().mpf(got) - value) <= TOLERANCE * size)
         else:  # finite over infinite
             continue
         compared += 1
@@ -298,7 +301,7 @@ def compare(op: str, kwargs: Mapping[str, Any], truth: Tensor, output: int, row:
             name = "qk"[output] if "q" in kwargs else ("y", "residual_out")[output]
             raise WrongTruthError(
                 f"the reference op is wrong: {op} in float64 gives {name}{index_text((*row, column))} = {got:.17g}, "
-                f"its formula in {DIGITS} digits is {_digits().nstr(value, 17)}; nothing is known about the candidate"
+                f"its formula in {DIGITS} digits is {_context().nstr(value, 17)}; nothing is known about the candidate"
             )
     return compared
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from validation.cases.case import extent
 from validation.cases.tensors import Arguments
 from validation.device.reads import Memory, Outside
 from validation.device.reads import watched as watched_loads
@@ -54,18 +55,13 @@ def watched(arguments: Arguments, allocations: Collection[Guarded]) -> Iterator[
 def _of_storage(storage: Guarded, arguments: Arguments) -> Memory:
     """From the first element of any argument in a storage to the last of any."""
     start = storage.memory.untyped_storage().data_ptr()
-    tensors = [(n, t) for n, t in arguments.tensors.items() if t.untyped_storage().data_ptr() == start and t.numel()]
-    if not tensors:
-        names = [n for n, t in arguments.tensors.items() if t.untyped_storage().data_ptr() == start]
-        return _memory(storage.memory, storage.start, storage.start, (names[0],) * 2)
-    first = min((int(t.storage_offset()), name) for name, t in tensors)
-    last = max((int(t.storage_offset()) + extent(t), name) for name, t in tensors)
+    tensors = {n: t for n, t in arguments.tensors.items() if t.untyped_storage().data_ptr() == start}
+    spans = [(int(t.storage_offset()), extent(t.shape, t.stride()), name) for name, t in tensors.items() if t.numel()]
+    if not spans:
+        return _memory(storage.memory, storage.start, storage.start, (next(iter(tensors)),) * 2)
+    first = min((offset, name) for offset, _, name in spans)
+    last = max((offset + size, name) for offset, size, name in spans)
     return _memory(storage.memory, first[0], last[0], (first[1], last[1]))
-
-
-def extent(t: Tensor) -> int:
-    """How many elements of its storage a tensor spans."""
-    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
 
 
 def _memory(memory: Tensor, first: int, end: int, names: tuple[str, str]) -> Memory:

@@ -34,7 +34,7 @@ A check costs a call of the candidate. To keep judging no dearer than truth and 
 check (every second one the repetition, half of them under other settings), and one in four of the larger cases gets
 one; the case's seed decides which. Every check is a second call, so each shows state that the first left behind.
 
-A case with wrong numbers is repeated before it is told: if the second call gives other bits, the verdict is
+A case with wrong numbers is repeated before it is reported: if the second call gives other bits, the verdict is
 NOT_REPRODUCIBLE, for whoever repeats the case may see it pass.
 """
 
@@ -92,6 +92,9 @@ CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
 }
 
 
+# Checks that make the same call again.
+REPETITIONS = ("repeat", "other settings")
+
 # What a check that fails has found, beside "another result than that of the first call".
 FOUND = {
     "repeat": "a second call gives other bits",
@@ -147,8 +150,8 @@ def due(case: Case, device: str) -> tuple[str, ...]:
     elements = max((spec.numel for spec in case.tensors.values()), default=0)
     if elements == 0:
         return ()
-    repeat = ("repeat", "other settings")[zlib.crc32(f"{case.seed}/{case.op}/settings".encode()) % 2]
-    applicable = [repeat, *(n for n in CHECKS if n not in ("repeat", "other settings") and applies(n, case, device))]
+    repeat = REPETITIONS[zlib.crc32(f"{case.seed}/{case.op}/settings".encode()) % 2]
+    applicable = [repeat, *(name for name in CHECKS if name not in REPETITIONS and applies(name, case, device))]
     lot = zlib.crc32(f"{case.seed}/{case.op}/same bits".encode())
     share, check = divmod(lot, len(applicable))
     if elements <= SMALL:

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from validation.cases.case import extent
 from validation.cases.tensors import Arguments, as_bits, guard_elements, poison
 from validation.chains import tape
 from validation.device import launches, private
@@ -248,7 +249,7 @@ class GuardedAllocations(DispatchMode):
         if not found:
             return
         allocation, width = found[0], found[0].memory.element_size()
-        end = -(-(t.storage_offset() + reads.extent(t)) * t.element_size() // width)
+        end = -(-(t.storage_offset() + extent(t.shape, t.stride())) * t.element_size() // width)
         if end <= allocation.start + allocation.size:
             return
         allocation.size = end - allocation.start
@@ -260,7 +261,7 @@ class GuardedAllocations(DispatchMode):
             allocation.memory = memory
 
     def _guarded(self, out: Tensor, *, filled: bool = False) -> Tensor:
-        size = reads.extent(out)
+        size = extent(out.shape, out.stride())
         guard = guard_elements(out.shape[-1] if out.dim() else 1)
         dtype = torch.uint8 if out.dtype in _WITHOUT_FILL else out.dtype
         memory = torch.empty(size + 2 * guard, dtype=dtype, device=out.device)

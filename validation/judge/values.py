@@ -93,7 +93,8 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     finite = truth.isfinite() & output.isfinite() & budget.allowed.isfinite()
     error = output.double() - truth
     # Where the only right result is known, the size of errors says nothing: the reference path may have none.
-    counted = finite if target.slack is None else finite & ~_certain(target)
+    slack = target.slack
+    counted = finite if slack is None else finite & ~_certain(slack, truth)
     errors = Errors.of(error, truth, budget.unit, counted)
     path_finite = finite & baseline.isfinite()
     path_error = baseline.double() - target.baseline_truth
@@ -108,14 +109,15 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     of_exact = 1.0 if errors.rms_ulp == 0.0 else math.inf
     ratio = errors.rms_ulp / path.rms_ulp if path.rms_ulp else of_exact
     max_ratio = max(errors.max_ulp, ONE_ROUNDING) / max(path.max_ulp, ONE_ROUNDING) if path.rms_ulp else of_exact
+    comparable = bool(errors.count) or not bool(finite.any())
     numbers: dict[str, float | int | str | None] = {
         "budget_percent": 100.0 * worst,
         "arithmetic_percent": 100.0 * float(arithmetic.max()) if arithmetic.numel() else 0.0,
         **errors.numbers(""),
         **path.numbers("baseline_"),
         **ideal.numbers("ideal_"),
-        "rms_ratio": ratio if errors.count or not finite.any() else None,
-        "max_ratio": max_ratio if errors.count or not finite.any() else None,
+        "rms_ratio": ratio if comparable else None,
+        "max_ratio": max_ratio if comparable else None,
         "equal_share": float(equal.double().mean()) if equal.numel() else 1.0,
         "elements": output.numel(),
         "informative_share": _informative_share(truth),
@@ -134,11 +136,11 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
         lines = (share, place, *pattern, *where.displaced(output, truth, allowed, wrong))
         return Verdict(Status.INCORRECT_NUMERICAL, "error", reason, numbers=numbers, lines=lines)
 
-    if target.slack is not None:
-        numbers["exact_share"] = float(_certain(target).double().mean()) if output.numel() else 0.0
-        wrong = _not_exact(output, target)
+    if slack is not None:
+        numbers["exact_share"] = float(_certain(slack, truth).double().mean()) if output.numel() else 0.0
+        wrong = _not_exact(output, target, slack)
         if bool(wrong.any()):
-            return dataclasses.replace(_inexact(output, target, wrong), numbers=numbers)
+            return dataclasses.replace(_inexact(output, target, slack, wrong), numbers=numbers)
 
     rounds_on_the_way = bool(target.running.declared.any())
 
@@ -146,15 +148,8 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     def samples() -> int:
         return independent_samples(truth, counted, output.dtype, target.operands if rounds_on_the_way else ())
 
-    for label, bias, path_bias, ideal_bias in (
-        ("mean signed error", errors.bias_ulp, path.bias_ulp, ideal.bias_ulp),
-        (
-            "mean error away from zero",
-            errors.magnitude_bias_ulp,
-            path.magnitude_bias_ulp,
-            ideal.magnitude_bias_ulp,
-        ),
-    ):
+    for label, mean in (("mean signed error", "bias_ulp"), ("mean error away from zero", "magnitude_bias_ulp")):
+        bias, path_bias, ideal_bias = (getattr(of, mean) for of in (errors, path, ideal))
         # On a grid the truth's own rounding has a bias: 65504 (2^16 less one ulp) times 200 float16 angles, rotated and
         # rounded once, is 0.136 ulp too small on average.
         own = max(abs(path_bias), abs(ideal_bias))
@@ -186,33 +181,30 @@ def judge_values(output: Tensor, target: Target) -> Verdict:
     return Verdict(Status.PASSED, "bias", reason, tier=tier, numbers=numbers)
 
 
-def _certain(target: Target) -> Tensor:
+def _certain(slack: Tensor, truth: Tensor) -> Tensor:
     """Where the only right result of exact inputs is known."""
-    assert target.slack is not None
-    return target.slack.isfinite() & target.truth.isfinite()
+    return slack.isfinite() & truth.isfinite()
 
 
-def _not_exact(output: Tensor, target: Target) -> Tensor:
+def _not_exact(output: Tensor, target: Target, slack: Tensor) -> Tensor:
     """Where exact inputs did not give what every right order of operations gives.
 
     Numbers are compared, so that 0 and -0 are one: their sign depends on the order of operations. What equals the
     reference path is never wrong.
     """
-    assert target.slack is not None
-    certain = _certain(target)
-    slack = torch.where(certain, target.slack, 0.0)
+    certain = _certain(slack, target.truth)
+    slack = torch.where(certain, slack, 0.0)
     low, high = ((target.truth + edge).to(output.dtype) for edge in (-slack, slack))
     return certain & ((output < low) | (output > high)) & (output != target.baseline)
 
 
-def _inexact(output: Tensor, target: Target, wrong: Tensor) -> Verdict:
+def _inexact(output: Tensor, target: Target, slack: Tensor, wrong: Tensor) -> Verdict:
     """The verdict on elements that differ from the only right result."""
-    assert target.slack is not None
     # The first of those that are furthest away.
     distance = torch.where(wrong, (output.double() - target.truth).abs(), -1.0)
     at = tuple((distance == distance.max()).nonzero()[0].tolist())
-    slack = float(target.slack[at])
-    near = "these bits" if slack == 0.0 else f"this to {slack:.2g}, that is rounding in 1/sqrt"
+    room = float(slack[at])
+    near = "these bits" if room == 0.0 else f"this to {room:.2g}, that is rounding in 1/sqrt"
     reason = (
         f"exact inputs: every right order of operations gives {near}; {int(wrong.sum())} of {wrong.numel()} elements "
         f"of {target.name} have others, the furthest at {where.index_text(at)} (got {output[at].item():.9g}, "

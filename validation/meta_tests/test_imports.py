@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diff": (*_PLAIN, "record", "run_plan"),
     # Every private name of torch and Triton; what executes PTX on plain tensors. Launches are taken by the device.
     "device/private": ("errors",),
-    "compiled/ptx": ("errors", "device/private"),
+    "compiled/ptx": ("cases", "device/private", "errors"),
     # Tensors, arithmetic and judgement import no record, no model and no test framework.
     "cases": (*_PLAIN, "reference_ops/contract"),
     "device": (*_PLAIN, "compiled/ptx", "device/private"),

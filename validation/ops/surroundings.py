@@ -10,6 +10,7 @@ import dataclasses
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +129,23 @@ def _set_flags(values: Mapping[str, bool]) -> None:
         setattr(_FLAGS[part][0], flag, value)
 
 
-def _autocast() -> tuple[Any, ...]:
-    """Whether autocast is on for CUDA, its dtypes for the CPU and for CUDA, and whether it keeps cast weights."""
-    return (
-        torch.is_autocast_enabled("cuda"),
-        torch.get_autocast_dtype("cpu"),
-        torch.get_autocast_dtype("cuda"),
-        torch.is_autocast_cache_enabled(),
-    )
+# How each part of autocast is read and set.
+_AUTOCAST: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "on the CPU": (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
+    "on CUDA": (partial(torch.is_autocast_enabled, "cuda"), partial(torch.set_autocast_enabled, "cuda")),
+    "dtype on the CPU": (partial(torch.get_autocast_dtype, "cpu"), partial(torch.set_autocast_dtype, "cpu")),
+    "dtype on CUDA": (partial(torch.get_autocast_dtype, "cuda"), partial(torch.set_autocast_dtype, "cuda")),
+    "cache of cast weights": (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+}
 
 
-def _set_autocast(values: tuple[Any, ...]) -> None:
-    torch.set_autocast_enabled("cuda", values[0])
-    torch.set_autocast_dtype("cpu", values[1])
-    torch.set_autocast_dtype("cuda", values[2])
-    torch.set_autocast_cache_enabled(values[3])
+def _autocast() -> dict[str, Any]:
+    return {name: read() for name, (read, _) in _AUTOCAST.items()}
+
+
+def _set_autocast(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        _AUTOCAST[name][1](value)
 
 
 def _shown(before: Any, now: Any) -> tuple[str, str]:
@@ -186,16 +189,7 @@ _SETTINGS = {
         _set_deterministic,
         "torch's deterministic algorithms are {now} (on, warnings only), they were {before}",
     ),
-    "autocast": _Setting(
-        lambda: torch.is_autocast_enabled("cpu"),
-        lambda on: torch.set_autocast_enabled("cpu", on),
-        "autocast on the CPU is{not_} on",
-    ),
-    "autocasts": _Setting(
-        _autocast,
-        _set_autocast,
-        "autocast is {now} (on for CUDA, dtype on the CPU and on CUDA, cache), it was {before}",
-    ),
+    "autocast": _Setting(_autocast, _set_autocast, "autocast is {now}, it was {before}"),
     "threads": _Setting(
         torch.get_num_threads, torch.set_num_threads, "torch computes with {now} threads, it did with {before}"
     ),
@@ -205,7 +199,8 @@ _SETTINGS = {
 }
 
 
-_SCOPED = ("grad", "autocast", "autocasts")
+# What ``with`` blocks set, and put back.
+_SCOPED = ("grad", "autocast")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Alone:
         """Whether a failure of that status passed alone."""
         return any(kind[0] is status for kind in self._pass)
 
-    def told(self, record: Record, before: Case | None) -> Record:
+    def with_repeat_line(self, record: Record, before: Case | None) -> Record:
         """The record of a failed case with the repeat line that shows the failure again, as far as one is known.
 
         Args:

@@ -31,7 +31,7 @@ def chance(calls: int) -> float:
     return 1.0 - (1.0 - 1.0 / ONE_IN) ** calls
 
 
-def made(done: Sequence[Record], executor: Executor) -> int:
+def calls_of(done: Sequence[Record], executor: Executor) -> int:
     """How many calls the cases of a sweep made; without second calls if a library may not express them."""
     counted = [record for record in done if record.numbers.get("elements")]
     if any(record.status is Status.NOT_EXPRESSED for record in done):
@@ -42,7 +42,7 @@ def made(done: Sequence[Record], executor: Executor) -> int:
 
 def repeats(done: Sequence[Record], executor: Executor, profile: Profile) -> list[tuple[Case, int]]:
     """The cases to repeat, and the calls of each: two at least, as many in all as the profile lacks."""
-    lacking = profile.calls - made(done, executor)
+    lacking = profile.calls - calls_of(done, executor)
     if lacking <= 0:
         return []
     passed = [record for record in done if record.status is Status.PASSED and record.numbers["elements"]]

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from validation.cases.case import Case, TensorSpec
+from validation.cases.case import FLOAT_DTYPES, Case, TensorSpec
 from validation.cases.corners.corner import heads, main, rows
 from validation.cases.roles import ACTIVATIONS, ANGLES, MODULATIONS
 from validation.judge.calls import Call
@@ -41,7 +41,7 @@ class Shared:
     @property
     def sentence(self) -> str:
         """The feature with its counts."""
-        what = "fails" if self.status is None else f"{self.status}"
+        what = "fails" if self.status is None else str(self.status)
         counts = f"{self.failing} of {self.failing} failing cases and {self.with_it} of {self.passing} passing ones"
         return f"{what} only where {self.words} ({counts})"
 
@@ -111,8 +111,7 @@ def _features(case: Case) -> Iterator[tuple[str, Feature]]:
     """Features of a case by their words, the simplest first; one that a case lacks is False."""
     x, width = main(case), main(case).shape[-1]
     yield f"the dtype is {case.dtype}", True
-    yield f"the dtype is not {case.dtype}", False
-    for dtype in ("float32", "float16", "bfloat16"):
+    for dtype in FLOAT_DTYPES:
         yield f"the dtype is not {dtype}", case.dtype != dtype
     yield from ((f"{name}={value!r}", True) for name, value in case.flags.items())
     yield "D", width

@@ -10,7 +10,7 @@ from validation.judge.oracle import FORMULAS
 from validation.judge.verdict import WRONG_TRUTH
 from validation.ops import OpSet
 from validation.parity import tiers
-from validation.parity.repeats import chance
+from validation.parity.repeats import ONE_IN, chance
 from validation.parity.shared import shared
 from validation.record import Level, Record
 from validation.verdict import UNREACHED, Status, Tier
@@ -69,7 +69,7 @@ def summary(
         "corners_not_expressed": len(unjudged),
         "corners_not_run": len(not_run),
         "calls": calls,
-        "chance_of_one_in_300": round(chance(calls), 4),
+        f"chance_of_one_in_{ONE_IN}": round(chance(calls), 4),
         "corners_out_of_reach": len(out_of_reach),
         "mean_rms_ratio": tier.mean_ratio,
         **tier.ratios,
@@ -89,27 +89,28 @@ def summary(
         numbers["fingerprint_cases"] = sum(name == rounds[0] for name, _, _ in fingerprints)
     if tier.unshown:
         numbers["not_shown"] = 1
-    status, check, reason = Status.PASSED, "tier", tier.reason
+    notes = [tier.reason]
     if unexpressed:
         most_common = unexpressed.most_common(1)[0][0]
         most = f"{unexpressed.total()} of {len(done)} cases cannot be expressed, most often: {most_common}"
-        reason = f"{reason}; {most}"
+        notes.append(most)
         if unjudged:
-            reason = f"{reason}; corners of such cases alone: {', '.join(unjudged)}"
+            notes.append(f"corners of such cases alone: {', '.join(unjudged)}")
     if unexecuted:
         most_common = unexecuted.most_common(1)[0][0]
-        reason = f"{reason}; {unexecuted.total()} of {len(done)} cases are not executed, most often: {most_common}"
+        notes.append(f"{unexecuted.total()} of {len(done)} cases are not executed, most often: {most_common}")
     slow = f"{too_slow} of {len(done)} cases not run on this device, which is too slow for them"
     if too_slow:
-        reason = f"{reason}; {slow}"
+        notes.append(slow)
     if not_run or out_of_reach:
-        reason = f"{reason}; corners not reached on this device: {', '.join((*not_run, *out_of_reach))}"
+        notes.append(f"corners not reached on this device: {', '.join((*not_run, *out_of_reach))}")
     if op not in FORMULAS:
-        reason = f"{reason}; the reference op alone stands for the truth: there is no formula to compare it with"
+        notes.append("the reference op alone stands for the truth: there is no formula to compare it with")
     common = shared(done)
     if common is not None:
         numbers["only_where"] = common.sentence
-        reason = f"{reason}; {common.sentence}"
+        notes.append(common.sentence)
+    status, check, reason = Status.PASSED, "tier", "; ".join(notes)
     wrong_truths = [r for r in done if r.status is Status.REFERENCE_ERROR and r.check == WRONG_TRUTH]
     if wrong_truths:  # nor is the tier known, or the bias over all cases: they are measured against it
         status, check, tier = Status.REFERENCE_ERROR, WRONG_TRUTH, dataclasses.replace(tier, tier=None)

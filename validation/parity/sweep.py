@@ -14,7 +14,7 @@ from validation.parity.one_case import judge_case
 from validation.parity.plan import Plan, Planned
 from validation.parity.profiles import PROFILES, Profile
 from validation.parity.refusals import bad_input_record, grad_record
-from validation.parity.repeats import made, repeated_record, repeats
+from validation.parity.repeats import calls_of, repeated_record, repeats
 from validation.parity.repro import op_command
 from validation.parity.shrink import shrunk
 from validation.parity.summary import summary
@@ -55,7 +55,6 @@ class Sweep:
         """Judge one op.
 
         Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
-        Known regressions first, then the real models' workloads (with few tokens on the CPU, whole on a GPU), then
         every declared corner, then free draws, then what was drawn with very many rows; then, for each kind of failure
         that shows alone, the same failure shrunk; without a failure one record on calls of some cases again
         (`validation.parity.repeats`); then one record on a call with parameters that require grad, one on the calls
@@ -81,7 +80,7 @@ class Sweep:
             if done[-1].status.failed:
                 failed.setdefault(record.status, planned)
                 if self.shrink:
-                    done[-1] = alone.told(done[-1], previous)
+                    done[-1] = alone.with_repeat_line(done[-1], previous)
             previous = planned.case
             yield done[-1]
             if executor.deaths - before >= profiles.MAX_DEATHS:
@@ -94,7 +93,7 @@ class Sweep:
                 small = shrunk(planned, plan, status, executor)
                 if small is not None and alone.holds(small):
                     yield small
-        calls = made(done, executor)
+        calls = calls_of(done, executor)
         due = [] if any(record.status.failed for record in done) else repeats(done, executor, self.profile)
         if due:
             again = repeated_record(op, executor, due, self.command(op))
@@ -105,10 +104,10 @@ class Sweep:
             yield xfail.apply(bad_input_record(op, executor))
         left_out -= {name for record in done for name in record.corners}
         corners = tuple(corner for corner in plan.corners if corner.name not in left_out)
-        told = summary(
+        whole = summary(
             op, executor.ops, done, corners, self.require, self.command(op), calls=calls, out_of_reach=plan.out_of_reach
         )
-        yield xfail.apply(told)
+        yield xfail.apply(whole)
         yield from xfail.unused(op, executor.ops.name)
 
     def _ordered(self, plan: Plan) -> Iterable[Planned]:

@@ -67,15 +67,15 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     for (kind, dtype), ratio in found.items():
         if ratio.count and (ratio.mean, ratio.upper) != (1.0, 1.0):
             ratios |= {f"mean_{kind}_ratio_{dtype}": ratio.mean, f"upper_{kind}_ratio_{dtype}": ratio.upper}
-    told = max((key for key in found if key[0] == "rms"), key=lambda key: _used(found[key]))
+    rms = max((key for key in found if key[0] == "rms"), key=lambda key: _used(found[key]))
     worst = max(found, key=lambda key: _used(found[key]))
     if not found[worst].within:
         kind, dtype = worst
         ratio = found[worst]
-        how = "further from the truth" if ratio.mean > ratio.margin else "not shown to be as near to the truth"
+        unshown = not ratio.mean > ratio.margin  # NaN without cases
+        how = "not shown to be as near to the truth" if unshown else "further from the truth"
         reason = f"{how}: {kind} over {ratio.count} {dtype} cases is {ratio}"
-        unshown = not ratio.mean > ratio.margin
-        return OpTier(Tier.CLOSE, found[told].mean, reason, ratios, unshown, unshown and ratio.count < FEWEST_OF_DTYPE)
+        return OpTier(Tier.CLOSE, found[rms].mean, reason, ratios, unshown, unshown and ratio.count < FEWEST_OF_DTYPE)
     close = [record for record in records if record.tier == Tier.CLOSE]
     if close:
         example = max(close, key=lambda record: float(record.numbers.get("rms_ratio") or 0.0))
@@ -83,9 +83,9 @@ def op_tier(records: Sequence[Record]) -> OpTier:
             f"{len(close)} of {len(records)} cases are further from the truth than float32 arithmetic explains, "
             f"{example.dtype} {example.case.get('values')} {example.numbers.get('rms_ratio'):.3g}x the reference path"
         )
-        return OpTier(Tier.CLOSE, found[told].mean, reason, ratios)
-    reason = f"rms over {found[told].count} {told[1]} cases is {found[told]}"
-    return OpTier(Tier.LOSSLESS, found[told].mean, reason, ratios)
+        return OpTier(Tier.CLOSE, found[rms].mean, reason, ratios)
+    reason = f"rms over {found[rms].count} {rms[1]} cases is {found[rms]}"
+    return OpTier(Tier.LOSSLESS, found[rms].mean, reason, ratios)
 
 
 def _ratios(records: Iterable[Record], kind: str) -> list[float]:
@@ -108,11 +108,10 @@ def bias_over_cases(records: Sequence[Record]) -> str:
     """
     for dtype in sorted({record.dtype for record in records}):
         for key in ("bias_ulp", "magnitude_bias_ulp"):
-            values = [float(v) for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(key), float)]
-            own = [
-                [float(v) for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(name), float)]
-                for name in (f"baseline_{key}", f"ideal_{key}")
-            ]
+            values, *own = (
+                [v for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(name), float)]
+                for name in (key, f"baseline_{key}", f"ideal_{key}")
+            )
             if len(values) < 20:
                 continue
             mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))

@@ -192,19 +192,20 @@ def large_corners(signature: Signature) -> list[Corner]:
     own = {"qk.layout": "own", "k.shape": "same", "qk.rank": 4} if signature.family == "qk" else {}
     forced: dict[str, Any] = {"dtype": "float16", "width": "pow2", "width.class": width_class(4), "rank": 3, **own}
     corners = []
-    for layout, axis in FAR_LAYOUTS.items():
-        if layout == "far head" and signature.family not in ("qk", "rotary"):
+    # Nine of what is far apart; of columns four, a whole row.
+    counts = {"item": ("nine_items", 2), "row": ("nine_rows", 2), "head": ("one_token", 9), "column": ("one_token", 1)}
+    for what, (size, of_heads) in counts.items():
+        if what == "head" and signature.family not in ("qk", "rotary"):
             continue
-        # Nine of what is far apart; of columns four, a whole row.
-        size = {"far item": "nine_items", "far row": "nine_rows"}.get(layout, "one_token")
-        count = 9 if layout == "far head" else 1 if layout == "far column" else 2
+        layout = f"far {what}"
+        axis = FAR_LAYOUTS[layout]
 
         def reached(case: Case, axis: int = axis) -> bool:
             spec = case.tensors[name]
             return spec.numel > 0 and (spec.shape[axis] - 1) * spec.strides[axis] > FAR
 
-        far = {**forced, f"{name}.layout": layout, "size": size, "heads": count}
-        corners.append(Corner(f"{name}: {layout}s past 2^31".replace("far ", ""), far, reached, sparse=True))
+        far = {**forced, f"{name}.layout": layout, "size": size, "heads": of_heads}
+        corners.append(Corner(f"{name}: {what}s past 2^31", far, reached, sparse=True))
     rows_of = {"size": "most_rows", "heads": 2, **{f"{name}.form": "[B,L,D]" for name in signature.modulations}}
     corners.append(Corner("rows>2^23", {**forced, **rows_of}, lambda case: rows(case) > 2**23, sparse=True))
     return corners

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from validation.compiled.ptx.bits import Array
-from validation.compiled.ptx.rounding import F4, F8, to_f32
+from validation.compiled.ptx.bits import F4, F8, Array
+from validation.compiled.ptx.rounding import to_f32
 
 MODES = ("low", "nearest", "high", "seeded")
 
@@ -62,11 +62,6 @@ def _ulp(value: Array) -> Array:
 def relative(bound: float) -> Callable[[Array], Array]:
     """An error of so much of the value."""
     return lambda value: np.abs(value) * bound
-
-
-def absolute(bound: float) -> Callable[[Array], Array]:
-    """An error of so much."""
-    return lambda value: np.full_like(value, bound)
 
 
 def ulps(bound: float) -> Callable[[Array], Array]:

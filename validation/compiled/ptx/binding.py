@@ -9,9 +9,8 @@ import numpy as np
 from validation.compiled.ptx.bits import DTYPES, UNSIGNED, Array, bits, read_as
 from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.parse import Instruction, Kernel
-from validation.compiled.ptx.table import Elementwise
+from validation.compiled.ptx.table import Elementwise, Step
 
-Step = Callable[[Any], None]
 Get = Callable[[Any], Array]
 _SPECIAL = re.compile(r"%(?:tid|ctaid|ntid|nctaid)\.[xyz]|%laneid")
 _ADDRESS = re.compile(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\d+))?\s*\]")
@@ -106,9 +105,9 @@ class Binder:
             if raw.dtype.itemsize != dtype.itemsize:
                 raise ValueError(f"{text} is not of {8 * dtype.itemsize} bits")
             return raw.view(dtype)
-        if dtype.kind in "fb":
-            if dtype.kind == "b":
-                return np.bool_(int(text) != 0)
+        if dtype.kind == "b":
+            return np.bool_(int(text) != 0)
+        if dtype.kind == "f":
             raise ValueError(f"{text} is no number of {dtype}")
         value = int(text.removesuffix("U"), 0)
         if not -(1 << (8 * dtype.itemsize - 1)) <= value < 1 << (8 * dtype.itemsize):
@@ -116,7 +115,7 @@ class Binder:
         return np.uint64(value & 0xFFFFFFFFFFFFFFFF).astype(UNSIGNED[dtype.itemsize]).view(dtype)
 
     def put(self, instruction: Instruction, text: str, type_: str, *, loose: bool = False) -> Callable[..., None]:
-        """A function of (run, value, mask=...) that writes a result where the instruction's mask holds.
+        """A function of (run, value) that writes a result where the instruction's mask holds.
 
         Args:
             instruction: the instruction, for its guard.
@@ -163,9 +162,12 @@ class Binder:
 
         return mask
 
-    def vector(self, text: str) -> list[str]:
-        """The registers of ``{%r1, %r2}``, or the one that is written alone."""
-        return [one.strip() for one in text.strip("{} ").split(",")]
+    def vector(self, text: str, count: int | None = None) -> list[str]:
+        """The registers of ``{%r1, %r2}``, or the one that is written alone; ValueError unless they are `count`."""
+        names = [one.strip() for one in text.strip("{} ").split(",")]
+        if count not in (None, len(names)):
+            raise ValueError(f"expected {count} registers")
+        return names
 
     def address(self, text: str) -> Get:
         """A function that gives an address as uint64; a register of 32 bits is extended with zeros."""

@@ -24,6 +24,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 
+# Types that are moved, loaded, stored and selected, and what each is read as: a move of f32 keeps the bits of a NaN.
+MOVED_AS = {f"{kind}{size}": f"{kind}{size}" for size in (8, 16, 32, 64) for kind in "bus"} | {"f32": "b32"}
+
+F2, F4, F8 = (np.dtype(code) for code in ("f2", "f4", "f8"))
+U2, U4, U8 = (np.dtype(code) for code in ("u2", "u4", "u8"))
 CANONICAL_NAN: dict[int, Any] = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFFFFFF), 8: np.uint64(0x7FFFFFFFFFFFFFFF)}
 UNSIGNED = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 

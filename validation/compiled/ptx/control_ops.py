@@ -10,10 +10,9 @@ import numpy as np
 
 from validation.compiled.ptx import rounding
 from validation.compiled.ptx.bits import Array, bits
-from validation.compiled.ptx.parse import Instruction
-from validation.compiled.ptx.table import Bound, add
+from validation.compiled.ptx.parse import BRANCHES, RETURNS, Instruction
+from validation.compiled.ptx.table import Bound, Step, add
 
-Step = Callable[[Any], None]
 _TOGETHER = "Parallel Synchronization and Communication Instructions: "
 
 
@@ -84,10 +83,6 @@ def _reduce(instruction: Instruction, binder: Any, type_: str, combine: Callable
     return step
 
 
-def _with_nan(choose: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), choose(a, b))
-
-
 _REDUCTIONS: tuple[tuple[str, str, Callable[[Array, Array], Array]], ...] = (
     *((f"add.{t}", t, operator.add) for t in ("s32", "u32")),
     *((f"min.{t}", t, np.minimum) for t in ("s32", "u32")),
@@ -97,8 +92,8 @@ _REDUCTIONS: tuple[tuple[str, str, Callable[[Array, Array], Array]], ...] = (
     ("xor.b32", "b32", operator.xor),
     ("min.f32", "f32", rounding.smaller),
     ("max.f32", "f32", rounding.greater),
-    ("min.NaN.f32", "f32", _with_nan(rounding.smaller)),
-    ("max.NaN.f32", "f32", _with_nan(rounding.greater)),
+    ("min.NaN.f32", "f32", rounding.or_nan(rounding.smaller)),
+    ("max.NaN.f32", "f32", rounding.or_nan(rounding.greater)),
 )
 for _spelling, _type, _combine in _REDUCTIONS:
     add(f"redux.sync.{_spelling}", Bound(_TOGETHER + "redux.sync", partial(_reduce, type_=_type, combine=_combine)))
@@ -109,5 +104,5 @@ def _nothing(_instruction: Instruction, _binder: Any) -> Step:
     return lambda _run: None
 
 
-for _name in ("bra", "bra.uni", "ret", "exit"):
+for _name in (*BRANCHES, *RETURNS):
     add(_name, Bound("Control Flow Instructions", _nothing, writes=0))

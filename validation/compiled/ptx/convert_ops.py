@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 
 from validation.compiled.ptx import rounding
-from validation.compiled.ptx.bits import DTYPES, Array, bits, joined
-from validation.compiled.ptx.rounding import F4, F8
+from validation.compiled.ptx.bits import DTYPES, F4, F8, Array, bits, joined
 from validation.compiled.ptx.table import elementwise
 
 _SECTION = "Data Movement and Conversion Instructions: cvt"
 _add = partial(elementwise, _SECTION, loose=True)
+_WHOLE = (("rni", np.rint), ("rzi", np.trunc), ("rmi", np.floor), ("rpi", np.ceil))
 _INTEGERS = ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64")
 
 
@@ -42,11 +42,11 @@ def _to_integer(x: Array, to: str, whole: Callable[[Array], Array]) -> Array:
 
 
 for _to in ("s16", "u16", "s32", "u32", "s64", "u64"):
-    for _mode, _whole in (("rni", np.rint), ("rzi", np.trunc), ("rmi", np.floor), ("rpi", np.ceil)):
+    for _mode, _whole in _WHOLE:
         _add(f"cvt.{_mode}.{_to}.f32", f"{_to} f32", partial(_to_integer, to=_to, whole=_whole))
         _add(f"cvt.{_mode}.ftz.{_to}.f32", f"{_to} f32",
              lambda x, t=_to, w=_whole: _to_integer(rounding.ftz(x), t, w))  # fmt: skip
-for _mode, _whole in (("rni", np.rint), ("rzi", np.trunc), ("rmi", np.floor), ("rpi", np.ceil)):
+for _mode, _whole in _WHOLE:
     _add(f"cvt.{_mode}.f32.f32", "f32 f32", _whole)
     _add(f"cvt.{_mode}.ftz.f32.f32", "f32 f32", lambda x, w=_whole: w(rounding.ftz(x)))
 
@@ -64,12 +64,10 @@ def _two(high: Array, low: Array, convert: Callable[[Array], Array]) -> Array:
     return joined(*np.broadcast_arrays(convert(low), convert(high)))
 
 
-for _mode in ("rn", "rz"):
+for _mode in ("rn", "rz", "rm", "rp"):
     _f16, _bf16 = partial(_to_f16, mode=_mode), partial(rounding.to_bf16, mode=_mode)
     _add(f"cvt.{_mode}.f16.f32", "b16 f32", _f16)
     _add(f"cvt.{_mode}.bf16.f32", "bf16 f32", _bf16)
-    _add(f"cvt.{_mode}.f16x2.f32", "f16x2 f32 f32", partial(_two, convert=_f16))
-    _add(f"cvt.{_mode}.bf16x2.f32", "bf16x2 f32 f32", partial(_two, convert=_bf16))
-for _mode in ("rm", "rp"):
-    _add(f"cvt.{_mode}.f16.f32", "b16 f32", partial(_to_f16, mode=_mode))
-    _add(f"cvt.{_mode}.bf16.f32", "bf16 f32", partial(rounding.to_bf16, mode=_mode))
+    if _mode in ("rn", "rz"):
+        _add(f"cvt.{_mode}.f16x2.f32", "f16x2 f32 f32", partial(_two, convert=_f16))
+        _add(f"cvt.{_mode}.bf16x2.f32", "bf16x2 f32 f32", partial(_two, convert=_bf16))

@@ -5,7 +5,6 @@ Triton must not interpret: where TRITON_INTERPRET was set when a kernel was deco
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,7 +24,6 @@ class Runs:
     Attributes:
         violations: what the kernels must not have done.
         launches: how many there were.
-        seconds: that their PTX took, without the compiler.
         approximate: whether a result was only known within an interval.
         not_executed: why a launch was not run; "" if all were.
         known: further tensors by name: their elements may be accessed where they lie in a storage of an argument.
@@ -33,7 +31,6 @@ class Runs:
 
     violations: list[Violation] = dataclasses.field(default_factory=list)
     launches: int = 0
-    seconds: float = 0.0
     approximate: bool = False
     not_executed: str = ""
     known: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -130,7 +127,6 @@ def execute_launches(
         launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
         for tell in begun:
             tell(launch.programs)
-        began = time.process_time()
         approximation = Approximation(_how.mode)
         try:
             known = [one for runs in _watching for one in runs.known.items()]
@@ -143,10 +139,8 @@ def execute_launches(
             for runs in _watching:
                 runs.not_executed = runs.not_executed or str(error)
             raise
-        seconds = time.process_time() - began
         for runs in _watching:
             runs.violations += violations
-            runs.seconds += seconds
             runs.launches += 1
             runs.approximate |= approximation.used
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from validation.compiled.ptx import approximate, rounding
 from validation.compiled.ptx.approximate import Approximation
-from validation.compiled.ptx.bits import Array, bits, halves, joined
-from validation.compiled.ptx.rounding import F4, U2, U4, from_bf16, ftz
-from validation.compiled.ptx.table import elementwise
+from validation.compiled.ptx.bits import F4, F8, U2, U4, Array, bits, halves, joined
+from validation.compiled.ptx.rounding import from_bf16, ftz
+from validation.compiled.ptx.table import COMPARISONS, elementwise
 
 _FLOAT = "Floating Point Instructions: "
 _HALF = "Half Precision Floating Point Instructions: "
@@ -32,11 +32,6 @@ def _both(spelling: str, section: str, types: str, function: Callable[..., Array
 def _folded(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
     """A function of two or more operands."""
     return lambda *xs: reduce(function, xs)
-
-
-def _with_nan(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """.NaN: the result is NaN if an operand is."""
-    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), F4.type(np.nan), function(a, b))
 
 
 # ---- float32
@@ -66,7 +61,7 @@ _both("abs{}.f32", _FLOAT + "abs", "f32 f32", np.abs)
 # A third operand came with sm_100.
 for _name, _choose in (("min", rounding.smaller), ("max", rounding.greater)):
     _both(f"{_name}{{}}.f32", _FLOAT + _name, _TWO, _folded(_choose), third=True)
-    _both(f"{_name}{{}}.NaN.f32", _FLOAT + _name, _TWO, _folded(_with_nan(_choose)), third=True)
+    _both(f"{_name}{{}}.NaN.f32", _FLOAT + _name, _TWO, _folded(rounding.or_nan(_choose)), third=True)
 elementwise(_FLOAT + "copysign", "copysign.f32", "b32 b32 b32",
             lambda a, b: (a & U4.type(0x80000000)) | (b & U4.type(0x7FFFFFFF)))  # fmt: skip
 
@@ -83,33 +78,36 @@ def _approximate(value: Callable[..., Array], error: Callable[[Array], Array], *
 
 for _name, _types, _value, _error in (
     ("rsqrt.approx{}.f32", "f32 f32", approximate.rsqrt, approximate.relative(2.0**-22.9)),
-    ("sqrt.approx{}.f32", "f32 f32", lambda x: np.sqrt(x.astype("f8")), approximate.relative(2.0**-23)),
+    ("sqrt.approx{}.f32", "f32 f32", lambda x: np.sqrt(x.astype(F8)), approximate.relative(2.0**-23)),
     ("rcp.approx{}.f32", "f32 f32", approximate.rcp, approximate.ulps(1)),
     ("div.approx{}.f32", _TWO, approximate.div_approx, approximate.ulps(2)),
     ("div.full{}.f32", _TWO, approximate.div_full, approximate.ulps(2)),
-    ("ex2.approx{}.f32", "f32 f32", lambda x: np.exp2(x.astype("f8")), approximate.ulps(2)),
+    ("ex2.approx{}.f32", "f32 f32", lambda x: np.exp2(x.astype(F8)), approximate.ulps(2)),
 ):
     for _flush in ("", ".ftz"):
         elementwise(_FLOAT + _name.partition(".")[0], _name.format(_flush), _types,
                     _approximate(_value, _error, flush=bool(_flush)), approximate=True)  # fmt: skip
 elementwise(_FLOAT + "tanh", "tanh.approx.f32", "f32 f32",
-            _approximate(lambda x: np.tanh(x.astype("f8")), approximate.relative(2.0**-11), flush=False),
+            _approximate(lambda x: np.tanh(x.astype(F8)), approximate.relative(2.0**-11), flush=False),
             approximate=True)  # fmt: skip
 
 
 # ---- pairs of float32 (sm_100)
-def _pair_f32(function: Callable[..., Array]) -> Callable[..., Array]:
+def _pair(function: Callable[..., Array], *, view: str) -> Callable[..., Array]:
+    """A function of pairs, given that of one number, whose operands are arrays of the NumPy type `view`."""
+
     def compute(*xs: Array) -> Array:
         parts = [halves(x) for x in xs]
-        low, high = (function(*(p[n].view(F4) for p in parts)) for n in (0, 1))
-        return joined(bits(low), bits(high))
+        low, high = (bits(function(*(p[n].view(view) for p in parts))) for n in (0, 1))
+        return joined(low, high)
 
     return compute
 
 
 for _name, _function in (("add", operator.add), ("sub", operator.sub), ("mul", operator.mul)):
-    elementwise(_FLOAT + _name, (f"{_name}.f32x2", f"{_name}.rn.f32x2"), "f32x2 f32x2 f32x2", _pair_f32(_function))
-elementwise(_FLOAT + "fma", "fma.rn.f32x2", "f32x2 f32x2 f32x2 f32x2", _pair_f32(rounding.fma_f32))
+    elementwise(_FLOAT + _name, (f"{_name}.f32x2", f"{_name}.rn.f32x2"), "f32x2 f32x2 f32x2",
+                _pair(_function, view="f4"))  # fmt: skip
+elementwise(_FLOAT + "fma", "fma.rn.f32x2", "f32x2 f32x2 f32x2 f32x2", _pair(rounding.fma_f32, view="f4"))
 
 # ---- operands of 16 bits, widened, into float32 (sm_100)
 for _half, _widen in (("bf16", from_bf16), ("f16", lambda x: x.astype(F4))):
@@ -121,15 +119,6 @@ for _half, _widen in (("bf16", from_bf16), ("f16", lambda x: x.astype(F4))):
 
 
 # ---- float16 and bfloat16, and pairs
-def _pair(function: Callable[..., Array], *, view: str) -> Callable[..., Array]:
-    def compute(*xs: Array) -> Array:
-        parts = [halves(x) for x in xs]
-        low, high = (bits(function(*(p[n].view(view) for p in parts))) for n in (0, 1))
-        return joined(low, high)
-
-    return compute
-
-
 def _bf16_sign(x: Array) -> Array:
     return x ^ U2.type(0x8000)
 
@@ -142,17 +131,17 @@ def _bf16_choose(function: Callable[..., Array]) -> Callable[..., Array]:
     return lambda a, b: rounding.to_bf16(function(from_bf16(a), from_bf16(b)))
 
 
-_halves: tuple[tuple[str, int, Callable[..., Array], Callable[..., Array]], ...] = (
-    ("add", 2, partial(rounding.f16, operator.add), rounding.sum_bf16),
-    ("sub", 2, partial(rounding.f16, operator.sub), _bf16_difference),
-    ("mul", 2, partial(rounding.f16, operator.mul), rounding.product_bf16),
+_OF_16_BITS: tuple[tuple[str, int, Callable[..., Array], Callable[..., Array]], ...] = (
+    ("add", 2, partial(rounding.through_f32, operator.add), rounding.sum_bf16),
+    ("sub", 2, partial(rounding.through_f32, operator.sub), _bf16_difference),
+    ("mul", 2, partial(rounding.through_f32, operator.mul), rounding.product_bf16),
     ("fma", 3, rounding.fma_f16, rounding.fma_bf16),
     ("min", 2, rounding.smaller, _bf16_choose(rounding.smaller)),
     ("max", 2, rounding.greater, _bf16_choose(rounding.greater)),
     ("neg", 1, operator.neg, _bf16_sign),
     ("abs", 1, np.abs, lambda x: x & U2.type(0x7FFF)),
 )
-for _name, _operands, _f16, _bf16 in _halves:
+for _name, _operands, _f16, _bf16 in _OF_16_BITS:
     for _half, _operation, _view in (("f16", _f16, "f2"), ("bf16", _bf16, "u2")):
         _spelled = [f"{_name}.rn.{{}}"] if _name in ("add", "sub", "mul", "fma") else [f"{_name}.{{}}"]
         if _name in ("add", "sub", "mul"):
@@ -172,8 +161,7 @@ def _unordered(function: Callable[[Array, Array], Array]) -> Callable[[Array, Ar
     return lambda a, b: function(a, b) | np.isnan(a) | np.isnan(b)
 
 
-for _name, _compare in (("eq", operator.eq), ("ne", operator.ne), ("lt", operator.lt), ("le", operator.le),
-                        ("gt", operator.gt), ("ge", operator.ge)):  # fmt: skip
+for _name, _compare in COMPARISONS.items():
     for _spelling, _function in ((_name, _ordered(_compare)), (f"{_name}u", _unordered(_compare))):
         elementwise(_COMPARISON + "setp", f"setp.{_spelling}.f32", "pred f32 f32", _function)
         elementwise(_COMPARISON + "setp", f"setp.{_spelling}.ftz.f32", "pred f32 f32",

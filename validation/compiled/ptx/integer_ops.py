@@ -1,33 +1,35 @@
 """Opcodes of integers, bits, predicates, selection: PTX ISA, "Integer Arithmetic", "Logic and Shift", "Comparison"."""
 
+import itertools
 import operator
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from validation.compiled.ptx import integers
-from validation.compiled.ptx.bits import Array
-from validation.compiled.ptx.table import elementwise
+from validation.compiled.ptx.bits import DTYPES, MOVED_AS, Array
+from validation.compiled.ptx.table import COMPARISONS, elementwise
 
 _INTEGER = "Integer Arithmetic Instructions: "
 _LOGIC = "Logic and Shift Instructions: "
 _COMPARISON = "Comparison and Selection Instructions: "
 
-_COMPARE = {"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt}
-_COMPARE |= {"ge": operator.ge}
+_SIZED = ("s16", "u16", "s32", "u32", "s64", "u64")
+_BITS = ("b16", "b32", "b64")
 
-for _t in ("s16", "u16", "s32", "u32", "s64", "u64"):
-    elementwise(_INTEGER + "add", f"add.{_t}", f"{_t} {_t} {_t}", operator.add)
-    elementwise(_INTEGER + "sub", f"sub.{_t}", f"{_t} {_t} {_t}", operator.sub)
-    elementwise(_INTEGER + "mul", f"mul.lo.{_t}", f"{_t} {_t} {_t}", operator.mul)
-    elementwise(_INTEGER + "mul", f"mul.hi.{_t}", f"{_t} {_t} {_t}", integers.mulhi)
-    elementwise(_INTEGER + "mad", f"mad.lo.{_t}", f"{_t} {_t} {_t} {_t}", lambda a, b, c: a * b + c)
-    elementwise(_INTEGER + "div", f"div.{_t}", f"{_t} {_t} {_t}", integers.div)
-    elementwise(_INTEGER + "rem", f"rem.{_t}", f"{_t} {_t} {_t}", integers.rem)
-    elementwise(_INTEGER + "min", f"min.{_t}", f"{_t} {_t} {_t}", np.minimum)
-    elementwise(_INTEGER + "max", f"max.{_t}", f"{_t} {_t} {_t}", np.maximum)
-for _t in ("s16", "s32", "s64"):
-    elementwise(_INTEGER + "neg", f"neg.{_t}", f"{_t} {_t}", operator.neg)
-    elementwise(_INTEGER + "abs", f"abs.{_t}", f"{_t} {_t}", np.abs)
+
+def _alike(section: str, types: Iterable[str], count: int, functions: Mapping[str, Callable[..., Array]]) -> None:
+    """Add opcodes of `count` operands that have the result's type, by their names before that type."""
+    for type_, (name, function) in itertools.product(types, functions.items()):
+        elementwise(section + name.partition(".")[0], f"{name}.{type_}", " ".join([type_] * (count + 1)), function)
+
+
+_alike(_INTEGER, _SIZED, 2, {
+    "add": operator.add, "sub": operator.sub, "mul.lo": operator.mul, "mul.hi": integers.mulhi,
+    "div": integers.div, "rem": integers.rem, "min": np.minimum, "max": np.maximum,
+})  # fmt: skip
+_alike(_INTEGER, _SIZED, 3, {"mad.lo": lambda a, b, c: a * b + c})
+_alike(_INTEGER, ("s16", "s32", "s64"), 1, {"neg": operator.neg, "abs": np.abs})
 for _t, _w in (("s16", "s32"), ("u16", "u32"), ("s32", "s64"), ("u32", "u64")):
     elementwise(_INTEGER + "mul", f"mul.wide.{_t}", f"{_w} {_t} {_t}", integers.wide)
     elementwise(_INTEGER + "mad", f"mad.wide.{_t}", f"{_w} {_t} {_t} {_w}", lambda a, b, c: integers.wide(a, b) + c)
@@ -36,22 +38,17 @@ for _t in ("s32", "u32", "s64", "u64"):
 for _t in ("b32", "b64"):
     elementwise(_INTEGER + "bfi", f"bfi.{_t}", f"{_t} {_t} {_t} u32 u32", integers.bfi)
 
-for _t in ("pred", "b16", "b32", "b64"):
-    elementwise(_LOGIC + "and", f"and.{_t}", f"{_t} {_t} {_t}", operator.and_)
-    elementwise(_LOGIC + "or", f"or.{_t}", f"{_t} {_t} {_t}", operator.or_)
-    elementwise(_LOGIC + "xor", f"xor.{_t}", f"{_t} {_t} {_t}", operator.xor)
-    elementwise(_LOGIC + "not", f"not.{_t}", f"{_t} {_t}", operator.invert)
-for _t in ("b16", "b32", "b64"):
+_alike(_LOGIC, ("pred", *_BITS), 2, {"and": operator.and_, "or": operator.or_, "xor": operator.xor})
+_alike(_LOGIC, ("pred", *_BITS), 1, {"not": operator.invert})
+for _t in _BITS:
     elementwise(_LOGIC + "shl", f"shl.{_t}", f"{_t} {_t} u32", integers.shl)
-for _t in ("b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64"):
+for _t in (*_BITS, *_SIZED):
     elementwise(_LOGIC + "shr", f"shr.{_t}", f"{_t} {_t} u32", integers.shr)
 elementwise(_LOGIC + "lop3", "lop3.b32", "b32 b32 b32 b32 u32", integers.lop3)
 elementwise("Data Movement and Conversion Instructions: prmt", "prmt.b32", "b32 b32 b32 b32", integers.prmt)
 
-for _t in ("s16", "u16", "b16", "s32", "u32", "b32", "s64", "u64", "b64"):
-    for _name, _compare in _COMPARE.items():
-        if _t[0] == "b" and _name not in ("eq", "ne"):
-            continue
+for _name, _compare in COMPARISONS.items():
+    for _t in (*_SIZED, *(_BITS if _name in ("eq", "ne") else ())):
         elementwise(_COMPARISON + "setp", f"setp.{_name}.{_t}", f"pred {_t} {_t}", _compare)
 
 
@@ -59,7 +56,6 @@ def _select(a: Array, b: Array, condition: Array) -> Array:
     return np.where(condition, a, b)
 
 
-# A selection of f32 keeps the bits of a NaN: it moves them.
-for _t, _bits in (("b16", "b16"), ("u16", "u16"), ("s16", "s16"), ("b32", "b32"), ("u32", "u32"), ("s32", "s32"),
-                  ("f32", "b32"), ("b64", "b64"), ("u64", "u64"), ("s64", "s64")):  # fmt: skip
-    elementwise(_COMPARISON + "selp", f"selp.{_t}", f"{_bits} {_bits} {_bits} pred", _select)
+for _t, _bits in MOVED_AS.items():
+    if DTYPES[_t].itemsize > 1:
+        elementwise(_COMPARISON + "selp", f"selp.{_t}", f"{_bits} {_bits} {_bits} pred", _select)

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from validation.compiled.ptx.bits import Array
-
-U4, U8, I8 = (np.dtype(code) for code in ("u4", "u8", "i8"))
+from validation.compiled.ptx.bits import U4, U8, Array
 
 
 def shl(x: Array, by: Array) -> Array:
@@ -28,14 +26,10 @@ def bfe(x: Array, position: Array, length: Array) -> Array:
     beyond x's width are that bit too (0 if unsigned).
     """
     width = 8 * x.dtype.itemsize
-    position, length = position & U4.type(255), length & U4.type(255)
+    length = length & U4.type(255)
+    shifted = shr(x, position & U4.type(255))  # a signed x is filled with its sign
     if x.dtype.kind == "u":
-        shifted = shr(x, position)
-        mask = np.where(
-            length < width, shl(x.dtype.type(1) + np.zeros_like(x), length) - x.dtype.type(1), ~x.dtype.type(0)
-        )
-        return shifted & mask
-    shifted = shr(x, position)  # arithmetic: filled with x's sign
+        return shifted & _low_bits(length, x)
     kept = np.minimum(length, width)
     up = (width - kept.astype(np.int64)).astype(U4)
     return shr(shl(shifted.view(f"u{x.dtype.itemsize}"), up).view(x.dtype), up)
@@ -43,12 +37,14 @@ def bfe(x: Array, position: Array, length: Array) -> Array:
 
 def bfi(field: Array, into: Array, position: Array, length: Array) -> Array:
     """Integer Arithmetic Instructions, bfi: bit field insert; position and length are 8 bits each."""
-    width = 8 * into.dtype.itemsize
     position, length = position & U4.type(255), length & U4.type(255)
-    one = into.dtype.type(1) + np.zeros_like(into)
-    low = np.where(length < width, shl(one, length) - into.dtype.type(1), ~into.dtype.type(0))
-    mask = shl(low, position)
+    mask = shl(_low_bits(length, into), position)
     return (into & ~mask) | (shl(field, position) & mask)
+
+
+def _low_bits(count: Array, like: Array) -> Array:
+    """Unsigned integers of the type of `like` whose lowest bits are 1: all of them from its width on."""
+    return shl(np.ones_like(like), count) - like.dtype.type(1)
 
 
 def prmt(a: Array, b: Array, selector: Array) -> Array:
@@ -96,14 +92,14 @@ def mulhi(a: Array, b: Array) -> Array:
 
 def div(a: Array, b: Array) -> Array:
     """Integer Arithmetic Instructions, div: towards zero; by zero, which PTX leaves unspecified, all bits are 1."""
-    if a.dtype.kind == "u":
-        return np.where(b == 0, ~a.dtype.type(0), a // np.where(b == 0, a.dtype.type(1), b))
     divisor = np.where(b == 0, a.dtype.type(1), b)
-    lowest = divisor == -1  # the lowest integer divided by -1 wraps; NumPy's division of it is not defined
-    safe = np.where(lowest, a.dtype.type(1), divisor)
+    if a.dtype.kind == "u":
+        return np.where(b == 0, ~a.dtype.type(0), a // divisor)
+    negates = divisor == -1  # the lowest integer divided by -1 wraps; NumPy's division of it is not defined
+    safe = np.where(negates, a.dtype.type(1), divisor)
     floor = a // safe
     quotient = floor + ((floor * safe != a) & ((a < 0) != (safe < 0))).astype(a.dtype)
-    return np.where(b == 0, a.dtype.type(-1), np.where(lowest, -a, quotient))
+    return np.where(b == 0, a.dtype.type(-1), np.where(negates, -a, quotient))
 
 
 def rem(a: Array, b: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from validation.compiled.ptx.approximate import Approximation
-from validation.compiled.ptx.bits import Array
+from validation.compiled.ptx.bits import U8, UNSIGNED, Array
 from validation.compiled.ptx.errors import Violation
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.parse import Instruction
@@ -21,7 +21,6 @@ from validation.compiled.ptx.races import Races
 
 # Arrays of this many float32 stay in a core's cache.
 THREADS = 1 << 14
-U8 = np.dtype("u8")
 
 
 @dataclasses.dataclass
@@ -68,7 +67,39 @@ class Chunk:
     found: Found
     races: Races | None
 
-    def aligned(
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        grid: tuple[int, int, int],
+        ctas: Array,
+        memory: Memory,
+        *,
+        approximation: Approximation,
+        parameters: Mapping[str, Any] | None = None,
+        shared_bytes: int = 0,
+        found: Found | None = None,
+        races: Races | None = None,
+    ) -> "Chunk":
+        """Some CTAs of a grid before their first instruction."""
+        threads = program.kernel.threads
+        sizes = {1: np.dtype(bool)} | {8 * n: dtype for n, dtype in UNSIGNED.items()}
+        return cls(
+            registers=[np.zeros((1, 1), sizes[size]) for size in program.kernel.registers.values()],
+            active=None,
+            shape=(len(ctas), threads),
+            ctas=ctas,
+            special=_special_registers(threads, grid, ctas),
+            parameters=parameters or {},
+            memory=memory,
+            shared=np.full((len(ctas), -(-max(shared_bytes, 16) // 16) * 16), 0xFF, np.uint8),
+            shared_bytes=shared_bytes,
+            approximation=approximation,
+            found=found or Found(program.kernel.name),
+            races=races,
+        )
+
+    def misaligned(
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int
     ) -> Array | None:
         """The lanes of an access whose address is no multiple of its size, once reported; None if there is none."""
@@ -93,39 +124,38 @@ class Chunk:
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int, *, write: bool
     ) -> tuple[Array, Array | None]:
         """Checked offsets of an access, and the lanes that make it; None: all. Other lanes' offsets are 0."""
+        mask = _without(mask, self.misaligned(instruction, space, address, mask, size))
         if space == "global":
-            offset, outside, misaligned = self.memory.check(address, mask, size)
-            if misaligned is not None:
-                self._report("MISALIGNED", instruction, space, address, misaligned, f" of {size} bytes")
+            offset, outside = self.memory.check(address, mask, size)
         else:
-            misaligned = self.aligned(instruction, space, address, mask, size)
-            offset = address
-            far = address > U8.type(max(self.shared_bytes - size, 0)) if self.shared_bytes >= size else address >= 0
-            outside = far if mask is None else far & mask
-            outside = outside if outside.any() else None
-        for wrong in (misaligned, outside):
-            if wrong is not None:
-                mask = ~wrong if mask is None else mask & ~wrong
-        if outside is not None:
+            offset, end = address, U8.type(self.shared_bytes)
+            outside = (address >= end) | (address + U8.type(size) > end)
+            if mask is not None:
+                outside = outside & mask
+        if outside.any():
             kind = "OUT_OF_BOUNDS_WRITE" if write else "OUT_OF_BOUNDS_READ"
             self._report(kind, instruction, space, address, outside)
+            mask = _without(mask, outside)
         if mask is not None:
             offset = np.where(mask, offset, U8.type(0))
         if self.races is not None:
             self.races.access(self, instruction, space, offset, mask, size, write=write)
         return offset, mask
 
+    def _elements(self, space: str, offset: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """A memory as elements of a type, and the index there of each lane's first one."""
+        index = (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        if space == "global":
+            return self.memory.bytes.view(dtype), index
+        row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+        return self.shared.view(dtype).reshape(-1), row + index
+
     def load(
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, dtype: np.dtype[Any], count: int
     ) -> list[Array]:
         """`count` arrays of neighbouring elements; what a lane reads that accesses nothing is not defined."""
         offset, _ = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=False)
-        if space == "global":
-            memory, index = self.memory.bytes.view(dtype), (offset // U8.type(dtype.itemsize)).astype(np.int64)
-        else:
-            memory = self.shared.view(dtype).reshape(-1)
-            row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
-            index = row + (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        memory, index = self._elements(space, offset, dtype)
         return [memory[index + n] for n in range(count)]
 
     def store(
@@ -139,12 +169,8 @@ class Chunk:
     ) -> None:
         """Store neighbouring elements, as unsigned integers."""
         offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * len(values), write=True)
-        index = np.broadcast_to((offset // U8.type(dtype.itemsize)).astype(np.int64), self.shape)
-        if space == "global":
-            memory = self.memory.bytes.view(dtype)
-        else:
-            memory = self.shared.view(dtype).reshape(-1)
-            index = index + np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+        memory, index = self._elements(space, offset, dtype)
+        index = np.broadcast_to(index, self.shape)
         lanes = None if mask is None else np.broadcast_to(mask, self.shape)
         for n, value in enumerate(values):
             whole = np.broadcast_to(value, self.shape)
@@ -175,6 +201,13 @@ class Chunk:
             raise instruction.refuse("some threads of a CTA are inactive")
         if self.races is not None:
             self.races.barrier(self)
+
+
+def _without(mask: Array | None, wrong: Array | None) -> Array | None:
+    """The lanes of a mask (None: all) without some wrong ones (None: none)."""
+    if wrong is None:
+        return mask
+    return ~wrong if mask is None else mask & ~wrong
 
 
 def run(
@@ -214,32 +247,27 @@ def run(
         named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
         every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
         watch = Races(len(memory.bytes)) if races else None
+        approximation = approximation or Approximation()
         at_once = max(1, THREADS // program.kernel.threads)
         for first in range(0, len(every), at_once):
-            some = every[first : first + at_once]
-            if watch is not None:
-                watch.begin(len(some), shared_bytes)
-            chunk = _chunk(
-                program, grid, some, named, memory, shared_bytes, approximation or Approximation(), found, watch
+            chunk = Chunk.of(
+                program,
+                grid,
+                every[first : first + at_once],
+                memory,
+                approximation=approximation,
+                parameters=named,
+                shared_bytes=shared_bytes,
+                found=found,
+                races=watch,
             )
+            if watch is not None:
+                watch.begin(*chunk.shared.shape)
             _run_chunk(program, chunk)
     return [*found.by_instruction.values()]
 
 
-def _chunk(
-    program: Program,
-    grid: tuple[int, int, int],
-    ctas: Array,
-    parameters: Mapping[str, Any],
-    memory: Memory,
-    shared_bytes: int,
-    approximation: Approximation,
-    found: Found,
-    races: Races | None,
-) -> Chunk:
-    threads = program.kernel.threads
-    undefined = np.zeros((1, 1), np.uint64)
-    sizes = {1: np.dtype(bool)} | {8 * n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
+def _special_registers(threads: int, grid: tuple[int, int, int], ctas: Array) -> dict[str, Array]:
     zero, one = np.zeros((1, 1), np.uint32), np.ones((1, 1), np.uint32)
     thread = np.arange(threads, dtype=np.uint32)[None, :]
     axes = (ctas % grid[0], ctas // grid[0] % grid[1], ctas // (grid[0] * grid[1]))
@@ -247,20 +275,7 @@ def _chunk(
     special |= {"%ntid.x": one * np.uint32(threads), "%ntid.y": one, "%ntid.z": one}
     special |= {f"%ctaid.{a}": n.astype(np.uint32)[:, None] for a, n in zip("xyz", axes, strict=True)}
     special |= {f"%nctaid.{a}": one * np.uint32(n) for a, n in zip("xyz", grid, strict=True)}
-    return Chunk(
-        registers=[undefined.astype(sizes[size]) for size in program.kernel.registers.values()],
-        active=None,
-        shape=(len(ctas), threads),
-        ctas=ctas,
-        special=special,
-        parameters=parameters,
-        memory=memory,
-        shared=np.full((len(ctas), -(-max(shared_bytes, 16) // 16) * 16), 0xFF, np.uint8),
-        shared_bytes=shared_bytes,
-        approximation=approximation,
-        found=found,
-        races=races,
-    )
+    return special
 
 
 def _run_chunk(program: Program, chunk: Chunk) -> None:

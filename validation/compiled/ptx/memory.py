@@ -9,7 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, UntypedStorage
 
-from validation.compiled.ptx.bits import UNSIGNED, Array
+from validation.cases.case import extent
+from validation.compiled.ptx.bits import U8, UNSIGNED, Array
 from validation.compiled.ptx.errors import NotExecutedError
 from validation.device.private import storage_identity
 
@@ -18,7 +19,6 @@ BASE, VIRTUAL = 1 << 46, 1 << 45
 GUARD = 1 << 16
 # A storage of more bytes has addresses but no memory: what is stored there is lost, and every load reads NaN.
 MOST_BYTES = 1 << 30
-U8 = np.dtype("u8")
 _ONES = np.uint64(0x0101010101010101)
 # Storages lie at the same distance from a multiple of this as torch's own do.
 _ALIGNED = 512
@@ -42,8 +42,7 @@ class _Region:
 
     def end_of(self, t: Tensor) -> int:
         """The offset behind its last element."""
-        reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1 if t.numel() else 0
-        return self.first_of(t) + reach * t.element_size()
+        return self.first_of(t) + extent(t.shape, t.stride()) * t.element_size()
 
 
 class Memory:
@@ -106,25 +105,20 @@ class Memory:
         for region in self._real():
             region.memory[:] = self.bytes[region.start : region.start + region.nbytes]
 
-    def check(self, address: Array, mask: Array | None, size: int) -> tuple[Array, Array | None, Array | None]:
+    def check(self, address: Array, mask: Array | None, size: int) -> tuple[Array, Array]:
         """Check accesses of `size` bytes.
 
         Args:
-            address: of each lane, uint64. mask: the lanes that access memory; None: all.
+            address: of each lane, uint64; of those that access memory a multiple of `size`.
+            mask: the lanes that access memory; None: all.
 
         Returns:
-            The offset in `bytes` of each lane, 0 where it may access nothing; which lanes lie outside of all elements;
-            and which are misaligned; None where there is none.
+            The offset in `bytes` of each lane, and which lanes lie outside of all elements. What the offset of a lane
+            is that may access nothing is not defined, but it lies in `bytes`.
         """
         offset = address - U8.type(BASE)
         if mask is not None:
             offset = np.where(mask, offset, U8.type(0))
-        misaligned = (offset & U8.type(size - 1)) != 0
-        if not misaligned.any():
-            misaligned = None
-        else:
-            offset = np.where(misaligned, U8.type(0), offset)
-            mask = ~misaligned if mask is None else mask & ~misaligned
         far = offset >= U8.type(len(self.bytes) - size)
         allowed = None
         if far.any():
@@ -139,10 +133,7 @@ class Memory:
             ok = ok & (words[index + n] == pattern)
         if allowed is not None:
             ok = np.where(far, allowed, ok)
-        outside = ~ok if mask is None else ~ok & mask
-        if not outside.any():
-            return offset, None, misaligned
-        return np.where(outside, U8.type(0), offset), outside, misaligned
+        return offset, ~ok if mask is None else ~ok & mask
 
     def _allowed_far(self, offset: Array, size: int) -> Array:
         allowed = np.zeros(offset.shape, bool)

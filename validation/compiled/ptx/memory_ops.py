@@ -6,20 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx.bits import DTYPES, UNSIGNED, Array, bits
+from validation.compiled.ptx.bits import DTYPES, MOVED_AS, UNSIGNED, Array, bits
 from validation.compiled.ptx.parse import Instruction
-from validation.compiled.ptx.table import Bound, add
+from validation.compiled.ptx.table import Bound, Step, add
 
-Step = Callable[[Any], None]
 _MOVEMENT = "Data Movement and Conversion Instructions: "
 _MATRIX = "Warp Level Matrix Instructions: "
 
 
 def _load(instruction: Instruction, binder: Any, space: str, type_: str, count: int) -> Step:
     target, source = instruction.operands
-    names = binder.vector(target)
-    if len(names) != count:
-        raise ValueError(f"expected {count} registers")
+    names = binder.vector(target, count)
     address, mask_of = binder.address(source), binder.mask(instruction)
     puts = [binder.put(instruction, name, type_, loose=True) for name in names]
     dtype = DTYPES[type_]
@@ -36,9 +33,7 @@ def _load(instruction: Instruction, binder: Any, space: str, type_: str, count: 
 
 def _store(instruction: Instruction, binder: Any, space: str, type_: str, count: int) -> Step:
     target, source = instruction.operands
-    names = binder.vector(source)
-    if len(names) != count:
-        raise ValueError(f"expected {count} registers")
+    names = binder.vector(source, count)
     address, mask_of = binder.address(target), binder.mask(instruction)
     gets = [binder.get(name, type_, loose=True) for name in names]
     dtype = UNSIGNED[DTYPES[type_].itemsize]
@@ -56,9 +51,8 @@ def _store(instruction: Instruction, binder: Any, space: str, type_: str, count:
 _CACHED = {"ld": ("", ".ca", ".cg", ".cs", ".lu", ".cv"), "st": ("", ".wb", ".cg", ".cs", ".wt")}
 for _space in ("global", "shared"):
     for _vector, _count in (("", 1), (".v2", 2), (".v4", 4)):
-        for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
+        for _type, _kind in MOVED_AS.items():
             if DTYPES[_type].itemsize * _count <= 16:
-                _kind = "b32" if _type == "f32" else _type  # a load of f32 keeps the bits of a NaN
                 _arguments: dict[str, Any] = {"space": _space, "type_": _kind, "count": _count}
                 _step: Callable[..., Step]
                 for _name, _step, _writes in (("ld", _load, 1), ("st", _store, 0)):
@@ -78,11 +72,17 @@ def _rows(run: Any, instruction: Instruction, address: Array, mask: Array | None
     return np.stack([at[:, :, 8 * n + _LANE // 4] for n in range(count)], axis=2)
 
 
+def _fragments(instruction: Instruction, binder: Any, text: str, count: int) -> list[str]:
+    """The registers of a lane's part of each matrix."""
+    if instruction.guard:
+        raise ValueError("only a matrix of all lanes is executed")
+    names: list[str] = binder.vector(text, count)
+    return names
+
+
 def _load_matrix(instruction: Instruction, binder: Any, count: int) -> Step:
     target, source = instruction.operands
-    names = binder.vector(target)
-    if instruction.guard or len(names) != count:
-        raise ValueError(f"expected {count} registers and no predicate")
+    names = _fragments(instruction, binder, target, count)
     address = binder.address(source)
     puts = [binder.put(instruction, name, "b32") for name in names]
 
@@ -99,9 +99,7 @@ def _load_matrix(instruction: Instruction, binder: Any, count: int) -> Step:
 
 def _store_matrix(instruction: Instruction, binder: Any, count: int) -> Step:
     target, source = instruction.operands
-    names = binder.vector(source)
-    if instruction.guard or len(names) != count:
-        raise ValueError(f"expected {count} registers and no predicate")
+    names = _fragments(instruction, binder, source, count)
     address = binder.address(target)
     gets = [binder.get(name, "b32") for name in names]
 
@@ -109,7 +107,7 @@ def _store_matrix(instruction: Instruction, binder: Any, count: int) -> Step:
         rows = _rows(run, instruction, address(run), run.active, count)
         for n, get in enumerate(gets):
             row = rows[:, :, n].reshape(run.shape)
-            run.aligned(instruction, "shared", row, run.active, 16)
+            run.misaligned(instruction, "shared", row, run.active, 16)
             at = row + (4 * (np.arange(run.shape[1]) % 4)).astype(np.uint64)
             run.store(instruction, "shared", at, run.active, UNSIGNED[4], [bits(get(run))])
 

@@ -1,16 +1,14 @@
 """Opcodes mov and ld.param: PTX ISA, "Data Movement and Conversion Instructions"."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx.bits import DTYPES, UNSIGNED, bits
+from validation.compiled.ptx.bits import DTYPES, MOVED_AS, UNSIGNED, bits
 from validation.compiled.ptx.parse import Instruction
-from validation.compiled.ptx.table import Bound, add
+from validation.compiled.ptx.table import Bound, Step, add
 
-Step = Callable[[Any], None]
 _MOVEMENT = "Data Movement and Conversion Instructions: "
 
 
@@ -65,10 +63,9 @@ def _part(type_: str, count: int) -> tuple[str, int]:
     return f"b{size}", size
 
 
-for _type in ("b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
-    # A move of f32 keeps the bits of a NaN.
-    _bits = "b32" if _type == "f32" else _type
-    add(f"mov.{_type}", Bound(_MOVEMENT + "mov", partial(_move, type_=_bits)))
+for _type, _bits in MOVED_AS.items():
+    if DTYPES[_type].itemsize > 1:
+        add(f"mov.{_type}", Bound(_MOVEMENT + "mov", partial(_move, type_=_bits)))
 add("mov.pred", Bound(_MOVEMENT + "mov", partial(_move, type_="pred")))
 
 
@@ -83,5 +80,5 @@ def _parameter(instruction: Instruction, binder: Any, type_: str) -> Step:
     return lambda run: put(run, np.full((1, 1), run.parameters[name].view(dtype)))
 
 
-for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
-    add(f"ld.param.{_type}", Bound(_MOVEMENT + "ld", partial(_parameter, type_="b32" if _type == "f32" else _type)))
+for _type, _bits in MOVED_AS.items():
+    add(f"ld.param.{_type}", Bound(_MOVEMENT + "ld", partial(_parameter, type_=_bits)))

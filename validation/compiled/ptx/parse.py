@@ -38,6 +38,11 @@ class Instruction:
         return NotExecutedError(f"{self.opcode} at {self.source} is not executed: {why}")
 
 
+# Opcodes that end a basic block.
+BRANCHES = ("bra", "bra.uni")
+RETURNS = ("ret", "exit")
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """One kernel.
@@ -63,13 +68,12 @@ class Kernel:
     def blocks(self) -> tuple[range, ...]:
         """Basic blocks as ranges of instructions, in order."""
         starts = {0, *self.labels.values()}
-        starts |= {n + 1 for n, i in enumerate(self.instructions) if i.opcode in ("bra", "bra.uni", "ret", "exit")}
+        starts |= {n + 1 for n, i in enumerate(self.instructions) if i.opcode in (*BRANCHES, *RETURNS)}
         ordered = [n for n in sorted(starts) if n < len(self.instructions)]
         return tuple(map(range, ordered, [*ordered[1:], len(self.instructions)]))
 
 
 _DECLARED = re.compile(r"\.reg\s+\.(pred|[bsuf]\d+)\s+(.*)")
-_BITS = {"pred": 1}
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
 _GUARDED = re.compile(r"@(!?)(%[\w$]+)\s+(.*)", re.DOTALL)
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
@@ -144,20 +148,18 @@ class _Reader:
             if not statement and (match := re.fullmatch(r"([$\w]+):", line)):
                 self.labels[match[1]] = len(self.instructions)
                 continue
-            # Scopes that inline assembly opens; an operand in braces has text before it.
-            while not statement and line[:1] in ("{", "}"):
-                depth += 1 if line[0] == "{" else -1
-                line = line[1:].lstrip()
-            if depth == 0:
-                return
             statement = f"{statement} {line}".strip()
-            while ";" in statement:
-                one, _, statement = statement.partition(";")
-                self._statement(one.strip())
-                statement = statement.strip()
-                while statement[:1] in ("{", "}"):
+            # Inline assembly opens scopes; an operand in braces has text before it.
+            while statement and (statement[0] in "{}" or ";" in statement):
+                if statement[0] in "{}":
                     depth += 1 if statement[0] == "{" else -1
                     statement = statement[1:].lstrip()
+                    if depth == 0:
+                        return
+                else:
+                    one, _, statement = statement.partition(";")
+                    self._statement(one.strip())
+                    statement = statement.lstrip()
         raise NotExecutedError("the kernel's body has no end")
 
     def _statement(self, text: str) -> None:
@@ -178,7 +180,7 @@ class _Reader:
         match = _DECLARED.fullmatch(text.replace("\t", " "))
         if match is None:
             raise NotExecutedError(f"a declaration of this form is not executed: {text}")
-        bits = _BITS.get(match[1]) or int(match[1][1:])
+        bits = 1 if match[1] == "pred" else int(match[1][1:])
         for name in map(str.strip, match[2].split(",")):
             base, _, count = name.partition("<")
             names = [f"{base}{n}" for n in range(int(count.rstrip(">")))] if count else [name]

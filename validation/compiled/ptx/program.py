@@ -3,11 +3,9 @@
 import dataclasses
 from functools import cache
 
-from validation.compiled.ptx.binding import Binder, Get, Step
-from validation.compiled.ptx.parse import Kernel, parse
-
-BRANCHES = ("bra", "bra.uni")
-RETURNS = ("ret", "exit")
+from validation.compiled.ptx.binding import Binder, Get
+from validation.compiled.ptx.parse import BRANCHES, RETURNS, Kernel, parse
+from validation.compiled.ptx.table import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +32,10 @@ class Program:
     Attributes:
         kernel: as it was parsed.
         blocks: in the order of the text.
-        registers: their number.
     """
 
     kernel: Kernel
     blocks: tuple[Block, ...]
-    registers: int
 
 
 @cache
@@ -60,31 +56,30 @@ def program(ptx: str) -> Program:
     goes: list[tuple[int, int]] = []
     for n, block in enumerate(kernel.blocks):
         last = kernel.instructions[block[-1]]
+        target = n + 1
         if last.opcode in RETURNS:
-            goes.append((end, n + 1 if last.guard else end))
+            target = end
         elif last.opcode in BRANCHES:
             if last.operands[0] not in kernel.labels:
                 raise last.refuse(f"no label {last.operands[0]}")
             target = start[kernel.labels[last.operands[0]]]
-            goes.append((target, n + 1 if last.guard else target))
-        else:
-            goes.append((n + 1, n + 1))
+        goes.append((target, n + 1 if last.guard else target))
     live = _live_out(kernel, used, goes)
     blocks = []
     for n, block in enumerate(kernel.blocks):
         last = kernel.instructions[block[-1]]
-        conditional = last.guard is not None and last.opcode in (*BRANCHES, *RETURNS)
-        condition = binder.get(last.guard, "pred") if conditional and last.guard else None
+        predicate = last.guard if last.opcode in (*BRANCHES, *RETURNS) else None
+        condition = None if predicate is None else binder.get(predicate, "pred")
         alive = set(live[n])
         bound: list[tuple[Step, tuple[int, ...]]] = []
         for at in reversed(block):
             read, written = used[at]
             # The machine reads the branch's predicate after the last step.
-            dead = set() if at == block[-1] and conditional else (read | written) - alive
+            dead = set() if at == block[-1] and predicate else (read | written) - alive
             bound.append((steps[at], tuple(sorted(dead))))
             alive = (alive - written) | read
         blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
-    return Program(kernel, tuple(blocks), len(kernel.registers))
+    return Program(kernel, tuple(blocks))
 
 
 def _live_out(kernel: Kernel, used: list[tuple[set[int], set[int]]], goes: list[tuple[int, int]]) -> list[set[int]]:

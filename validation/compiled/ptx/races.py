@@ -2,7 +2,7 @@
 
 Within a CTA a barrier orders all that is before it with all that is after. Between CTAs of a launch nothing does. The
 machine runs threads in lock step, in which many races change no result: so each byte remembers who wrote and who read
-it last, and in which interval between barriers. Shared memory that a thread reads and none has written is told too.
+it last, and in which interval between barriers. Shared memory that a thread reads and none has written is reported too.
 """
 
 from typing import Any
@@ -39,10 +39,10 @@ class Races:
         self._shared = _Shadow(0)
         self._next = 1
 
-    def begin(self, ctas: int, shared_bytes: int) -> None:
-        """A new chunk of CTAs: new shared memory, new intervals."""
+    def begin(self, ctas: int, stride: int) -> None:
+        """A new chunk of CTAs, each with `stride` bytes of shared memory: new shared memory, new intervals."""
         self._next += 1
-        self._stride = -(-max(shared_bytes, 16) // 16) * 16
+        self._stride = stride
         self._shared = _Shadow(ctas * self._stride)
         self._interval = np.full(ctas, self._next, np.int32)
 

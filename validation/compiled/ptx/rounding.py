@@ -9,14 +9,13 @@ Functions take and return arrays of float32 or float16, of bits (unsigned) for b
 nearest even, rz towards zero, rm towards minus infinity, rp towards plus infinity.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx.bits import CANONICAL_NAN, Array
+from validation.compiled.ptx.bits import CANONICAL_NAN, F2, F4, F8, U2, U4, U8, Array
 
-F2, F4, F8 = (np.dtype(code) for code in ("f2", "f4", "f8"))
-U2, U4, U8 = (np.dtype(code) for code in ("u2", "u4", "u8"))
 _TINY = np.float32(2.0**-126)  # the smallest normal float32
 
 
@@ -32,19 +31,20 @@ def odd_sum(a: Array, b: Array) -> Array:
 
 def to_f32(x: Array, mode: str = "rn") -> Array:
     """float64, exact or rounded to odd, to float32."""
-    r = x.astype(F4)
-    return r if mode == "rn" else _directed(x, r, mode)
+    return _rounded(x, F4, mode)
 
 
 def to_f16(x: Array, mode: str = "rn") -> Array:
     """float64, exact or rounded to odd, or float32, to float16."""
-    r = x.astype(F2)
-    return r if mode == "rn" else _directed(x, r, mode)
+    return _rounded(x, F2, mode)
 
 
-def _directed(x: Array, r: Array, mode: str) -> Array:
-    """r, which is x rounded to nearest, moved by one unit where the mode wants the other neighbour."""
-    to: Any = r.dtype.type
+def _rounded(x: Array, dtype: np.dtype[Any], mode: str) -> Array:
+    """x rounded to nearest, then moved by one unit where the mode wants the other neighbour."""
+    r = x.astype(dtype)
+    if mode == "rn":
+        return r
+    to: Any = dtype.type
     back = r.astype(x.dtype)
     if mode == "rz":
         return np.where(np.abs(back) > np.abs(x), np.nextafter(r, to(0)), r)
@@ -59,15 +59,14 @@ def to_bf16(x: Array, mode: str = "rn") -> Array:
         # float32 rounded to odd: 24 bits are enough for a second rounding to 8.
         cut = to_f32(x, "rz")
         raw = cut.view(U4) | (cut.astype(F8) != x)
-        nan = np.isnan(x)
     else:
-        raw, nan = x.view(U4), np.isnan(x)
+        raw = x.view(U4)
     if mode == "rn":
         raw = raw + (U4.type(0x7FFF) + ((raw >> U4.type(16)) & U4.type(1)))
     elif mode != "rz":
         away: Any = (raw >> U4.type(31)) == (mode == "rm")  # negative numbers go away from zero towards minus infinity
         raw = np.where(away & np.isfinite(x), raw + U4.type(0xFFFF), raw)
-    r = (raw >> U4.type(16)).astype(U2)
+    r, nan = (raw >> U4.type(16)).astype(U2), np.isnan(x)
     return np.where(nan, CANONICAL_NAN[2], r) if nan.any() else r
 
 
@@ -143,7 +142,7 @@ def sum_bf16(a: Array, b: Array) -> Array:
     return to_bf16(from_bf16(a) + from_bf16(b))
 
 
-def f16(operation: Any, *xs: Array) -> Array:
+def through_f32(operation: Any, *xs: Array) -> Array:
     """An operation of float16 through float32, whose 24 bits are at least 2 * 11 + 2: the double rounding is right."""
     r: Array = operation(*(x.astype(F4) for x in xs)).astype(F2)
     return r
@@ -157,3 +156,8 @@ def smaller(a: Array, b: Array) -> Array:
 def greater(a: Array, b: Array) -> Array:
     """As `smaller`, the maximum."""
     return np.where((a == 0) & (b == 0), np.where(np.signbit(a), b, a), np.fmax(a, b))
+
+
+def or_nan(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """PTX ISA, .NaN: a function of two float32 whose result is NaN if an operand is."""
+    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), F4.type(np.nan), function(a, b))

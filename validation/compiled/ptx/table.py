@@ -5,11 +5,20 @@ branches) is a `Bound` entry, which makes its step from the instruction itself.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from validation.compiled.ptx.bits import DTYPES, Array
 from validation.compiled.ptx.parse import Instruction
+
+# What an instruction does to a running `validation.compiled.ptx.machine.Chunk`.
+Step = Callable[[Any], None]
+
+# Comparisons by PTX's names.
+COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Bound:
     """
 
     section: str
-    bind: Callable[[Instruction, Any], Callable[[Any], None]]
+    bind: Callable[[Instruction, Any], Step]
     writes: int = 1
 
 

@@ -58,5 +58,17 @@ def main(target: str) -> None:
     print(json.dumps(found))
 
 
+def one_token_each(target: str) -> None:
+    """Print the violations of the rotation of q ``[2, 1, 2, 2]``: dense, and in memory of ``[S, B, H, D]``."""
+    rope_forward = importlib.import_module("liger_kernel.ops.rope").rope_forward
+    angles = torch.ones(1, 1)
+    found = {}
+    for layout, q in (("dense", torch.ones(2, 1, 2, 2)), ("swapped", torch.ones(1, 2, 2, 2).transpose(0, 1))):
+        with executing(target) as runs:
+            rope_forward(q.transpose(1, 2), torch.ones(2, 1, 1, 2), angles, angles, None, 1, 2)
+        found[layout] = [str(v) for v in runs.violations]
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
     main(sys.argv[1])

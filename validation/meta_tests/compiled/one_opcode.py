@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx import machine
 from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.bits import UNSIGNED, bits
+from validation.compiled.ptx.machine import Chunk
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.program import program
 
@@ -44,7 +44,7 @@ def apply(text: str, *operands: Any, mode: str = "nearest", seed: int = 0) -> np
     count = len(operands[0])
     ctas = np.arange(-(-count // 32))
     approximation = Approximation(mode, np.random.default_rng(seed))
-    chunk = machine._chunk(bound, (len(ctas), 1, 1), ctas, {}, Memory([]), 0, approximation, machine.Found("one"), None)
+    chunk = Chunk.of(bound, (len(ctas), 1, 1), ctas, Memory([]), approximation=approximation)
     for name, values in zip(names, operands, strict=True):
         raw = np.ascontiguousarray(values)
         raw = raw if raw.dtype == bool else raw.view(UNSIGNED[raw.dtype.itemsize])

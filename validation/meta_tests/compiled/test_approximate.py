@@ -12,23 +12,24 @@ from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.table import Elementwise
 from validation.meta_tests.compiled.one_opcode import apply
 
-mpmath.mp.prec = 200
+mp = mpmath.MPContext()  # its own precision
+mp.prec = 200
 
 
 def ulp(value: Any) -> Any:
-    _, exponent = mpmath.frexp(value)
-    return mpmath.ldexp(1, max(exponent, -125) - 24)
+    _, exponent = mp.frexp(value)
+    return mp.ldexp(1, max(exponent, -125) - 24)
 
 
 # The value, and the largest error at it.
 RULES: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
-    "rsqrt.approx": (lambda x: 1 / mpmath.sqrt(x), lambda v: v * mpmath.mpf(2) ** mpmath.mpf("-22.9")),
-    "sqrt.approx": (mpmath.sqrt, lambda v: v * mpmath.mpf(2) ** -23),
+    "rsqrt.approx": (lambda x: 1 / mp.sqrt(x), lambda v: v * mp.mpf(2) ** mp.mpf("-22.9")),
+    "sqrt.approx": (mp.sqrt, lambda v: v * mp.mpf(2) ** -23),
     "rcp.approx": (lambda x: 1 / x, lambda v: ulp(abs(v))),
     "div.approx": (lambda a, b: a / b, lambda v: 2 * ulp(abs(v))),
     "div.full": (lambda a, b: a / b, lambda v: 2 * ulp(abs(v))),
-    "ex2.approx": (lambda x: mpmath.mpf(2) ** x, lambda v: 2 * ulp(v)),
-    "tanh.approx": (mpmath.tanh, lambda v: abs(v) * mpmath.mpf(2) ** -11),
+    "ex2.approx": (lambda x: mp.mpf(2) ** x, lambda v: 2 * ulp(v)),
+    "tanh.approx": (mp.tanh, lambda v: abs(v) * mp.mpf(2) ** -11),
 }
 SPELLINGS = [name for name, e in OPCODES.items() if isinstance(e, Elementwise) and e.approximate]
 
@@ -57,16 +58,16 @@ def compute(spelling: str, operands: list[np.ndarray[Any, Any]], mode: str, seed
 def test_every_mode_stays_within_the_interval_and_the_ends_are_its_ends(spelling: str) -> None:
     operands = inputs(spelling)
     value, error = rule_of(spelling)
-    exact = [value(*map(mpmath.mpf, map(float, row))) for row in zip(*operands, strict=True)]
+    exact = [value(*map(mp.mpf, map(float, row))) for row in zip(*operands, strict=True)]
     results = {mode: compute(spelling, operands, mode) for mode in MODES}
     for mode, got in results.items():
         for g, v in zip(got, exact, strict=True):
-            assert abs(mpmath.mpf(float(g)) - v) <= error(v) * (1 + mpmath.mpf(2) ** -20), (spelling, mode, g, v)
+            assert abs(mp.mpf(float(g)) - v) <= error(v) * (1 + mp.mpf(2) ** -20), (spelling, mode, g, v)
     low, high = results["low"], results["high"]
     for end, beyond in ((low, -np.inf), (high, np.inf)):
         for g, v in zip(end, exact, strict=True):
-            farther = mpmath.mpf(float(np.nextafter(g, np.float32(beyond))))
-            assert abs(farther - v) > error(v) * (1 - mpmath.mpf(2) ** -20), (spelling, g, v)
+            farther = mp.mpf(float(np.nextafter(g, np.float32(beyond))))
+            assert abs(farther - v) > error(v) * (1 - mp.mpf(2) ** -20), (spelling, g, v)
     assert (low <= results["nearest"]).all()
     assert (results["nearest"] <= high).all()
     assert (low < high).any()

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +13,13 @@ import fused_ops
 from validation.cases import strategies
 from validation.cases.case import Case, TensorSpec
 from validation.cases.pool import draw_cases
+from validation.cases.roles import ACTIVATIONS
 from validation.cases.tensors import as_bits, materialise
-from validation.compiled.execute import Execution, execute, execute_cases
-from validation.forking.forked import start_call
-from validation.forking.server import Order
 from validation.judge.expected import absent, outputs_of
 from validation.judge.signature import signature_of
+from validation.meta_tests.compiled.executed import Execution, execute_cases
+from validation.meta_tests.compiled.without_interpreter import printed_by
 
-ROOT = Path(__file__).parents[3]
 ELEMENTWISE = ("scale_shift", "residual_gate_add", "rotary_embedding")
 UNFUSED = {"enable_fp_fusion": False}
 # Cases of more elements take seconds; the drawn widths go up to 16,400.
@@ -83,10 +81,11 @@ NORMS = ("layer_norm", "rms_norm", "layer_norm_scale_shift", "qk_norm")
 
 def with_exact_sums(case: Case) -> Case:
     """The case with activations of 1 and -1 in turn: the sums of a row are integers below 2^24 in every order."""
-    literals = {}
-    for name, spec in case.tensors.items():
-        if name in ("x", "q", "k"):
-            literals[name] = tuple(1.0 if n % 2 else -1.0 for n in range(spec.numel))
+    literals = {
+        name: tuple(1.0 if n % 2 else -1.0 for n in range(spec.numel))
+        for name, spec in case.tensors.items()
+        if name in ACTIVATIONS
+    }
     return dataclasses.replace(case, values="normal", literals=literals)
 
 
@@ -112,12 +111,9 @@ def test_norms_of_rows_with_exact_sums_equal_the_interpreter_and_one_another(op:
 def judged(cases: Sequence[Case]) -> list[tuple[str, str, list[str], int]]:
     """Status, reason, violations and number of launches of each case, as compiled for sm_90."""
     request = json.dumps({"target": "sm_90", "cases": [case.to_json() for case in cases]})
-    order = Order("validation.meta_tests.compiled.judged", "main", (), str(ROOT), {})
-    lines = start_call(order, request, without=("TRITON_INTERPRET",)).output().splitlines()
+    lines = printed_by("judged", text=request)
     assert len(lines) == len(cases)
-    return [
-        (status, reason, violations, launches) for status, reason, violations, launches, _ in map(json.loads, lines)
-    ]
+    return [tuple(json.loads(line)) for line in lines]
 
 
 @pytest.mark.parametrize("op", ["scale_shift", "layer_norm_scale_shift", "qk_norm_rope"])
@@ -172,6 +168,6 @@ def test_fma_changes_bits_and_the_option_takes_it_away() -> None:
     """A comparison that the two arithmetics could not tell apart would prove nothing."""
     fitting = (c for c in drawn("scale_shift", 60, seed=3) if c.dtype == "float32" and c.values in ("normal", "dit"))
     case = next(c for c in fitting if c.tensors["scale"].numel > 1)
-    fused, apart = (execute("scale_shift", case, options={"enable_fp_fusion": on}) for on in (True, False))
+    fused, apart = (execute_cases([case], options={"enable_fp_fusion": on})[0] for on in (True, False))
     assert not same(fused.outputs[0], apart.outputs[0]).all()
     assert same(apart.outputs[0], interpreted(case)[0]).all()

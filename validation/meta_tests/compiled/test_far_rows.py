@@ -1,19 +1,14 @@
 """No fused op leaves its tensors beyond 2^31 elements, judged by addresses alone; with 32-bit row offsets each does."""
 
 import json
-from pathlib import Path
 
-from validation.forking.forked import start_call
-from validation.forking.server import Order
+from validation.meta_tests.compiled.without_interpreter import printed_by
 from validation.ops import reference_op_names
-
-ROOT = Path(__file__).parents[3]
 
 
 def far_rows(*arguments: str) -> dict[str, list[str]]:
     """The violations that `far_rows` prints, by op."""
-    order = Order("validation.meta_tests.compiled.far_rows", "main", arguments, str(ROOT), {})
-    found = json.loads(start_call(order, without=("TRITON_INTERPRET",)).output().splitlines()[-1])
+    found = json.loads(printed_by("far_rows", *arguments)[-1])
     assert [*found] == [*reference_op_names()]
     return dict(found)
 

@@ -17,11 +17,11 @@ from validation.executor import InProcess
 from validation.judge import fingerprint
 from validation.judge.signature import signature_of
 from validation.judge.verdict import judge_call
+from validation.meta_tests.op_records import summary_of
 from validation.ops import load_op_set, op_set_from, reference_op_names
 from validation.parity.one_case import judge_case
 from validation.parity.profiles import Profile
 from validation.parity.sweep import Sweep
-from validation.record import Level
 from validation.report.op_section import section
 from validation.verdict import Status
 
@@ -196,7 +196,7 @@ def test_what_fails_has_a_fingerprint_of_the_whole_op(tmp_path: Path) -> None:
     ops = op_set_from({OP: kernel_of_sglang_24059}, "sglang", "sglang")
     profile = Profile("short", 1, 20)
     records = list(Sweep(InProcess(ops, select(gpu=False)), profile, 0, shrink=False).of_op(OP))
-    summary = next(record for record in records if record.level is Level.RUN and "cases" in record.numbers)
+    summary = summary_of(records)
     assert summary.numbers["fingerprint"] == placement.NORMALISED
     assert int(summary.numbers["fingerprint_cases"] or 0) > 10
     made = section(tmp_path, records)

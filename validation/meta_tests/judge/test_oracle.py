@@ -17,6 +17,7 @@ from validation.executor import InProcess
 from validation.judge import oracle
 from validation.judge.expected import absent, expect
 from validation.judge.verdict import WRONG_TRUTH, WRONG_VALUES
+from validation.meta_tests.op_records import summary_of
 from validation.ops import load_op_set, reference_op_names
 from validation.parity.plan import Plan
 from validation.parity.profiles import Profile
@@ -106,7 +107,6 @@ def swept(op: str, profile: Profile = SHORT) -> list[Record]:
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_wrong_reference_is_named_and_no_candidate_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     op, wrong, function = PLANTED[name]
-
     # With the signature of the op, which decides the cases.
     monkeypatch.setattr(function, "__signature__", inspect.signature(RIGHT[wrong]), raising=False)
     monkeypatch.setattr(reference_ops, wrong, function)
@@ -117,7 +117,7 @@ def test_a_wrong_reference_is_named_and_no_candidate_is(name: str, monkeypatch: 
     assert len(caught) > 5
     assert f"the reference op is wrong: {wrong} in float64 gives " in caught[0].reason
     assert " digits is " in caught[0].reason
-    (summary,) = (record for record in records if "cases" in record.numbers and record.level is Level.RUN)
+    summary = summary_of(records)
     assert (summary.status, summary.check, summary.tier) == (Status.REFERENCE_ERROR, WRONG_TRUTH, None)
 
 
@@ -134,17 +134,13 @@ def test_the_references_are_their_formulas_in_every_case(op: str, monkeypatch: p
 
 
 def test_a_sweep_compares_some_hundred_elements() -> None:
-    (summary,) = (
-        record for record in swept("residual_gate_add") if record.level is Level.RUN and "cases" in record.numbers
-    )
+    summary = summary_of(swept("residual_gate_add"))
     assert 100 < int(summary.numbers["formula_elements"] or 0) < 1000
 
 
 def test_an_op_without_a_formula_has_the_reference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(oracle.FORMULAS, "residual_gate_add")
-    (summary,) = (
-        record for record in swept("residual_gate_add") if record.level is Level.RUN and "cases" in record.numbers
-    )
+    summary = summary_of(swept("residual_gate_add"))
     assert summary.status is Status.PASSED
     assert summary.reason.endswith(
         "; the reference op alone stands for the truth: there is no formula to compare it with"

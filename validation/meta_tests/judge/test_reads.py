@@ -1,5 +1,6 @@
 """Loads of interpreted kernels outside of all elements are named; what a kernel may read is not."""
 
+import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 import reference_ops
 from validation.cases.case import Case, TensorSpec
+from validation.device.private import triton_module
+from validation.device.reads import watched
 from validation.judge.verdict import judge_call
 from validation.verdict import Status, Verdict
 
@@ -196,18 +199,15 @@ def test_of_a_tensor_of_no_dimension_there_is_one_element() -> None:
 
 
 def test_all_is_as_before_after_a_call() -> None:
-    from validation.device.private import triton_module
-
     interpreter = triton_module("triton.runtime.interpreter")
-    builder = interpreter.InterpreterBuilder
-    before = builder.create_masked_load, builder.create_atomic_rmw, builder.create_atomic_cas
-    with pytest.raises(ZeroDivisionError):
-        raise_in_a_call()
-    assert before == (builder.create_masked_load, builder.create_atomic_rmw, builder.create_atomic_cas)
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    names = ("create_masked_load", "create_atomic_rmw", "create_atomic_cas")
 
+    def hooks() -> list[Any]:
+        return [executor.__call__, *(getattr(builder, name) for name in names)]
 
-def raise_in_a_call() -> None:
-    from validation.device.reads import watched
-
-    with watched(list):
+    before = hooks()
+    with contextlib.suppress(ZeroDivisionError), watched(list):
+        assert all(now is not then for now, then in zip(hooks(), before, strict=True))
         raise ZeroDivisionError
+    assert hooks() == before

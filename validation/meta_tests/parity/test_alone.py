@@ -37,7 +37,7 @@ def swept(executor: Executor, op: str) -> list[Record]:
 
 
 @pytest.fixture
-def no_shrinking(monkeypatch: pytest.MonkeyPatch) -> None:
+def little_shrinking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shrink, "SHRINK_SECONDS", 1.0)
 
 
@@ -55,7 +55,7 @@ def status_of(repro: str) -> int:
         "order of the sum by batch",
     ],
 )
-@pytest.mark.usefixtures("no_shrinking")
+@pytest.mark.usefixtures("little_shrinking")
 def test_the_repeat_line_of_a_stateful_fault_fails(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     load_faults()
     executor = InProcess(FAULTS[name].op_set(), select(gpu=False))
@@ -71,20 +71,22 @@ def test_the_repeat_line_of_a_stateful_fault_fails(name: str, capsys: pytest.Cap
     capsys.readouterr()
 
 
-def of_file(folder: Path, condition: str) -> Executor:
+def failures_where(folder: Path, condition: str) -> list[Record]:
+    """`swept` of a stateful ``layer_norm`` that is wrong where a condition holds."""
     path = folder / "stateful.py"
     path.write_text(STATEFUL.format(condition=condition))
-    return load(str(path), select(gpu=False))
+    executor = load(str(path), select(gpu=False))
+    failed = swept(executor, "layer_norm")
+    executor.close()
+    return failed
 
 
-@pytest.mark.usefixtures("no_shrinking")
+@pytest.mark.usefixtures("little_shrinking")
 def test_where_the_call_before_matters_the_repeat_line_has_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Each case makes one call or two of one dtype, so that a case never fails by itself.
-    executor = of_file(tmp_path, "before not in (None, x.dtype)")
-    failed = swept(executor, "layer_norm")
-    executor.close()
+    failed = failures_where(tmp_path, "before not in (None, x.dtype)")
     pairs = [record for record in failed if record.repro.count('"op": "layer_norm"') == 2]
     assert pairs, failed[0].message
     assert failed[0] in pairs or "validate parity" in failed[0].repro, failed[0].message
@@ -93,13 +95,11 @@ def test_where_the_call_before_matters_the_repeat_line_has_both(
     capsys.readouterr()
 
 
-@pytest.mark.usefixtures("no_shrinking")
+@pytest.mark.usefixtures("little_shrinking")
 def test_where_many_calls_matter_the_repeat_line_is_the_sweeps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    executor = of_file(tmp_path, "calls > 90")
-    failed = swept(executor, "layer_norm")
-    executor.close()
+    failed = failures_where(tmp_path, "calls > 90")
     assert all("validate parity --op layer_norm" in r.repro and "--seed 0" in r.repro for r in failed)
     assert "alone, in a new process, it passes, and after the case before it too" in "".join(r.message for r in failed)
     assert "not tried alone: another case of this sweep" in "".join(r.message for r in failed)
@@ -108,11 +108,9 @@ def test_where_many_calls_matter_the_repeat_line_is_the_sweeps(
     capsys.readouterr()
 
 
-@pytest.mark.usefixtures("no_shrinking")
+@pytest.mark.usefixtures("little_shrinking")
 def test_what_fails_alone_keeps_its_line(tmp_path: Path) -> None:
-    executor = of_file(tmp_path, "True")
-    failed = swept(executor, "layer_norm")
-    executor.close()
+    failed = failures_where(tmp_path, "True")
     assert all(record.repro.startswith("validate repro '{") for record in failed)
     assert not any("alone, in a new process" in record.message for record in failed)
     assert all(record.repro.count('"op": "layer_norm"') == 1 for record in failed)

@@ -1,4 +1,4 @@
-"""Corners that this device has no memory or no time for: told, and right where they are made to fit."""
+"""Corners that this device has no memory or no time for: named, and right where they are made to fit."""
 
 import inspect
 from typing import Any
@@ -76,15 +76,15 @@ def test_corners_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.Mon
         )
 
 
-def test_corners_out_of_reach_are_told_and_fail_nothing() -> None:
+def test_corners_out_of_reach_are_named_and_fail_nothing() -> None:
     records = list(Sweep(InProcess(load_op_set("fused_ops"), select(gpu=False)), QUICK, 0).of_op("rotary_embedding"))
-    told = records[-1]
-    assert told.status is Status.PASSED
-    assert told.numbers["corners_out_of_reach"] == 5
+    summary = records[-1]
+    assert summary.status is Status.PASSED
+    assert summary.numbers["corners_out_of_reach"] == 5
     for words in ("items", "rows", "heads", "columns"):
-        assert f"x: {words} past 2^31" in told.reason
-    assert "corners not reached on this device: " in told.reason
-    assert told.reason.endswith("rows>2^23")
+        assert f"x: {words} past 2^31" in summary.reason
+    assert "corners not reached on this device: " in summary.reason
+    assert summary.reason.endswith("rows>2^23")
     on_gpu = Plan.of("rotary_embedding", Device("a GPU", "cuda"), QUICK, 0)
     assert on_gpu.out_of_reach == ()
     assert {corner.name for corner in on_gpu.corners} >= {"x: heads past 2^31", "rows>2^23"}

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def device() -> Device:
 class Wrong:
     """A right `layer_norm` with one wrong element in some calls, which no seed of the sweep decides."""
 
-    def __init__(self, wrong_at: Any) -> None:
+    def __init__(self, wrong_at: Callable[[int], bool]) -> None:
         self.calls = 0
         self.wrong_at = wrong_at
         self.right = RightOps()
@@ -77,7 +78,7 @@ def test_a_sweep_makes_the_calls_that_it_counts(profile: str, device: Device) ->
     assert len(again) == (profile == "default")
     if again:
         cases = [r for r in records if r.level is Level.OP]
-        before = repeats.made(cases, InProcess(OpSet("", {}, ""), device))
+        before = repeats.calls_of(cases, InProcess(OpSet("", {}, ""), device))
         assert before + int(again[0].numbers["repeated_calls"] or 0) == counted
 
 
@@ -105,7 +106,7 @@ def test_a_fault_of_the_repeats_alone_is_caught(device: Device) -> None:
     assert "--seed 0" in failed.repro
 
 
-def test_a_failed_case_is_called_again_before_it_is_told() -> None:
+def test_a_failed_case_is_called_again_before_it_is_reported() -> None:
     case = good_case(signature_of(OP))
     negated = judge_call(case, lambda **kwargs: -RightOps().layer_norm(**kwargs), "cpu")
     assert negated.status is Status.INCORRECT_NUMERICAL

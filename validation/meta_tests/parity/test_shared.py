@@ -12,6 +12,7 @@ from validation.device import select
 from validation.executor import InProcess
 from validation.judge import remembered
 from validation.judge.signature import signature_of
+from validation.meta_tests.op_records import summary_of
 from validation.parity.plan import Plan
 from validation.parity.profiles import PROFILES
 from validation.parity.shared import shared
@@ -45,7 +46,7 @@ def swept(name: str) -> list[Record]:
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_cause_of_a_planted_fault_is_named(name: str) -> None:
     records = swept(name)
-    (summary,) = (record for record in records if record.level is Level.RUN and "cases" in record.numbers)
+    summary = summary_of(records)
     said = str(summary.numbers.get("only_where", ""))
     assert said.startswith(f"fails only where {CAUSES[name]}") if CAUSES[name] else said == ""
     assert said in summary.reason
