@@ -32,8 +32,8 @@ def _repro(options: argparse.Namespace) -> int:
     records = [judge_case(case, executor) for case, _ in kept]
     executor.close()
     for record in records:
-        passed = f"{record.subject}  {record.op_set}  {record.status} ({record.tier})\n{record.reason}"
-        print_text(record.message or passed)
+        tier = f" ({record.tier})" * (record.tier is not None)
+        print_text(record.message or f"{record.subject}  {record.op_set}  {record.status}{tier}\n{record.reason}")
     return exit_status(record.status for record in records)
 
 

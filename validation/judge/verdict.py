@@ -197,7 +197,7 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         # A compiled kernel may read another layout by wider loads, with another order of summation.
         kernels=kernels and launched.interpreted > 0,
         even=not guards.uneven_on_cuda if device == "cuda" else kernels or (guards.computed and guards.basic),
-        judged=lambda outputs: failed.reason if (failed := _failed(case, outputs, expected, make)) else "",
+        failed=lambda outputs: _failed(case, outputs, expected, make),
         judged_as=lambda other, outputs: _failed(
             other,
             outputs,

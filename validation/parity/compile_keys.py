@@ -134,7 +134,7 @@ def _count_here(op: str, drawn: Iterable[Case], seen: set[str]) -> Count:
             returned=(),
             kernels=False,
             even=False,
-            judged=lambda _: "",
+            failed=lambda _: None,
             judged_as=lambda *_: None,
             device="cpu",
         )
