@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from validation.cases.case import Case, TensorSpec
 # elements, so that the first element after a guard stays 256-byte aligned.
 MIN_GUARD = 16384
 MAX_GUARD = 262144
+
+# On the CPU a storage of more elements is sparse. The largest of other corners have 2^25.
+SPARSE = 2**28
 
 # The integer dtype, then two NaN patterns. Holes and guards of inputs hold the first, so that a stray read shows; fresh
 # outputs hold the second. They must differ: an element with a NaN copied from a hole was written. They are signalling:
@@ -36,15 +40,20 @@ class Storage:
 
     Attributes:
         memory: all of it, guards included; one-dimensional.
-        before: a copy of its bits from before the call, as integers.
         start: index of the first element after the first guard.
         size: number of elements between the guards.
+        before: a copy of its bits from before the call, as integers; None of a sparse one.
+        elements: of a sparse one, copies of the bits of its tensors from before the call, by name.
+
+    A sparse storage is far larger than its tensors' elements: it holds zeros in place of poison, and has no memory
+    where nothing was written.
     """
 
     memory: Tensor
-    before: Tensor
     start: int
     size: int
+    before: Tensor | None = None
+    elements: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -108,8 +117,12 @@ def materialise(case: Case, device: str = "cpu") -> Arguments:
         distinct = tuple(1 if stride == 0 else size for size, stride in zip(spec.shape, spec.strides, strict=True))
         slices = tuple(slice(0, n) for n in distinct)
         storage.memory.as_strided(distinct, spec.strides, storage.start + spec.offset).copy_(made[slices])
-    for storage in storages.values():
-        storage.before = as_bits(storage.memory).clone()
+    for name, storage in storages.items():
+        if _is_sparse(storage.memory):
+            mine = [n for n, spec in case.tensors.items() if spec.storage == name]
+            storage.elements = {n: as_bits(tensors[n]).clone() for n in mine}
+        else:
+            storage.before = as_bits(storage.memory).clone()
     return Arguments(keyword_arguments(case, tensors), tensors, storages)
 
 
@@ -136,10 +149,19 @@ def _make_storages(case: Case, device: str) -> dict[str, Storage]:
     storages = {}
     for name, (extent, width, dtype, limit) in extents.items():
         guard = guard_elements(width)
-        memory = torch.empty(extent + 2 * guard, dtype=dtype, device=device)
-        poison(memory, limit)
-        storages[name] = Storage(memory, memory, guard, extent)
+        size = extent + 2 * guard
+        if size > SPARSE and device == "cpu":
+            # calloc'ed, which PyTorch's zeros are not: Linux gives memory to a page that is written to.
+            memory = torch.from_numpy(np.zeros(size * dtype.itemsize, np.uint8)).view(dtype)
+        else:
+            memory = torch.empty(size, dtype=dtype, device=device)
+            poison(memory, limit)
+        storages[name] = Storage(memory, guard, extent)
     return storages
+
+
+def _is_sparse(memory: Tensor) -> bool:
+    return memory.device.type == "cpu" and memory.numel() > SPARSE
 
 
 def _make_values(case: Case, name: str, spec: TensorSpec) -> Tensor:

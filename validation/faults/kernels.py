@@ -164,7 +164,6 @@ class SilentFallback(RightKernel):
         return super().rms_norm(x, weight, eps, casting_mode=casting_mode)
 
 
-# The interpreter could show this one only with 9 GB of memory, which the canaries hold three times.
 @fault(
     "32-bit row offsets",
     OP,
@@ -172,7 +171,7 @@ class SilentFallback(RightKernel):
     NUMERICAL,
     NONFINITE,
     Status.RUNTIME_ERROR,
-    on=frozenset({"gpu"}),
+    Status.OUT_OF_BOUNDS_READ,
 )
 class ThirtyTwoBitRowOffsets(RightKernel):
     switches: ClassVar[dict[str, Any]] = {**RightKernel.switches, "WIDE_OFFSETS": False}

@@ -327,6 +327,11 @@ def inputs_changed(arguments: Arguments, written: Sequence[str] = ()) -> tuple[s
         between the elements, guards).
     """
     for name, storage in arguments.storages.items():
+        if storage.before is None:
+            words = _elements_changed(storage.elements, arguments, written)
+            if words:
+                return words, ""
+            continue
         changed = as_bits(storage.memory) != storage.before
         if not bool(changed.any()):
             continue
@@ -338,14 +343,25 @@ def inputs_changed(arguments: Arguments, written: Sequence[str] = ()) -> tuple[s
             if tensor_name not in written:
                 hit = changed.as_strided(t.shape, t.stride(), t.storage_offset())
                 if bool(hit.any()):
-                    index = hit.nonzero()[0].tolist()
-                    return f"{tensor_name}: {int(hit.sum())} of {t.numel()} elements changed, the first at {index}", ""
+                    return _changed_words(tensor_name, hit), ""
         outside = (changed & ~elements).nonzero()
         if len(outside):
             at = int(outside[0]) - storage.start
             place = "before its first element" if at < 0 else "after its last" if at >= storage.size else "in its holes"
             return "", f"memory of {name}: {len(outside)} elements written {place} (element {at} of its storage)"
     return "", ""
+
+
+def _elements_changed(before: Mapping[str, Tensor], arguments: Arguments, written: Sequence[str]) -> str:
+    for name, bits in before.items():
+        hit = as_bits(arguments.tensors[name]) != bits
+        if name not in written and bool(hit.any()):
+            return _changed_words(name, hit)
+    return ""
+
+
+def _changed_words(name: str, hit: Tensor) -> str:
+    return f"{name}: {int(hit.sum())} of {hit.numel()} elements changed, the first at {hit.nonzero()[0].tolist()}"
 
 
 def _storage_of(t: Tensor) -> int:

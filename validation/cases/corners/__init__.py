@@ -16,7 +16,7 @@ from validation.cases.corners.modulation import (
 )
 from validation.cases.corners.paths import head_path_corners, path_corners
 from validation.cases.corners.regimes import type_corners
-from validation.cases.corners.sizes import large_corners, size_corners, width_corners
+from validation.cases.corners.sizes import far_corners, most_rows_corner, size_corners, width_corners
 from validation.cases.signature import Signature
 
 __all__ = ["Corner", "all_rows", "corners_of", "declared_corners", "out_of_reach"]
@@ -40,13 +40,13 @@ def declared_corners(signature: Signature, *, bfloat16: bool = True, gpu: bool =
         corners += rotary_corners(signature)
     if signature.family in ("qk", "rotary", "split_rotary"):
         corners += head_path_corners(signature)
-    corners += shared_corners(signature)
-    return (*corners, *(large_corners(signature) if gpu else ()))
+    corners += shared_corners(signature) + far_corners(signature)
+    return (*corners, *([most_rows_corner(signature)] if gpu else ()))
 
 
 def out_of_reach(signature: Signature, *, gpu: bool = False) -> tuple[Corner, ...]:
-    """The corners that `declared_corners` leaves out because the device has no memory or no time for them."""
-    return () if gpu else tuple(large_corners(signature))
+    """The corners that `declared_corners` leaves out because the device has no time for them."""
+    return () if gpu else (most_rows_corner(signature),)
 
 
 def corners_of(case: Case, corners: tuple[Corner, ...]) -> list[str]:

@@ -182,15 +182,19 @@ def width_corners(signature: Signature) -> list[Corner]:
     return corners
 
 
-def large_corners(signature: Signature) -> list[Corner]:
-    """What Triton's interpreter has neither the memory nor the time for.
+def _of_four(signature: Signature) -> dict[str, Any]:
+    """Choices of small rows, one tensor apart from the others."""
+    own = {"qk.layout": "own", "k.shape": "same", "qk.rank": 4} if signature.family == "qk" else {}
+    return {"dtype": "float16", "width": "pow2", "width.class": width_class(4), "rank": 3, **own}
 
-    Items, rows, heads and columns of which the last is more than 2^31 elements from the first (9 GB of float16, of
-    which some hundred elements are used), and more than 2^23 rows.
+
+def far_corners(signature: Signature) -> list[Corner]:
+    """Items, rows, heads and columns of which the last is more than 2^31 elements from the first.
+
+    They span 9 GB of float16, of which some hundred elements are used: on the CPU the rest gets no memory.
     """
     name = "q" if "q" in signature else "x"
-    own = {"qk.layout": "own", "k.shape": "same", "qk.rank": 4} if signature.family == "qk" else {}
-    forced: dict[str, Any] = {"dtype": "float16", "width": "pow2", "width.class": width_class(4), "rank": 3, **own}
+    forced = _of_four(signature)
     corners = []
     # Nine of what is far apart; of columns four, a whole row.
     counts = {"item": ("nine_items", 2), "row": ("nine_rows", 2), "head": ("one_token", 9), "column": ("one_token", 1)}
@@ -206,6 +210,11 @@ def large_corners(signature: Signature) -> list[Corner]:
 
         far = {**forced, f"{name}.layout": layout, "size": size, "heads": of_heads}
         corners.append(Corner(f"{name}: {what}s past 2^31", far, reached, sparse=True))
-    rows_of = {"size": "most_rows", "heads": 2, **{f"{name}.form": "[B,L,D]" for name in signature.modulations}}
-    corners.append(Corner("rows>2^23", {**forced, **rows_of}, lambda case: rows(case) > 2**23, sparse=True))
     return corners
+
+
+def most_rows_corner(signature: Signature) -> Corner:
+    """More than 2^23 rows, which the CPU has not the time for."""
+    forms = {f"{name}.form": "[B,L,D]" for name in signature.modulations}
+    forced = {**_of_four(signature), "size": "most_rows", "heads": 2, **forms}
+    return Corner("rows>2^23", forced, lambda case: rows(case) > 2**23, sparse=True)

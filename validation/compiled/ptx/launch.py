@@ -85,7 +85,7 @@ def run_launch(
     Args:
         launch: the launch.
         approximation: what ``.approx`` gives; by default the value, rounded.
-        races: look for races too, which takes longer.
+        races: look for races too, which takes longer; not where a storage is sparse (`Memory.sparse`).
         ctas: run these alone.
         known: name and tensor of further elements that may be accessed, where they lie in a storage of an argument.
 
@@ -110,7 +110,7 @@ def run_launch(
         memory,
         shared_bytes=launch.shared_bytes,
         approximation=approximation,
-        races=races,
+        races=races and not memory.sparse,
         ctas=ctas,
     )
     memory.write_back()

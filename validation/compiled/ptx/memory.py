@@ -17,7 +17,8 @@ from validation.device.private import storage_identity
 # Addresses of the first byte; beyond VIRTUAL lie storages of addresses alone.
 BASE, VIRTUAL = 1 << 46, 1 << 45
 GUARD = 1 << 16
-# A storage of more bytes has addresses but no memory: what is stored there is lost, and every load reads NaN.
+# More bytes of elements in one storage have addresses but no memory: what is stored there is lost, and every load reads
+# NaN. In a larger storage of fewer elements, these alone have memory.
 MOST_BYTES = 1 << 30
 _ONES = np.uint64(0x0101010101010101)
 # Storages lie at the same distance from a multiple of this as torch's own do.
@@ -26,15 +27,37 @@ _ALIGNED = 512
 
 @dataclasses.dataclass
 class _Region:
-    """A storage: where it starts, behind `BASE`, and the arguments that lie in it."""
+    """A storage: its memory, the arguments that lie in it, and where it starts, behind `BASE`."""
 
-    start: int
     memory: Array
-    arguments: list[tuple[str, Tensor]]
+    arguments: list[tuple[str, Tensor]] = dataclasses.field(default_factory=list)
+    start: int = 0
 
     @property
     def nbytes(self) -> int:
         return len(self.memory)
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether it has addresses alone."""
+        return self.nbytes > MOST_BYTES and self._element_bytes > MOST_BYTES
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether only its elements have memory."""
+        return self.nbytes > MOST_BYTES and not self.is_virtual
+
+    @property
+    def _element_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for _, t in self.arguments)
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copy its bytes, of a sparse one those of elements alone."""
+        if not self.is_sparse:
+            target[:] = source
+            return
+        for _, t in self.arguments:
+            _elements_of(target, t)[...] = _elements_of(source, t)
 
     def first_of(self, t: Tensor) -> int:
         """The offset of its first element."""
@@ -57,33 +80,36 @@ class Memory:
 
     def __init__(self, arguments: Iterable[tuple[str, Tensor]], known: Iterable[tuple[str, Tensor]] = ()) -> None:
         self._regions: dict[int, _Region] = {}
-        top, virtual = GUARD, VIRTUAL
         for name, t in arguments:
-            storage = t.untyped_storage()
-            key = storage_identity(storage)
-            if key not in self._regions:
-                whole = _bytes_of(storage)
-                if storage.nbytes() > MOST_BYTES:
-                    start = virtual + storage.data_ptr() % _ALIGNED
-                    virtual += 1 << 42
-                else:
-                    start = -(-top // _ALIGNED) * _ALIGNED + storage.data_ptr() % _ALIGNED
-                    top = start + storage.nbytes() + GUARD
-                self._regions[key] = _Region(start, whole, [])
-            self._regions[key].arguments.append((name, t))
+            key = storage_identity(t.untyped_storage())
+            self._regions.setdefault(key, _Region(_bytes_of(t.untyped_storage()))).arguments.append((name, t))
         for name, t in known:
             region = self._regions.get(storage_identity(t.untyped_storage()))
             if region is not None:
                 region.arguments.append((name, t))
         self._refuse_overlaps()
+        # Sparse ones last: only what is before them is filled.
+        top, filled, virtual = GUARD, GUARD, VIRTUAL
+        for region in sorted(self._regions.values(), key=lambda region: region.is_sparse):
+            beyond = region.memory.ctypes.data % _ALIGNED if region.nbytes else 0
+            if region.is_virtual:
+                region.start = virtual + beyond
+                virtual += 1 << 42
+            else:
+                region.start = -(-top // _ALIGNED) * _ALIGNED + beyond
+                top = region.start + region.nbytes + GUARD
+                filled = filled if region.is_sparse else top
         size = -(-top // _ALIGNED) * _ALIGNED
-        self.bytes: Array = np.full(size, 0xFF, np.uint8)
+        # Zeros have no memory where nothing is written.
+        self.bytes: Array = np.zeros(size, np.uint8)
+        self.bytes[:filled] = 0xFF
         self._elements = np.zeros(size, np.uint8)
         for region in self._real():
             inside = slice(region.start, region.start + region.nbytes)
-            self.bytes[inside] = region.memory
+            region.copy(region.memory, self.bytes[inside])
             for _, t in region.arguments:
-                _mark(self._elements[inside], t)
+                elements = _elements_of(self._elements[inside], t)
+                elements.fill(_ONES.astype(elements.dtype))
 
     def _refuse_overlaps(self) -> None:
         """Two storages may be views of one memory (`torch.from_numpy` twice): a copy of each would part them."""
@@ -96,6 +122,11 @@ class Memory:
     def _real(self) -> list[_Region]:
         return [region for region in self._regions.values() if region.start < VIRTUAL]
 
+    @property
+    def sparse(self) -> bool:
+        """Whether it has a storage so large that only its elements have memory."""
+        return any(region.is_sparse for region in self._regions.values())
+
     def address(self, t: Tensor) -> int:
         """The address of an argument's first element."""
         return BASE + self._regions[storage_identity(t.untyped_storage())].first_of(t)
@@ -103,7 +134,7 @@ class Memory:
     def write_back(self) -> None:
         """Copy what the kernel left behind into the tensors' storages."""
         for region in self._real():
-            region.memory[:] = self.bytes[region.start : region.start + region.nbytes]
+            region.copy(self.bytes[region.start : region.start + region.nbytes], region.memory)
 
     def check(self, address: Array, mask: Array | None, size: int) -> tuple[Array, Array]:
         """Check accesses of `size` bytes.
@@ -169,13 +200,13 @@ def _bytes_of(storage: UntypedStorage) -> Array:
     return np.ctypeslib.as_array((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()))
 
 
-def _mark(elements: Array, t: Tensor) -> None:
-    """Set the bytes of a tensor's elements to 1, in the bytes of its storage."""
-    if t.numel() == 0:
-        return
+def _elements_of(storage: Array, t: Tensor) -> Array:
+    """A view of a tensor's elements, as unsigned integers, in the bytes of its storage."""
     size = t.element_size()
-    whole = elements[: len(elements) // size * size].view(UNSIGNED[size])
+    whole = storage[: len(storage) // size * size].view(UNSIGNED[size])
+    if t.numel() == 0:
+        return whole[:0]
     # Of an expanded dimension one element is enough.
     shape = [1 if stride == 0 else n for n, stride in zip(t.shape, t.stride(), strict=True)]
     strides = [size * stride for stride in t.stride()]
-    as_strided(whole[t.storage_offset() :], shape, strides).fill(_ONES.astype(UNSIGNED[size]))
+    return as_strided(whole[t.storage_offset() :], shape, strides)
