@@ -291,7 +291,14 @@ COMPILED = Option(
     choices=("sm_80", "sm_90", "sm_100"),
     alone="sm_90",
 )
-DEVICES = (GPU, COMPILED)
+RACES = Option(
+    "races",
+    "with --compiled: look for races in every case (default: in one of eight)",
+    (*SESSIONS, "repro", "faults"),
+    type=bool,
+    default=False,
+)
+DEVICES = (GPU, COMPILED, RACES)
 
 
 @functools.cache

@@ -118,7 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
     started_with: dict[str, str] = getattr(config, "workerinput", {})
     validation = Validation(options, Path(started_with[FOLDER]) if started_with else None)
     config.stash[VALIDATION] = validation
-    if options.gpu or options.compiled:
+    if options.gpu or options.compiled or options.races:
         _select(options, started_with.get(GPU))
     else:
         # Before any kernel is decorated; `validation.device.select` does the rest.
@@ -133,7 +133,7 @@ def _select(options: argparse.Namespace, gpu: str | None = None) -> None:
     try:
         if gpu is not None:
             pin_gpu(gpu)
-        select(options.gpu, options.compiled)
+        select(options.gpu, options.compiled, options.races)
     except UsageError as error:
         raise pytest.UsageError(as_pytest_says(str(error))) from error
 

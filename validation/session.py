@@ -63,7 +63,7 @@ class Session:
         limit = limit_of(options.case_seconds)
         for name in options.op:
             check_op_name(name)
-        self.device = devices.select(options.gpu, options.compiled)
+        self.device = devices.select(options.gpu, options.compiled, options.races)
         self.executor: Executor = load(options.ops, self.device, isolate=options.isolate, limit=limit)
         provided = ", ".join(self.ops.functions)
         for name in options.op:

@@ -21,7 +21,7 @@ def _repro(options: argparse.Namespace) -> int:
 
     kept = [_case_and_ops(text) for text in options.case]
     limit = limit_of(options.case_seconds)
-    device = select(options.gpu, options.compiled)
+    device = select(options.gpu, options.compiled, options.races)
     for case, _ in kept:
         check_op_name(case.op)
         if device.bfloat16_problems and any(spec.dtype == "bfloat16" for spec in case.tensors.values()):

@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--cases: {arguments.cases}, expected an integer >= 1")
     for op in arguments.op:
         check_op_name(op)
-    device = select(arguments.gpu, arguments.compiled)
+    device = select(arguments.gpu, arguments.compiled, arguments.races)
     if device.bfloat16_problems:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     alarms = judged = 0
@@ -139,7 +139,7 @@ def _columns(summary: Record) -> str:
 def _run_model(arguments: argparse.Namespace) -> int:
     if arguments.cases is not None or arguments.op:
         raise UsageError("--cases and --op are of the op level, expected none of them with --model")
-    device = select(arguments.gpu, arguments.compiled)
+    device = select(arguments.gpu, arguments.compiled, arguments.races)
     if device.bfloat16_problems:
         raise UsageError(f"bfloat16 cannot be judged: {'; '.join(device.bfloat16_problems)}")
     from validation.controls import separation

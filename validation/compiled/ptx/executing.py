@@ -59,6 +59,12 @@ _watching: list[Runs] = []
 begun: list[Callable[[int], None]] = []
 
 
+def always(**changed: Any) -> None:
+    """Run launches in another way from now on; the keywords are fields of `How`."""
+    global _how
+    _how = dataclasses.replace(_how, **changed)
+
+
 @contextlib.contextmanager
 def how(**changed: Any) -> Iterator[None]:
     """Run launches in another way; the keywords are fields of `How`."""

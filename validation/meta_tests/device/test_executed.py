@@ -82,13 +82,13 @@ def test_a_right_kernel_passes(tmp_path: Path, target: str) -> None:
 
 
 def test_a_read_past_the_end_is_told_with_its_python_line(tmp_path: Path) -> None:
-    status, output = judged(tmp_path, UNMASKED)
+    status, output = judged(tmp_path, UNMASKED, options=("--compiled", "--races"))
     assert status == 1
     assert "OUT_OF_BOUNDS_READ in kernel" in output
     assert f"mine.py:{line_of(UNMASKED, 'weight + column')}" in output
     assert "0 bytes behind the end of weight (100,)" in output
     repeat = next(line for line in output.splitlines() if line.startswith("repeat: "))
-    assert repeat.endswith("--ops mine.py --compiled sm_90")
+    assert repeat.endswith("--ops mine.py --compiled sm_90 --races")
 
 
 def test_what_is_not_executed_is_named_and_counts_for_nothing(tmp_path: Path) -> None:
@@ -117,6 +117,7 @@ def test_each_configuration_of_a_tuned_kernel_has_its_turn(tmp_path: Path) -> No
     [
         (("--compiled", "--gpu"), False, "--compiled: expected no --gpu with it"),
         (("--compiled", "sm_75"), False, "--compiled: invalid choice: 'sm_75' (choose from"),
+        (("--races",), False, "--races: expected --compiled with it"),
         (("--compiled",), True, "--compiled: TRITON_INTERPRET is set, expected it unset"),
     ],
 )
