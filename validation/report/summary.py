@@ -166,6 +166,8 @@ def not_passed(records: Sequence[Record]) -> list[Group]:
         unsure, level, subject, op_set, status, _, _ = key
         of_cases = levels[level] is Level.OP and not unsure
         words = shared.get((subject, op_set), "") if of_cases else ""
+        # A sentence about one status says nothing of the others.
+        words = words if words.startswith(("fails only", f"{REPORT_ORDER[status]} only")) else ""
         groups.append(
             Group(subject, op_set, REPORT_ORDER[status], sorted(found[key], key=size_of), f"group-{n}", words)
         )

@@ -304,6 +304,14 @@ def test_not_passed_groups_by_kind_smallest_case_first() -> None:
     ]
 
 
+def test_what_one_status_shares_is_said_of_that_status_alone() -> None:
+    words = "NOT_WRITTEN only where D is odd (2 of 2 failing cases and 0 of 9 passing ones)"
+    whole = dataclasses.replace(whole_op(status=Status.NOT_WRITTEN), numbers={"only_where": words})
+    records = [op_record(status=status) for status in (Status.NOT_WRITTEN, Status.BIASED)]
+    said = {g.status: g.only_where for g in summary.not_passed([*records, whole]) if g.records[0].case}
+    assert said == {Status.NOT_WRITTEN: words, Status.BIASED: ""}
+
+
 def test_records_without_a_case_say_different_things() -> None:
     unused = [
         Record(Level.RUN, "rms_norm", "mine", Status.XFAIL_UNUSED, "xfail", f"xfail.txt:{n}: matched no failure")
