@@ -206,7 +206,8 @@ def far_corners(signature: Signature) -> list[Corner]:
 
         def reached(case: Case, axis: int = axis) -> bool:
             spec = case.tensors[name]
-            return spec.numel > 0 and (spec.shape[axis] - 1) * spec.strides[axis] > FAR
+            far = len(spec.shape) > axis and (spec.shape[axis] - 1) * spec.strides[axis] > FAR
+            return spec.numel > 0 and far
 
         far = {**forced, f"{name}.layout": layout, "size": size, "heads": of_heads}
         corners.append(Corner(f"{name}: {what}s past 2^31", far, reached, sparse=True))
