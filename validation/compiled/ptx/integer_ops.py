@@ -1,6 +1,7 @@
 """Opcodes of integers, bits, predicates, selection: PTX ISA, "Integer Arithmetic", "Logic and Shift", "Comparison"."""
 
 import operator
+from functools import partial
 
 import numpy as np
 
@@ -46,6 +47,21 @@ for _t in ("b16", "b32", "b64"):
 for _t in ("b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64"):
     elementwise(_LOGIC + "shr", f"shr.{_t}", f"{_t} {_t} u32", integers.shr)
 elementwise(_LOGIC + "lop3", "lop3.b32", "b32 b32 b32 b32 u32", integers.lop3)
+for _t in ("b32", "b64"):
+    elementwise(_INTEGER + "popc", f"popc.{_t}", f"u32 {_t}", integers.popc)
+    elementwise(_INTEGER + "clz", f"clz.{_t}", f"u32 {_t}", integers.clz)
+    elementwise(_INTEGER + "brev", f"brev.{_t}", f"{_t} {_t}", integers.brev)
+for _t in ("u32", "s32", "u64", "s64"):
+    elementwise(_INTEGER + "bfind", f"bfind.{_t}", f"u32 {_t}", integers.bfind)
+    elementwise(_INTEGER + "bfind", f"bfind.shiftamt.{_t}", f"u32 {_t}", integers.bfind_shift)
+for _name, _left in (("l", True), ("r", False)):
+    for _mode, _wrap in (("wrap", True), ("clamp", False)):
+        elementwise(_LOGIC + "shf", f"shf.{_name}.{_mode}.b32", "b32 b32 b32 u32",
+                    partial(integers.shf, left=_left, wrap=_wrap))  # fmt: skip
+# Pairs of 16 bits (sm_90).
+for _t in ("s16", "u16"):
+    for _name, _function in (("add", operator.add), ("min", np.minimum), ("max", np.maximum)):
+        elementwise(_INTEGER + _name, f"{_name}.{_t}x2", "b32 b32 b32", partial(integers.pair, _function, _t))
 elementwise("Data Movement and Conversion Instructions: prmt", "prmt.b32", "b32 b32 b32 b32", integers.prmt)
 
 for _t in ("s16", "u16", "b16", "s32", "u32", "b32", "s64", "u64", "b64"):

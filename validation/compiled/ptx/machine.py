@@ -53,6 +53,9 @@ class Chunk:
         ctas: numbers of the CTAs in the grid.
         special: arrays of the special registers. parameters: bits of each parameter, by name.
         shared: shared memory, [CTAs, bytes]. shared_bytes: how many the launch asked for.
+        symbols: addresses of the module's variables. local: local memory, [threads of all CTAs, bytes].
+        gone: the threads that returned; None: none.
+        carry: the condition code of extended-precision arithmetic.
     """
 
     registers: list[Array]
@@ -67,6 +70,11 @@ class Chunk:
     approximation: Approximation
     found: Found
     races: Races | None
+    symbols: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    local: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 0), np.uint8))
+    local_bytes: int = 0
+    gone: Array | None = None
+    carry: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 1), bool))
 
     def aligned(
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int
@@ -86,7 +94,8 @@ class Chunk:
         whole = np.broadcast_to(lanes, self.shape)
         cta, thread = np.argwhere(whole)[0]
         at = int(np.broadcast_to(address, self.shape)[cta, thread])
-        where = self.memory.where(at) if space == "global" else f"byte {at} of {self.shared_bytes} of shared memory"
+        size = self.shared_bytes if space == "shared" else self.local_bytes
+        where = self.memory.where(at) if space == "global" else f"byte {at} of {size} of {space} memory"
         self.found.add(kind, instruction, int(self.ctas[cta]), int(thread), int(whole.sum()), where + more)
 
     def _offsets(
@@ -100,7 +109,8 @@ class Chunk:
         else:
             misaligned = self.aligned(instruction, space, address, mask, size)
             offset = address
-            far = address > U8.type(max(self.shared_bytes - size, 0)) if self.shared_bytes >= size else address >= 0
+            whole = self.shared_bytes if space == "shared" else self.local_bytes
+            far = address > U8.type(max(whole - size, 0)) if whole >= size else address >= 0
             outside = far if mask is None else far & mask
             outside = outside if outside.any() else None
         for wrong in (misaligned, outside):
@@ -111,21 +121,27 @@ class Chunk:
             self._report(kind, instruction, space, address, outside)
         if mask is not None:
             offset = np.where(mask, offset, U8.type(0))
-        if self.races is not None:
+        if self.races is not None and space != "local":
             self.races.access(self, instruction, space, offset, mask, size, write=write)
         return offset, mask
+
+    def _cells(self, space: str, offset: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """A space's memory as an array of a type, and the index of each lane's element in it."""
+        index = (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        if space == "global":
+            return self.memory.bytes.view(dtype), index
+        if space == "shared":
+            row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+            return self.shared.view(dtype).reshape(-1), row + index
+        lane = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape)
+        return self.local.view(dtype).reshape(-1), lane * (self.local.shape[1] // dtype.itemsize) + index
 
     def load(
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, dtype: np.dtype[Any], count: int
     ) -> list[Array]:
         """`count` arrays of neighbouring elements; what a lane reads that accesses nothing is not defined."""
         offset, _ = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=False)
-        if space == "global":
-            memory, index = self.memory.bytes.view(dtype), (offset // U8.type(dtype.itemsize)).astype(np.int64)
-        else:
-            memory = self.shared.view(dtype).reshape(-1)
-            row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
-            index = row + (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        memory, index = self._cells(space, offset, dtype)
         return [memory[index + n] for n in range(count)]
 
     def store(
@@ -139,12 +155,8 @@ class Chunk:
     ) -> None:
         """Store neighbouring elements, as unsigned integers."""
         offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * len(values), write=True)
-        index = np.broadcast_to((offset // U8.type(dtype.itemsize)).astype(np.int64), self.shape)
-        if space == "global":
-            memory = self.memory.bytes.view(dtype)
-        else:
-            memory = self.shared.view(dtype).reshape(-1)
-            index = index + np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+        memory, index = self._cells(space, offset, dtype)
+        index = np.broadcast_to(index, self.shape)
         lanes = None if mask is None else np.broadcast_to(mask, self.shape)
         for n, value in enumerate(values):
             whole = np.broadcast_to(value, self.shape)
@@ -152,7 +164,7 @@ class Chunk:
                 memory[index + n] = whole
             else:
                 memory[index[lanes] + n] = whole[lanes]
-        if self.races is not None:
+        if self.races is not None and space != "local":
             lost = np.zeros(self.shape, bool)
             for n, value in enumerate(values):
                 lost |= memory[index + n] != value
@@ -211,6 +223,10 @@ def run(
         if np.float32(1e-40) * np.float32(1) == 0:
             raise RuntimeError("this process flushes float32 subnormals to zero (torch.set_flush_denormal)")
         found = Found(program.kernel.name)
+        symbols = {
+            name: np.full((1, 1), np.uint64(memory.place(content)))
+            for name, content in program.kernel.constants.items()
+        }
         named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
         every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
         watch = Races(len(memory.bytes)) if races else None
@@ -222,6 +238,7 @@ def run(
             chunk = _chunk(
                 program, grid, some, named, memory, shared_bytes, approximation or Approximation(), found, watch
             )
+            chunk.symbols = symbols
             _run_chunk(program, chunk)
     return [*found.by_instruction.values()]
 
@@ -260,6 +277,8 @@ def _chunk(
         approximation=approximation,
         found=found,
         races=races,
+        local=np.full((len(ctas) * threads, -(-max(program.kernel.local_bytes, 16) // 16) * 16), 0xFF, np.uint8),
+        local_bytes=program.kernel.local_bytes,
     )
 
 
@@ -283,5 +302,7 @@ def _run_chunk(program: Program, chunk: Chunk) -> None:
         goes = np.full(chunk.shape, block.taken) if condition is None else np.where(condition, block.taken, block.other)
         waiting = np.broadcast_to(goes, chunk.shape) if chunk.active is None else np.where(chunk.active, goes, waiting)
         at = int(waiting.min())
+        gone = waiting == end
+        chunk.gone = gone if gone.any() else None
         active = waiting == at
         chunk.active = None if active.all() else active

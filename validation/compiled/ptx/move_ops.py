@@ -65,9 +65,9 @@ def _part(type_: str, count: int) -> tuple[str, int]:
     return f"b{size}", size
 
 
-for _type in ("b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
-    # A move of f32 keeps the bits of a NaN.
-    _bits = "b32" if _type == "f32" else _type
+_BITS = {"f32": "b32", "f64": "b64"}  # a move of floats keeps the bits of a NaN
+for _type in ("b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64"):
+    _bits = _BITS.get(_type, _type)
     add(f"mov.{_type}", Bound(_MOVEMENT + "mov", partial(_move, type_=_bits)))
 add("mov.pred", Bound(_MOVEMENT + "mov", partial(_move, type_="pred")))
 
@@ -83,5 +83,5 @@ def _parameter(instruction: Instruction, binder: Any, type_: str) -> Step:
     return lambda run: put(run, np.full((1, 1), run.parameters[name].view(dtype)))
 
 
-for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64"):
-    add(f"ld.param.{_type}", Bound(_MOVEMENT + "ld", partial(_parameter, type_="b32" if _type == "f32" else _type)))
+for _type in ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64"):
+    add(f"ld.param.{_type}", Bound(_MOVEMENT + "ld", partial(_parameter, type_=_BITS.get(_type, _type))))

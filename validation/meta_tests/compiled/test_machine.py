@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import operator
 from typing import Any
 
@@ -14,12 +15,14 @@ from validation.compiled.ptx.machine import run
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.parse import parse
 from validation.compiled.ptx.program import program
+from validation.meta_tests.compiled.scalar import meaning
 
 HEADER = """
 .version 8.7
 .target sm_90a
 .address_size 64
 .extern .shared .align 16 .b8 global_smem[];
+{module}
 .visible .entry small(
 	.param .u64 .ptr .global .align 1 small_param_0
 )
@@ -40,18 +43,18 @@ HEADER = """
 END = '\n	st.global.b32 [%rd1], %r1;\n	ret;\n}\n	.file	1 "/src/a.py"\n'
 
 
-def ptx(body: str, threads: int = 64) -> str:
-    return HEADER.format(threads=threads) + body + END
+def ptx(body: str, threads: int = 64, module: str = "") -> str:
+    return HEADER.format(threads=threads, module=module) + body + END
 
 
 def execute(
-    body: str, threads: int = 64, ctas: int = 2, *, shared: int = 0, races: bool = False
+    body: str, threads: int = 64, ctas: int = 2, *, shared: int = 0, races: bool = False, module: str = ""
 ) -> tuple[list[int], list[Violation]]:
     """What each thread leaves in %r1, CTA by CTA."""
     out = torch.zeros(threads * ctas, dtype=torch.int32)
     memory = Memory([("out", out)])
     violations = run(
-        program(ptx(body, threads)),
+        program(ptx(body, threads, module)),
         (ctas, 1, 1),
         [np.uint64(memory.address(out))],
         memory,
@@ -92,6 +95,99 @@ def test_inline_assembly_opens_scopes_with_registers_of_its_own() -> None:
 def test_what_is_not_known_is_refused_before_anything_runs(body: str, message: str) -> None:
     with pytest.raises(NotExecutedError, match=message):
         program(ptx(body))
+
+
+def test_scopes_may_give_one_name_to_registers_of_two_sizes() -> None:
+    body = """
+	{
+	.reg .b32 a; .reg .pred p;
+	mov.b32 a, 7;
+	setp.eq.u32 p, %r0, 3;
+	@p add.s32 a, a, 1;
+	mov.b32 %r2, a;
+	}
+	{
+	.reg .b16 a<2>;
+	mov.b32 {a0, a1}, %r2;
+	mov.b32 %r1, {a1, a0};
+	}
+"""
+    got, _ = execute(body)
+    assert got[:5] == [7 << 16, 7 << 16, 7 << 16, 8 << 16, 7 << 16]
+
+
+def test_each_thread_has_local_memory_of_its_own() -> None:
+    body = """
+	.local .align 4 .b8 __local_depot0[28];
+	.reg .b64 %SPL;
+	mov.b64 %SPL, __local_depot0;
+	add.u64 %rd2, %SPL, 4;
+	cvt.u32.u64 %r4, %rd2;
+	st.local.b32 [%r4+20], %r8;
+	st.local.b32 [%r4+16], %r0;
+	bar.sync 0;
+	ld.local.b32 %r1, [%SPL+24];
+"""
+    got, violations = execute(body, races=True)
+    assert got == [*range(128)]
+    assert not violations
+    _, (read,) = execute(body.replace("[%SPL+24]", "[%SPL+28]"))
+    assert (read.kind, read.where) == ("OUT_OF_BOUNDS_READ", "byte 28 of 28 of local memory")
+
+
+CONSTANT = "	mov.b64 %rd2, table;\n	and.b32 %r2, %r0, 3;\n	mad.wide.u32 %rd3, %r2, 4, %rd2;\n"
+
+
+TABLE = ".global .align 4 .b8 table[16] = {1, 0, 0, 0, 2, 1, 0, 0, 3, 0, 0, 0, 4};"
+
+
+def test_a_variable_of_the_module_is_read_and_has_an_end() -> None:
+    got, violations = execute(CONSTANT + "	ld.global.nc.b32 %r1, [%rd3];", module=TABLE)
+    assert got == [1, 258, 3, 4] * 32
+    assert not violations
+    _, (read,) = execute(CONSTANT + "	ld.global.nc.b32 %r1, [%rd3+8];", module=TABLE)
+    assert (read.kind, read.count) == ("OUT_OF_BOUNDS_READ", 64)
+
+
+def test_a_declared_function_is_refused_where_it_is_called_and_a_defined_one_anywhere() -> None:
+    declared = ptx("	call.uni vprintf, (param0);", module=".extern .func vprintf\n(\n);")
+    with pytest.raises(NotExecutedError, match=r"call\.uni at .*no such spelling"):
+        program(declared)
+    with pytest.raises(NotExecutedError, match="with functions"):
+        program(ptx("	mov.b32 %r1, 1;", module=".func helper() { ret; }"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_product_of_many_words_carries_from_word_to_word(seed: int) -> None:
+    """As libdevice multiplies: the carry of each sum of a low half goes into the next high half."""
+    body = """
+	mov.b32 %r2, {a};
+	mov.b32 %r3, {b};
+	mov.b32 %r4, {c};
+	mad.lo.cc.u32 %r5, %r2, %r3, %r4;
+	madc.hi.u32 %r1, %r2, %r3, 5;
+"""
+    random = np.random.default_rng(seed)
+    for a, b, c in [(0xFFFFFFFF,) * 3, (0, 0, 0xFFFFFFFF), *random.integers(0, 1 << 32, (10, 3)).tolist()]:
+        got, _ = execute(body.format(a=a, b=b, c=c), 32, 1)
+        assert got[0] & 0xFFFFFFFF == ((a * b + c) >> 32) + 5 & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("kind", ["f16x2", "bf16x2"])
+def test_a_comparison_of_pairs_sets_a_predicate_for_each_half(kind: str) -> None:
+    values = [0x0000, 0x8000, 0x3C00, 0xBC00, 0x7F81, 0x0001]  # +0, -0, two numbers, NaN in both formats, a subnormal
+    for relation in ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "nan", "num"):
+        holds = meaning(f"setp.{relation}.{kind.removesuffix('x2')}")
+        for a, b in itertools.product(values, values):
+            body = f"""
+	mov.b32 %r2, {a | b << 16};
+	mov.b32 %r3, {b | b << 16};
+	setp.{relation}.{kind} %p1|%p2, %r2, %r3;
+	selp.b32 %r4, 1, 0, %p1;
+	selp.b32 %r5, 2, 0, %p2;
+	add.s32 %r1, %r4, %r5;
+"""
+            assert execute(body, 32, 1)[0][0] == holds(a, b) + 2 * holds(b, b), (relation, hex(a), hex(b))
 
 
 def test_threads_of_a_warp_part_and_meet_again() -> None:
@@ -368,6 +464,39 @@ def test_a_matrix_is_stored_and_loaded_as_the_isa_lays_it_out() -> None:
     load = "	ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r14, %r15, %r1, %r16}, [%r4];"
     got, violations = execute(body + load, 32, shared=512)
     assert got == [4 * n + 2 for n in range(64)]
+    assert not violations
+
+
+def test_a_transposed_matrix_is_stored_and_loaded_as_the_isa_lays_it_out() -> None:
+    """Element e of row r of matrix m is 64 m + 8 r + e; transposed, lane l holds [2 (l % 4)][l // 4]."""
+    fill = """
+	mov.b32 %r2, global_smem;
+	shl.b32 %r3, %r0, 4;
+	add.s32 %r4, %r2, %r3;
+	shl.b32 %r5, %r0, 3;
+	mov.b32 %r6, 65536;
+	mad.lo.s32 %r10, %r5, 65537, %r6;
+	add.s32 %r11, %r10, 131074;
+	add.s32 %r12, %r11, 131074;
+	add.s32 %r13, %r12, 131074;
+	st.shared.v4.b32 [%r4], {%r10, %r11, %r12, %r13};
+	bar.sync 0;
+"""
+    load = "	ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r14, %r15, %r1, %r16}, [%r4];"
+    got, violations = execute(fill + load, 32, 1, shared=512)
+    at = [(2 * 64 + 8 * (2 * (lane % 4)) + lane // 4) for lane in range(32)]
+    assert got == [first | (first + 8) << 16 for first in at]
+    assert not violations
+    store = """
+	ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r14, %r15, %r16, %r17}, [%r4];
+	bar.sync 0;
+	stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%r4], {%r17, %r16, %r15, %r14};
+	bar.sync 0;
+	ld.shared.v4.b32 {%r14, %r1, %r15, %r16}, [%r4];
+"""
+    got, violations = execute(fill + store, 32, 1, shared=512)
+    rows = [8 * (8 * (3 - lane // 8) + lane % 8) + 2 for lane in range(32)]  # the same rows, matrices in reverse
+    assert got == [first | (first + 1) << 16 for first in rows]
     assert not violations
 
 
