@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from validation.compiled.ptx.approximate import Approximation
-from validation.compiled.ptx.bits import Array
+from validation.compiled.ptx.atomic_ops import Atomic, perform
+from validation.compiled.ptx.bits import DTYPES, UNSIGNED, Array
 from validation.compiled.ptx.errors import Violation
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.parse import Instruction
@@ -21,15 +22,18 @@ from validation.compiled.ptx.races import Races
 
 # Arrays of this many float32 stay in a core's cache.
 THREADS = 1 << 14
+# A loop that has tried an atomic so often, and changed nothing, waits for another CTA.
+MOST_IDLE = 1 << 12
 U8 = np.dtype("u8")
 
 
 @dataclasses.dataclass
 class Found:
-    """The violations of one launch, by instruction."""
+    """The violations of one launch, by instruction, and the atomics whose result depends on the threads' order."""
 
     kernel: str
     by_instruction: dict[tuple[str, int], Violation] = dataclasses.field(default_factory=dict)
+    unordered: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def add(self, kind: str, instruction: Instruction, cta: int, thread: int, count: int, where: str) -> None:
         """Note a violation, or count it where its instruction has one of that kind."""
@@ -40,6 +44,19 @@ class Found:
         else:
             found = dataclasses.replace(known, count=known.count + count)
         self.by_instruction[key] = found
+
+
+class Outcome(list[Violation]):
+    """The violations of a run.
+
+    Attributes:
+        unordered: ``opcode at path:line`` of each atomic by which several threads changed one address and whose result
+            depends on their order (sums of floats, exchanges): the bits may differ from run to run on a GPU.
+    """
+
+    def __init__(self, violations: Iterable[Violation], unordered: Iterable[str]) -> None:
+        super().__init__(violations)
+        self.unordered = tuple(unordered)
 
 
 @dataclasses.dataclass
@@ -56,6 +73,8 @@ class Chunk:
         symbols: addresses of the module's variables. local: local memory, [threads of all CTAs, bytes].
         gone: the threads that returned; None: none.
         carry: the condition code of extended-precision arithmetic.
+        changed: by space and byte, 1 + the number of the thread that changed it by an atomic whose order matters.
+        alone: other CTAs wait until this one has returned. idle: atomics in a row that changed nothing.
     """
 
     registers: list[Array]
@@ -75,6 +94,9 @@ class Chunk:
     local_bytes: int = 0
     gone: Array | None = None
     carry: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 1), bool))
+    changed: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    alone: bool = False
+    idle: int = 0
 
     def aligned(
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int
@@ -99,7 +121,15 @@ class Chunk:
         self.found.add(kind, instruction, int(self.ctas[cta]), int(thread), int(whole.sum()), where + more)
 
     def _offsets(
-        self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int, *, write: bool
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        size: int,
+        *,
+        write: bool,
+        atomic: bool = False,
     ) -> tuple[Array, Array | None]:
         """Checked offsets of an access, and the lanes that make it; None: all. Other lanes' offsets are 0."""
         if space == "global":
@@ -122,7 +152,7 @@ class Chunk:
         if mask is not None:
             offset = np.where(mask, offset, U8.type(0))
         if self.races is not None and space != "local":
-            self.races.access(self, instruction, space, offset, mask, size, write=write)
+            self.races.access(self, instruction, space, offset, mask, size, write=write, atomic=atomic)
         return offset, mask
 
     def _cells(self, space: str, offset: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -174,6 +204,44 @@ class Chunk:
                     "RACE", instruction, space, address, lost, ", where another thread writes another value at once"
                 )
 
+    def atomic(
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        atomic: Atomic,
+        operands: Sequence[Sequence[Array]],
+    ) -> list[Array]:
+        """Read, combine and write neighbouring elements, lane after lane; what was there, as unsigned integers."""
+        dtype = UNSIGNED[DTYPES[atomic.type_].itemsize]
+        count = len(operands[0])
+        offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=True, atomic=True)
+        memory, index = self._cells(space, offset, dtype)
+        row, thread = np.nonzero(np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape))
+        at = np.broadcast_to(index, self.shape)[row, thread]
+        old = [np.zeros(self.shape, dtype) for _ in range(count)]
+        if not len(at):
+            return old
+        if self.races is not None and space == "global" and len(np.unique(row)) == len(row):
+            self.races.synchronise(self, instruction, row, at * dtype.itemsize)
+        changed = False
+        for n, result in enumerate(old):
+            values = [np.broadcast_to(vector[n], self.shape)[row, thread] for vector in operands]
+            before = memory[at + n]
+            result[row, thread], together = perform(memory, at + n, atomic, values)
+            changed = changed or bool((memory[at + n] != before).any())
+            if atomic.ordered:
+                who, cells = self.ctas[row] * self.shape[1] + thread, (at + n) * dtype.itemsize
+                met = self.changed[space][cells]
+                self.changed[space][cells] = who + 1
+                if together or ((met != 0) & (met != who + 1)).any():
+                    self.found.unordered[f"{instruction.opcode} at {instruction.source}"] = None
+        self.idle = 0 if changed else self.idle + 1
+        if self.alone and self.idle > MOST_IDLE:
+            raise instruction.refuse("it waits for what another CTA has not done, and here one runs after the other")
+        return old
+
     def whole_warps(self, instruction: Instruction, mask: Array | None) -> None:
         """Refuse an instruction of a whole warp that only some of its lanes execute."""
         if mask is not None:
@@ -199,7 +267,7 @@ def run(
     approximation: Approximation | None = None,
     races: bool = False,
     ctas: Iterable[int] | None = None,
-) -> list[Violation]:
+) -> Outcome:
     """Run a grid.
 
     Args:
@@ -213,7 +281,7 @@ def run(
         ctas: run these alone.
 
     Returns:
-        What the kernel must not do; empty if nothing.
+        What the kernel must not do, empty if nothing; and which atomics leave the order of threads in the result.
 
     Raises:
         NotExecutedError: the kernel does what is not executed.
@@ -230,7 +298,9 @@ def run(
         named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
         every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
         watch = Races(len(memory.bytes)) if races else None
-        at_once = max(1, THREADS // program.kernel.threads)
+        # A CTA that waits for a lock would wait for ever beside one that holds it.
+        at_once = 1 if program.waits else max(1, THREADS // program.kernel.threads)
+        changed = np.zeros(len(memory.bytes) if program.atomic else 0, np.int64)
         for first in range(0, len(every), at_once):
             some = every[first : first + at_once]
             if watch is not None:
@@ -238,9 +308,10 @@ def run(
             chunk = _chunk(
                 program, grid, some, named, memory, shared_bytes, approximation or Approximation(), found, watch
             )
-            chunk.symbols = symbols
+            chunk.symbols, chunk.alone = symbols, program.waits
+            chunk.changed = {"global": changed, "shared": np.zeros(chunk.shared.size, np.int64)}
             _run_chunk(program, chunk)
-    return [*found.by_instruction.values()]
+    return Outcome(found.by_instruction.values(), found.unordered)
 
 
 def _chunk(

@@ -1,6 +1,7 @@
 """The table of opcodes, filled: by exact spelling, what is executed."""
 
 from validation.compiled.ptx import (
+    atomic_ops,
     control_ops,
     convert_ops,
     double_ops,
@@ -15,6 +16,7 @@ from validation.compiled.ptx.table import OPCODES
 
 # Each of these adds its opcodes when it is imported.
 SECTIONS = (
+    atomic_ops,
     control_ops,
     convert_ops,
     double_ops,

@@ -35,11 +35,15 @@ class Program:
         kernel: as it was parsed.
         blocks: in the order of the text.
         registers: their number.
+        atomic: whether it has atomics.
+        waits: whether one of them, in a loop, gives a result that is read, as in a lock.
     """
 
     kernel: Kernel
     blocks: tuple[Block, ...]
     registers: int
+    atomic: bool
+    waits: bool
 
 
 @cache
@@ -69,8 +73,19 @@ def program(ptx: str) -> Program:
             goes.append((target, n + 1 if last.guard else target))
         else:
             goes.append((n + 1, n + 1))
+
+    def loops(block: int) -> bool:
+        """Whether a block may run again."""
+        seen, ahead = set[int](), [*goes[block]]
+        while ahead:
+            n = ahead.pop()
+            if n not in seen and n < end:
+                seen.add(n)
+                ahead += goes[n]
+        return block in seen
+
     live = _live_out(kernel, used, goes)
-    blocks = []
+    blocks, waits = [], False
     for n, block in enumerate(kernel.blocks):
         last = kernel.instructions[block[-1]]
         conditional = last.guard is not None and last.opcode in (*BRANCHES, *RETURNS)
@@ -79,12 +94,14 @@ def program(ptx: str) -> Program:
         bound: list[tuple[Step, tuple[int, ...]]] = []
         for at in reversed(block):
             read, written = used[at]
+            waits = waits or (kernel.instructions[at].opcode.startswith("atom.") and bool(written & alive) and loops(n))
             # The machine reads the branch's predicate after the last step.
             dead = set() if at == block[-1] and conditional else (read | written) - alive
             bound.append((steps[at], tuple(sorted(dead))))
             alive = (alive - written) | read
         blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
-    return Program(kernel, tuple(blocks), len(kernel.registers))
+    atomic = any(instruction.opcode.startswith(("atom.", "red.")) for instruction in kernel.instructions)
+    return Program(kernel, tuple(blocks), len(kernel.registers), atomic, waits)
 
 
 def _live_out(kernel: Kernel, used: list[tuple[set[int], set[int]]], goes: list[tuple[int, int]]) -> list[set[int]]:
