@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from validation.compiled.ptx.approximate import Approximation
+from validation.compiled.ptx.assert_ops import TrapError
+from validation.compiled.ptx.async_ops import Copies
 from validation.compiled.ptx.atomic_ops import Atomic, perform
 from validation.compiled.ptx.bits import DTYPES, UNSIGNED, Array
 from validation.compiled.ptx.errors import Violation
@@ -74,6 +76,7 @@ class Chunk:
         gone: the threads that returned; None: none.
         carry: the condition code of extended-precision arithmetic.
         changed: by space and byte, 1 + the number of the thread that changed it by an atomic whose order matters.
+        copies: asynchronous copies that have not been waited for. passed: arguments of the next call.
         alone: other CTAs wait until this one has returned. idle: atomics in a row that changed nothing.
     """
 
@@ -95,6 +98,8 @@ class Chunk:
     gone: Array | None = None
     carry: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 1), bool))
     changed: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    copies: Copies | None = None
+    passed: dict[str, Array] = dataclasses.field(default_factory=dict)
     alone: bool = False
     idle: int = 0
 
@@ -242,6 +247,35 @@ class Chunk:
             raise instruction.refuse("it waits for what another CTA has not done, and here one runs after the other")
         return old
 
+    def begin_copy(
+        self, instruction: Instruction, address: Array, mask: Array | None, size: int
+    ) -> tuple[Array, Array]:
+        """An asynchronous copy is issued: the threads that make it, and the offset of each in all shared memory.
+
+        Until it ends, what lies there is not defined.
+        """
+        offset, mask = self._offsets(instruction, "shared", address, mask, size, write=True)
+        memory, index = self._cells("shared", offset, UNSIGNED[1])
+        whole = np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape)
+        at = np.broadcast_to(index, self.shape)[whole]
+        cells = at[:, None] + np.arange(size)
+        memory[cells] = 0xFF
+        if self.races is not None:
+            self.races.fly(cells.ravel(), away=True)
+        return np.flatnonzero(whole), at
+
+    def end_copy(self, instruction: Instruction, lanes: Array, at: Array, content: Array) -> None:
+        """An asynchronous copy has written `content` at offsets `at`, [lanes, bytes] each."""
+        if not len(lanes):
+            return
+        self.shared.reshape(-1)[at] = content
+        if self.races is not None:
+            self.races.fly(at.ravel(), away=False)
+            mask, offset = np.zeros(self.shape, bool), np.zeros(self.shape, np.uint64)
+            mask.reshape(-1)[lanes] = True
+            offset.reshape(-1)[lanes] = at[:, 0] % self.shared.shape[1]
+            self.races.access(self, instruction, "shared", offset, mask, at.shape[1], write=True)
+
     def whole_warps(self, instruction: Instruction, mask: Array | None) -> None:
         """Refuse an instruction of a whole warp that only some of its lanes execute."""
         if mask is not None:
@@ -310,7 +344,10 @@ def run(
             )
             chunk.symbols, chunk.alone = symbols, program.waits
             chunk.changed = {"global": changed, "shared": np.zeros(chunk.shared.size, np.int64)}
-            _run_chunk(program, chunk)
+            try:
+                _run_chunk(program, chunk)
+            except TrapError:
+                break
     return Outcome(found.by_instruction.values(), found.unordered)
 
 
@@ -372,7 +409,8 @@ def _run_chunk(program: Program, chunk: Chunk) -> None:
             continue
         goes = np.full(chunk.shape, block.taken) if condition is None else np.where(condition, block.taken, block.other)
         waiting = np.broadcast_to(goes, chunk.shape) if chunk.active is None else np.where(chunk.active, goes, waiting)
-        at = int(waiting.min())
+        # Threads that trap go first: the launch ends with them, while others may wait for them at a barrier.
+        at = next((n for n in program.traps if (waiting == n).any()), int(waiting.min()))
         gone = waiting == end
         chunk.gone = gone if gone.any() else None
         active = waiting == at

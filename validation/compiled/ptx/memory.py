@@ -105,6 +105,10 @@ class Memory:
         self._elements[start : start + len(content)] = 1
         return BASE + start
 
+    def text(self, address: int) -> str:
+        """The text at an address, up to its first zero."""
+        return self.bytes[address - BASE :].tobytes().partition(b"\0")[0].decode(errors="replace")
+
     def write_back(self) -> None:
         """Copy what the kernel left behind into the tensors' storages."""
         for region in self._real():

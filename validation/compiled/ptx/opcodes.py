@@ -1,6 +1,8 @@
 """The table of opcodes, filled: by exact spelling, what is executed."""
 
 from validation.compiled.ptx import (
+    assert_ops,
+    async_ops,
     atomic_ops,
     control_ops,
     convert_ops,
@@ -16,6 +18,8 @@ from validation.compiled.ptx.table import OPCODES
 
 # Each of these adds its opcodes when it is imported.
 SECTIONS = (
+    assert_ops,
+    async_ops,
     atomic_ops,
     control_ops,
     convert_ops,

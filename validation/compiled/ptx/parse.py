@@ -68,7 +68,9 @@ class Kernel:
     def blocks(self) -> tuple[range, ...]:
         """Basic blocks as ranges of instructions, in order."""
         starts = {0, *self.labels.values()}
-        starts |= {n + 1 for n, i in enumerate(self.instructions) if i.opcode in ("bra", "bra.uni", "ret", "exit")}
+        starts |= {
+            n + 1 for n, i in enumerate(self.instructions) if i.opcode in ("bra", "bra.uni", "ret", "exit", "trap")
+        }
         ordered = [n for n in sorted(starts) if n < len(self.instructions)]
         return tuple(map(range, ordered, [*ordered[1:], len(self.instructions)]))
 

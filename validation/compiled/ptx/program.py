@@ -7,7 +7,7 @@ from validation.compiled.ptx.binding import Binder, Get, Step
 from validation.compiled.ptx.parse import Kernel, parse
 
 BRANCHES = ("bra", "bra.uni")
-RETURNS = ("ret", "exit")
+RETURNS = ("ret", "exit", "trap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Program:
         kernel: as it was parsed.
         blocks: in the order of the text.
         registers: their number.
+        traps: the blocks that end the launch.
         atomic: whether it has atomics.
         waits: whether one of them, in a loop, gives a result that is read, as in a lock.
     """
@@ -42,6 +43,7 @@ class Program:
     kernel: Kernel
     blocks: tuple[Block, ...]
     registers: int
+    traps: tuple[int, ...]
     atomic: bool
     waits: bool
 
@@ -101,7 +103,8 @@ def program(ptx: str) -> Program:
             alive = (alive - written) | read
         blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
     atomic = any(instruction.opcode.startswith(("atom.", "red.")) for instruction in kernel.instructions)
-    return Program(kernel, tuple(blocks), len(kernel.registers), atomic, waits)
+    traps = tuple(n for n, block in enumerate(kernel.blocks) if kernel.instructions[block[-1]].opcode == "trap")
+    return Program(kernel, tuple(blocks), len(kernel.registers), traps, atomic, waits)
 
 
 def _live_out(kernel: Kernel, used: list[tuple[set[int], set[int]]], goes: list[tuple[int, int]]) -> list[set[int]]:

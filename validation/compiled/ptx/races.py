@@ -62,6 +62,8 @@ class Races:
         self._global = _Shadow(size)
         self._interval = np.zeros(0, np.int32)
         self._shared = _Shadow(0)
+        # Bytes of shared memory that an asynchronous copy will write; made by the first one.
+        self._flying: Array | None = None
         self._next = 1
         # By address: the CTAs that released it, and up to which of their intervals. By CTA: the same of those it saw.
         self._released: dict[int, dict[int, int]] = {}
@@ -73,6 +75,13 @@ class Races:
         self._stride = -(-max(shared_bytes, 16) // 16) * 16
         self._shared = _Shadow(ctas * self._stride)
         self._interval = np.full(ctas, self._next, np.int32)
+        self._flying = None
+
+    def fly(self, at: Array, *, away: bool) -> None:
+        """Asynchronous copies to bytes of shared memory are issued, or have ended."""
+        if self._flying is None:
+            self._flying = np.zeros(len(self._shared.writer), bool)
+        self._flying[at] = away
 
     def synchronise(self, chunk: Any, instruction: Instruction, row: Array, at: Array) -> None:
         """An atomic of one thread of each CTA, in their order: what a CTA did before it released an address comes
@@ -158,6 +167,8 @@ class Races:
             shadow.read[at] = now
             _note(shadow.reader_cta, at, np.where((known == -1) | (known == cta) | before, cta, _SEVERAL))
         kind, how = "RACE", f"{what[0]} what another thread {what[1]} with no barrier between"
+        if space == "shared" and self._flying is not None and self._flying[at].any():
+            how, wrong = f"{what[0]} what an asynchronous copy is still to write", self._flying[at]
         if space == "shared" and (atomic or not write) and not wrong.any():
             kind, how, wrong = "UNINITIALISED_READ", "reads what no thread has written", (writer == -1) & ~changed
         if wrong.any():
