@@ -124,7 +124,7 @@ _OPERATIONS: dict[str, Atomic] = {
     **{f"or.{t}": Atomic(t, operator.or_) for t in ("b32", "b64")},
     **{f"xor.{t}": Atomic(t, operator.xor) for t in ("b32", "b64")},
     **{f"exch.{t}": Atomic(t, _exchange, ordered=True) for t in ("b32", "b64")},
-    **{f"cas.{t}": Atomic(t, _swap, operands=2) for t in ("b16", "b32", "b64")},
+    **{f"cas.{t}": Atomic(t, _swap, operands=2, ordered=True) for t in ("b16", "b32", "b64")},
     "add.f32": Atomic("f32", operator.add, ordered=True),
     "add.f64": Atomic("f64", operator.add, ordered=True),
     "add.noftz.f16": Atomic("f16", _f16_sum, ordered=True),

@@ -53,7 +53,8 @@ class Outcome(list[Violation]):
 
     Attributes:
         unordered: ``opcode at path:line`` of each atomic by which several threads changed one address and whose result
-            depends on their order (sums of floats, exchanges): the bits may differ from run to run on a GPU.
+            may depend on their order (sums of floats, exchanges, compare-and-swaps): bits may differ from run to run
+            on a GPU. Of what integer atomics return, such as tickets, nothing is said.
     """
 
     def __init__(self, violations: Iterable[Violation], unordered: Iterable[str]) -> None:
@@ -331,7 +332,7 @@ def run(
         }
         named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
         every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
-        watch = Races(len(memory.bytes)) if races else None
+        watch = Races(len(memory.bytes), program.guesses) if races else None
         # A CTA that waits for a lock would wait for ever beside one that holds it.
         at_once = 1 if program.waits else max(1, THREADS // program.kernel.threads)
         changed = np.zeros(len(memory.bytes) if program.atomic else 0, np.int64)

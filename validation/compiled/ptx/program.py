@@ -4,7 +4,7 @@ import dataclasses
 from functools import cache
 
 from validation.compiled.ptx.binding import Binder, Get, Step
-from validation.compiled.ptx.parse import Kernel, parse
+from validation.compiled.ptx.parse import Instruction, Kernel, parse
 
 BRANCHES = ("bra", "bra.uni")
 RETURNS = ("ret", "exit", "trap")
@@ -35,6 +35,7 @@ class Program:
         kernel: as it was parsed.
         blocks: in the order of the text.
         registers: their number.
+        guesses: loads from an address at which a compare-and-swap follows, which takes no value that has changed since.
         traps: the blocks that end the launch.
         atomic: whether it has atomics.
         waits: whether one of them, in a loop, gives a result that is read, as in a lock.
@@ -43,6 +44,7 @@ class Program:
     kernel: Kernel
     blocks: tuple[Block, ...]
     registers: int
+    guesses: frozenset[Instruction]
     traps: tuple[int, ...]
     atomic: bool
     waits: bool
@@ -104,7 +106,9 @@ def program(ptx: str) -> Program:
         blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
     atomic = any(instruction.opcode.startswith(("atom.", "red.")) for instruction in kernel.instructions)
     traps = tuple(n for n, block in enumerate(kernel.blocks) if kernel.instructions[block[-1]].opcode == "trap")
-    return Program(kernel, tuple(blocks), len(kernel.registers), traps, atomic, waits)
+    swapped = {i.operands[1] for i in kernel.instructions if i.opcode.startswith("atom.") and ".cas." in i.opcode}
+    guesses = frozenset(i for i in kernel.instructions if i.opcode.startswith("ld.") and i.operands[1] in swapped)
+    return Program(kernel, tuple(blocks), len(kernel.registers), guesses, traps, atomic, waits)
 
 
 def _live_out(kernel: Kernel, used: list[tuple[set[int], set[int]]], goes: list[tuple[int, int]]) -> list[set[int]]:

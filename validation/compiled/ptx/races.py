@@ -56,9 +56,11 @@ class Races:
 
     Args:
         size: bytes of global memory.
+        guesses: loads that are looked at no more: a compare-and-swap follows that refuses what they gave too early.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, guesses: frozenset[Instruction]) -> None:
+        self._guesses = guesses
         self._global = _Shadow(size)
         self._interval = np.zeros(0, np.int32)
         self._shared = _Shadow(0)
@@ -130,7 +132,7 @@ class Races:
         """Note an access of some lanes, and report a race with an earlier one."""
         lanes = np.broadcast_to(True if mask is None else mask, chunk.shape)
         row, thread = np.nonzero(lanes)
-        if not len(row):
+        if not len(row) or instruction in self._guesses:
             return
         at = np.broadcast_to(offset, chunk.shape)[row, thread].astype(np.int64)
         shadow = self._global

@@ -17,7 +17,7 @@ ALL = np.uint32(0xFFFFFFFF)
 LANES = np.arange(32, dtype=np.uint32)
 
 
-def by_warp(value: Array, shape: tuple[int, int]) -> Array:
+def by_warp(value: Array | np.bool, shape: tuple[int, int]) -> Array:
     """[CTAs, threads] as [warps, 32]."""
     return np.broadcast_to(value, shape).reshape(-1, 32)
 

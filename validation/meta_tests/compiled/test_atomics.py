@@ -250,6 +250,27 @@ def test_a_lock_is_taken_by_one_cta_after_the_other_and_orders_what_it_guards() 
     assert not violations
 
 
+RETRIED = """
+	ld.global.b32 %r2, [%rd0];
+$L_again:
+	add.s32 %r3, %r2, 3;
+	atom.global.acq_rel.gpu.cas.b32 %r4, {at}, %r2, %r3;
+	setp.eq.b32 %p0, %r4, %r2;
+	mov.b32 %r2, %r4;
+	@!%p0 bra $L_again;
+	ret;
+"""
+
+
+def test_a_sum_by_compare_and_swap_is_tried_until_it_holds_and_its_first_guess_is_no_race() -> None:
+    """As LLVM lowers atomics that a target lacks, such as a sum of bfloat16 on sm_80."""
+    got, violations = execute(RETRIED.format(at="[%rd0]"), 64, 2, races=True)
+    assert got[0] == 3 * 128
+    assert not violations
+    _, violations = execute(RETRIED.format(at="[%rd0+0]"), 64, 2, races=True)  # another place, for all that is known
+    assert {v.kind for v in violations} == {"RACE"}
+
+
 def test_a_lock_that_nobody_gives_back_is_refused_instead_of_tried_for_ever() -> None:
     with pytest.raises(NotExecutedError, match=r"cas\.b32 at /src/a\.py:8 .*what another CTA has not done"):
         execute(LOCK.format(release=""), 32, 2)
