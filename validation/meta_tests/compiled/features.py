@@ -6,6 +6,7 @@ python -m validation.meta_tests.compiled.features sm_90
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ def _unary(name: str, x: Tensor, want: Callable[[Tensor], Tensor], bound: float)
     return call
 
 
+def _of_bits(count: Callable[[str], int], x: Tensor) -> Tensor:
+    return torch.tensor([count(f"{v & 0xFFFFFFFF:032b}") for v in x.tolist()])
+
+
 def _elementwise() -> Iterator[tuple[str, Feature]]:
     """Functions of one element. Errors of libdevice are a few units in the last place of float32, 2^-24 each."""
     x, positive, unit = normal(N), normal(N).abs() + 0.01, torch.rand(N, generator=random) * 1.9 - 0.95
@@ -68,10 +73,7 @@ def _elementwise() -> Iterator[tuple[str, Feature]]:
         "ffs": lambda b: b[::-1].find("1") + 1, "brev": lambda b: int(b[::-1], 2) - (int(b[-1]) << 32),
     }  # fmt: skip
     for name, count in counted.items():
-        yield (
-            name,
-            _unary(name, bits, lambda v, c=count: torch.tensor([c(f"{b & 0xFFFFFFFF:032b}") for b in v.tolist()]), 0),
-        )
+        yield name, _unary(name, bits, partial(_of_bits, count), 0)
 
 
 def _binary(function: Any, x: Tensor, z: Tensor, want: Callable[[Tensor, Tensor], Tensor], bound: float) -> Feature:
@@ -269,7 +271,7 @@ def _atomics() -> Iterator[tuple[str, Feature]]:
     yield "compare and swap", swaps
     yield "lock", lock
     for sem in ("acq_rel", "relaxed"):
-        yield f"last program {sem}", lambda sem=sem: _last(sem)
+        yield f"last program {sem}", partial(_last, sem)
 
 
 def _last(sem: str) -> tuple[Tensor, Tensor, float]:
