@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import operator
+import re
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,35 @@ def test_a_comparison_of_pairs_sets_a_predicate_for_each_half(kind: str) -> None
 	add.s32 %r1, %r4, %r5;
 """
             assert execute(body, 32, 1)[0][0] == holds(a, b) + 2 * holds(b, b), (relation, hex(a), hex(b))
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r1, %r2}, {%r1, %r2}, {%r1}, {%r1, %r2}",
+        "wgmma.fence.sync.aligned",
+        "wgmma.commit_group.sync.aligned",
+        "tcgen05.wait::ld.sync.aligned",
+        "mbarrier.init.shared::cta.b64 [%r1], 1",
+        "mbarrier.try_wait.parity.shared::cta.b64 %p0, [%r1], %r2",
+        "cp.async.bulk.commit_group",
+        "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r3}], [%r4]",
+        "cp.async.mbarrier.arrive.shared.b64 [%r1]",
+        "fence.proxy.async.shared::cta",
+        "elect.sync %r1|%p0, -1",
+        "match.any.sync.b32 %r1, %r2, -1",
+        "setmaxnreg.dec.sync.aligned.u32 24",
+        "barrier.cluster.arrive.relaxed.aligned",
+        "nanosleep.u32 20",
+        "rsqrt.approx.f64 %rd1, %rd2",
+        "rcp.approx.ftz.f64 %rd1, %rd2",
+        "cvta.local.u64 %rd1, %rd2",
+    ],
+)
+def test_tensor_cores_bulk_copies_and_what_has_no_documented_bits_are_refused_by_name(instruction: str) -> None:
+    opcode = re.escape(instruction.partition(" ")[0])
+    with pytest.raises(NotExecutedError, match=rf"^{opcode} at /src/a\.py:8 in b\.py:9 is not executed"):
+        program(ptx(f"	{instruction};"))
 
 
 def test_threads_of_a_warp_part_and_meet_again() -> None:
