@@ -44,6 +44,12 @@ def test_a_group_that_was_not_waited_for_is_no_number_and_a_race() -> None:
     assert "an asynchronous copy is still to write" in found[0].where
 
 
+def test_what_lay_there_before_is_lost_when_a_copy_is_issued() -> None:
+    again = "	cp.async.ca.shared.global [%r4], [%rd1], 4;\n	cp.async.commit_group;\n"
+    body = START + "	cp.async.wait_group 0;\n" + MEET + again + READ.format("")
+    assert set(execute(body, shared=512)[0]) == {NAN}
+
+
 def test_a_wait_without_a_barrier_is_a_race() -> None:
     body = START + "	cp.async.wait_group 0;\n" + READ.format("")
     assert execute(body, shared=512)[0] == [n ^ 32 for n in range(128)]

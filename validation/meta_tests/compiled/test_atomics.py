@@ -88,7 +88,7 @@ def test_lanes_at_one_address_are_performed_in_their_order_and_others_apart() ->
     body = """
 	and.b32 %r2, %r0, 7;
 	mad.wide.u32 %rd2, %r2, 4, %rd0;
-	mov.b32 %r3, 10;
+	add.s32 %r3, %r2, 1;
 	setp.ge.u32 %p0, %r0, 32;
 	mov.b32 %r1, 0;
 	@%p0 atom.global.gpu.acq_rel.add.u32 %r1, [ %rd2 + 0 ], %r3;
@@ -97,11 +97,13 @@ def test_lanes_at_one_address_are_performed_in_their_order_and_others_apart() ->
 	@%p1 ret;
 """
     got, outcome = execute(body, 64, 1)
-    assert got[32:] == [10 * (n // 8) for n in range(32)]
-    assert got[:8] == [40] * 8
+    assert got[32:] == [(n % 8 + 1) * (n // 8) for n in range(32)]
+    assert got[:8] == [4 * n for n in range(1, 9)]
     assert not outcome.unordered  # a sum of integers is the same in every order
 
 
+# An address for each CTA, and two of its threads.
+OWN = "shl.b32 %r3, %r9, 6;\n	mad.wide.u32 %rd2, %r3, 4, %rd0;\n	setp.eq.b32 %p0, %r0, 0;\n	setp.eq.b32 %p1, %r0, 1;"
 FLOATS = """
 	mov.b32 %r2, 0f3F800000;
 	{address}
@@ -117,6 +119,8 @@ FLOATS = """
         ("mov.b64 %rd2, %rd1;", "red.global.add.f32 [%rd2], %r2", False),  # each thread its own
         ("mov.b64 %rd2, %rd1;", "red.global.add.f32 [%rd2], %r2;\n	red.global.add.f32 [%rd2], %r2", False),
         ("and.b32 %r3, %r0, 63;\n	mad.wide.u32 %rd2, %r3, 4, %rd0;", "red.global.add.f32 [%rd2], %r2", True),
+        (OWN, "@%p0 red.global.add.f32 [%rd2], %r2;\n	@%p1 red.global.add.f32 [%rd2], %r2", True),
+        (OWN, "@%p0 red.global.add.f32 [%rd2], %r2;\n	@%p0 red.global.add.f32 [%rd2], %r2", False),
         ("mov.b64 %rd2, %rd0;", "red.global.max.u32 [%rd2], %r2", False),
         ("mov.b64 %rd2, %rd0;", "atom.global.exch.b32 %r3, [%rd2], %r8", True),
     ],
@@ -215,12 +219,10 @@ LAST = """
 """
 
 
-@pytest.mark.parametrize(
-    ("count", "races"), [("atom.global.gpu.acq_rel.add.u32", 0), ("atom.global.gpu.relaxed.add.u32", 1)]
-)
-def test_the_last_cta_may_read_what_the_others_released(count: str, races: int) -> None:
+@pytest.mark.parametrize(("sem", "races"), [("acq_rel", 0), ("relaxed", 1), ("release", 1), ("acquire", 1)])
+def test_the_last_cta_may_read_what_the_others_released(sem: str, races: int) -> None:
     """32 threads and 2 CTAs write 256 bytes; the counter lies beyond, in memory of CTAs that do not run."""
-    found = execute_some(LAST.format(count=count), 32, 4, [0, 1])
+    found = execute_some(LAST.format(count=f"atom.global.gpu.{sem}.add.u32"), 32, 4, [0, 1])
     assert [(v.kind, v.opcode) for v in found] == [("RACE", "ld.global.b32")] * races
 
 

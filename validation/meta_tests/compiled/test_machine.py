@@ -62,9 +62,9 @@ def test_scopes_may_give_one_name_to_registers_of_two_sizes() -> None:
 	mov.b32 %r2, a;
 	}
 	{
-	.reg .b16 a<2>;
-	mov.b32 {a0, a1}, %r2;
-	mov.b32 %r1, {a1, a0};
+	.reg .b16 a, b;
+	mov.b32 {a, b}, %r2;
+	mov.b32 %r1, {b, a};
 	}
 """
     got, _ = execute(body)
