@@ -344,7 +344,8 @@ def run(
                 program, grid, some, named, memory, shared_bytes, approximation or Approximation(), found, watch
             )
             chunk.symbols, chunk.alone = symbols, program.waits
-            chunk.changed = {"global": changed, "shared": np.zeros(chunk.shared.size, np.int64)}
+            if program.atomic:
+                chunk.changed = {"global": changed, "shared": np.zeros(chunk.shared.size, np.int64)}
             try:
                 _run_chunk(program, chunk)
             except TrapError:
@@ -386,7 +387,7 @@ def _chunk(
         approximation=approximation,
         found=found,
         races=races,
-        local=np.full((len(ctas) * threads, -(-max(program.kernel.local_bytes, 16) // 16) * 16), 0xFF, np.uint8),
+        local=np.full((len(ctas) * threads, -(-program.kernel.local_bytes // 16) * 16), 0xFF, np.uint8),
         local_bytes=program.kernel.local_bytes,
     )
 

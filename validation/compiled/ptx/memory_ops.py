@@ -16,11 +16,17 @@ _MOVEMENT = "Data Movement and Conversion Instructions: "
 _MATRIX = "Warp Level Matrix Instructions: "
 
 
+def _needs_a_depot(binder: Any, space: str) -> None:
+    if space == "local" and not binder.kernel.local_bytes:
+        raise ValueError("the kernel declares no local memory")
+
+
 def _load(instruction: Instruction, binder: Any, space: str, type_: str, count: int) -> Step:
     target, source = instruction.operands
     names = binder.vector(target)
     if len(names) != count:
         raise ValueError(f"expected {count} registers")
+    _needs_a_depot(binder, space)
     address, mask_of = binder.address(source), binder.mask(instruction)
     puts = [binder.put(instruction, name, type_, loose=True) for name in names]
     dtype = DTYPES[type_]
@@ -40,6 +46,7 @@ def _store(instruction: Instruction, binder: Any, space: str, type_: str, count:
     names = binder.vector(source)
     if len(names) != count:
         raise ValueError(f"expected {count} registers")
+    _needs_a_depot(binder, space)
     address, mask_of = binder.address(target), binder.mask(instruction)
     gets = [binder.get(name, type_, loose=True) for name in names]
     dtype = UNSIGNED[DTYPES[type_].itemsize]

@@ -29,12 +29,12 @@ def members(
 
     Returns:
         Which lanes execute the instruction, [warps, 32], and for each of them which lanes do so with it,
-        [warps, 32, 32]; None if all lanes of all warps do.
+        [warps, 32, 32]; None if all lanes do of each warp that is here, as is usual.
     """
     named = get_members(run)
-    if mask is None and (named == ALL).all():
-        return None
     active = by_warp(np.True_ if mask is None else mask, run.shape)
+    if (named == ALL).all() and (mask is None or not (active.any(1) & ~active.all(1)).any()):
+        return None
     gone = by_warp(np.False_ if run.gone is None else run.gone, run.shape)
     words = by_warp(named, run.shape)
     together = ((words[:, :, None] >> LANES) & np.uint32(1)) != 0

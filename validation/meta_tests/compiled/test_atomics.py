@@ -103,7 +103,10 @@ def test_lanes_at_one_address_are_performed_in_their_order_and_others_apart() ->
 
 
 # An address for each CTA, and two of its threads.
-OWN = "shl.b32 %r3, %r9, 6;\n	mad.wide.u32 %rd2, %r3, 4, %rd0;\n	setp.eq.b32 %p0, %r0, 0;\n	setp.eq.b32 %p1, %r0, 1;"
+OWN = """shl.b32 %r3, %r9, 6;
+	mad.wide.u32 %rd2, %r3, 4, %rd0;
+	setp.eq.b32 %p0, %r0, 0;
+	setp.eq.b32 %p1, %r0, 1;"""
 FLOATS = """
 	mov.b32 %r2, 0f3F800000;
 	{address}

@@ -40,6 +40,7 @@ def test_inline_assembly_opens_scopes_with_registers_of_its_own() -> None:
         ("	add.rn.bf16 %rs1, %r0, %r0;", r"add\.rn\.bf16 at .*%r0 has 32 bits, bf16 has 16"),
         ("	mov.u32 %r1, %clock;", r"mov\.u32 at .*%clock"),
         ("	mov.u32 %r1, %warpid;", r"mov\.u32 at .*%warpid"),
+        ("	ld.local.b32 %r1, [%r0];", r"ld\.local\.b32 at .*declares no local memory"),
         ("	bar.sync 1;", r"bar\.sync at .*only barrier 0"),
         ("	shfl.sync.bfly.b32 %r1, %r0, 1, 31, -2147483649;", r"does not fit 32 bits"),
         ("	mov.b32 %r1, 0x100000000;", r"does not fit 32 bits"),
