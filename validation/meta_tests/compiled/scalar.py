@@ -107,6 +107,7 @@ def _integer(name: str, parts: list[str]) -> Meaning:
         return whole << n >> 32 if parts[0] == "l" else whole >> n
 
     simple: dict[str, Meaning] = {
+        "cvta.global": lambda x: x,  # a generic address of global memory is its own
         "popc": lambda x: f"{x:b}".count("1"),
         "clz": lambda x: size - x.bit_length(),
         "brev": lambda x: int(f"{x:0{size}b}"[::-1], 2),
