@@ -32,22 +32,27 @@ class Approximation:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r}, expected one of {', '.join(MODES)}")
 
-    def pick(self, value: Array, error: Array) -> Array:
-        """A float32 within `error` of `value`, both float64; zeros and what is not finite stay."""
+    def pick(self, value: Array, error: Array, rounded: Callable[..., Array] = to_f32) -> Array:
+        """A number within `error` of `value`, both float64, in a format; what is not finite or has no error stays.
+
+        Args:
+            value, error: float64.
+            rounded: rounds float64 to the format in a mode; returns float32 or float16.
+        """
         self.used = True
         with np.errstate(all="ignore"):
-            nearest = to_f32(value)
-            fixed = (value == 0) | ~np.isfinite(value)
+            nearest = rounded(value)
+            fixed = (error == 0) | ~np.isfinite(value)
             if self.mode == "nearest":
                 return nearest
             if self.mode == "seeded":
                 share = self.random.uniform(-1.0, 1.0, value.shape)
-                chosen = to_f32(value + share * error)
+                chosen = rounded(value + share * error)
                 # A value near the interval's end may round out of it.
                 off = np.abs(chosen.astype(F8) - value) > error
                 return np.where(fixed | off, nearest, chosen)
             low = self.mode == "low"
-            end = to_f32(value - error, "rp") if low else to_f32(value + error, "rm")
+            end = rounded(value - error, "rp") if low else rounded(value + error, "rm")
             # Where no float32 lies inside the interval the nearest is the best that there is.
             beside = np.abs(end.astype(F8) - value) > error
             return np.where(fixed | beside, nearest, end)
@@ -65,8 +70,13 @@ def relative(bound: float) -> Callable[[Array], Array]:
 
 
 def ulps(bound: float) -> Callable[[Array], Array]:
-    """An error of so many units in the last place of float32."""
-    return lambda value: bound * _ulp(value)
+    """An error of so many units in the last place of float32; none at 0."""
+    return lambda value: np.where(value == 0, 0.0, bound * _ulp(value))
+
+
+def absolute(bound: float) -> Callable[[Array], Array]:
+    """An error of so much, but none at 0."""
+    return lambda value: np.where(value == 0, 0.0, bound)
 
 
 def rsqrt(x: Array) -> Array:
@@ -90,3 +100,29 @@ def div_approx(a: Array, b: Array) -> Array:
     beyond = (np.abs(b) > F4.type(2.0**126)) & np.isfinite(b)
     zero = np.copysign(0.0, q)
     return np.where(beyond, np.where(np.isinf(a), np.nan, zero), q)
+
+
+def lg2(x: Array) -> tuple[Array, Array]:
+    """log2(x) in float64 and its error: 2^-22, absolute for x in (1/2, 2), else relative (PTX ISA, lg2.approx.f32)."""
+    wide = x.astype(F8)
+    value = np.log2(wide)
+    return value, np.where((wide > 0.5) & (wide < 2), 2.0**-22, np.abs(value) * 2.0**-22)
+
+
+def _circular(value: Array, x: Array) -> tuple[Array, Array]:
+    """The errors that the PTX ISA gives sin and cos: 2^-20.5 within 2 pi, 2^-14.7 within 100 pi, any beyond."""
+    size = np.abs(x)
+    error = np.where(size <= 2 * np.pi, 2.0**-20.5, np.where(size <= 100 * np.pi, 2.0**-14.7, 2.0))
+    return value, np.where(x == 0, 0.0, error)
+
+
+def sin(x: Array) -> tuple[Array, Array]:
+    """sin(x) in float64 and its error; 0 stays."""
+    wide = x.astype(F8)
+    return _circular(np.sin(wide), wide)
+
+
+def cos(x: Array) -> tuple[Array, Array]:
+    """cos(x) in float64 and its error; that of 0 is 1."""
+    wide = x.astype(F8)
+    return _circular(np.cos(wide), wide)

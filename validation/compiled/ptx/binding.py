@@ -94,12 +94,16 @@ class Binder:
             if dtype.itemsize != 4:
                 raise ValueError(f"{text} has 32 bits, {type_} has not")
             return lambda run: read_as(run.special[text], dtype)
+        if text in self.kernel.constants:
+            if dtype.itemsize != 8:
+                raise ValueError(f"an address has 64 bits, {type_} has not")
+            return lambda run: read_as(run.symbols[text], dtype)
         constant = np.full((1, 1), self._constant(text, dtype))
         return lambda _: constant
 
     def _constant(self, text: str, dtype: np.dtype[Any]) -> Any:
-        if text in self.kernel.symbols:
-            return dtype.type(0)  # shared memory starts at 0
+        if text in self.kernel.symbols or (text and text == self.kernel.depot):
+            return dtype.type(0)  # shared and local memory start at 0
         if text[:2] in _FLOAT:
             raw: Any = _FLOAT[text[:2]](int("0x" + text[2:], 0))
             if raw.dtype.itemsize != dtype.itemsize:

@@ -24,8 +24,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 
-# Types that are moved, loaded, stored and selected, and what each is read as: a move of f32 keeps the bits of a NaN.
-MOVED_AS = {f"{kind}{size}": f"{kind}{size}" for size in (8, 16, 32, 64) for kind in "bus"} | {"f32": "b32"}
+# Types that are moved, loaded, stored and selected, and what each is read as: a move of floats keeps the bits of a NaN.
+MOVED_AS = {f"{kind}{size}": f"{kind}{size}" for size in (8, 16, 32, 64) for kind in "bus"}
+MOVED_AS |= {"f32": "b32", "f64": "b64"}
 
 F2, F4, F8 = (np.dtype(code) for code in ("f2", "f4", "f8"))
 U2, U4, U8 = (np.dtype(code) for code in ("u2", "u4", "u8"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from validation.compiled.ptx import rounding
+from validation.compiled.ptx import rounding, warps
 from validation.compiled.ptx.bits import Array, bits
 from validation.compiled.ptx.parse import BRANCHES, RETURNS, Instruction
 from validation.compiled.ptx.table import Bound, Step, add
@@ -26,17 +26,19 @@ add("bar.sync", Bound(_TOGETHER + "bar", _barrier, writes=0))
 
 
 def _shuffle(instruction: Instruction, binder: Any, mode: str) -> Step:
-    """A lane's value from another lane of its segment; its own where that lies outside."""
-    target, source, b, c, members = instruction.operands
-    if instruction.guard or members not in ("-1", "0xffffffff", "0xFFFFFFFF"):
-        raise ValueError("only a shuffle of all lanes is executed")
+    """A lane's value from another lane of its segment; its own where that lies outside.
+
+    What comes from a lane that does not take part is not defined; here all its bits are 1.
+    """
+    target, source, b, c, mask = instruction.operands
     value, *predicate = target.split("|")
     get, get_b, get_c = binder.get(source, "b32"), binder.get(b, "u32"), binder.get(c, "u32")
+    get_members, mask_of = binder.get(mask, "b32"), binder.mask(instruction)
     put = binder.put(instruction, value, "b32")
     put_inside = binder.put(instruction, predicate[0], "pred") if predicate else None
 
     def step(run: Any) -> None:
-        run.whole_warps(instruction, run.active)
+        part = warps.members(run, instruction, mask_of(run), get_members)
         lane = np.arange(run.shape[1])[None, :] & 31
         base = np.arange(run.shape[1])[None, :] - lane
         by, control = get_b(run).astype(np.int64) & 31, get_c(run).astype(np.int64)
@@ -50,7 +52,13 @@ def _shuffle(instruction: Instruction, binder: Any, mode: str) -> Step:
         }[mode]
         at = base + np.where(inside, from_lane, lane)
         x = np.broadcast_to(bits(get(run)), run.shape)
-        put(run, x.take(at[0], axis=1) if len(at) == 1 else np.take_along_axis(x, np.broadcast_to(at, run.shape), 1))
+        y = x.take(at[0], axis=1) if len(at) == 1 else np.take_along_axis(x, np.broadcast_to(at, run.shape), 1)
+        if part is not None:
+            _, together = part
+            lanes = warps.by_warp(at & 31, run.shape)
+            takes = np.take_along_axis(together, lanes[:, :, None], 2)
+            y = np.where(takes.reshape(run.shape), y, warps.ALL)
+        put(run, y)
         if put_inside is not None:
             put_inside(run, inside)
 
@@ -65,20 +73,25 @@ for _mode in ("up", "down", "bfly", "idx"):
 
 
 def _reduce(instruction: Instruction, binder: Any, type_: str, combine: Callable[[Array, Array], Array]) -> Step:
-    """Every lane gets what all lanes of its warp combine to."""
-    target, source, members = instruction.operands
-    if instruction.guard:
-        raise ValueError("only a reduction of all lanes is executed")
-    get, get_members = binder.get(source, type_), binder.get(members, "b32")
-    put = binder.put(instruction, target, type_)
+    """Every lane gets what the lanes of its mask combine to."""
+    target, source, mask = instruction.operands
+    get, get_members = binder.get(source, type_), binder.get(mask, "b32")
+    put, mask_of = binder.put(instruction, target, type_), binder.mask(instruction)
 
     def step(run: Any) -> None:
-        run.whole_warps(instruction, run.active)
-        if (get_members(run) != np.uint32(0xFFFFFFFF)).any():
-            raise instruction.refuse("only a reduction of all lanes is executed")
-        value = np.broadcast_to(get(run), run.shape).reshape(len(run.ctas), -1, 32)
-        result = functools.reduce(combine, (value[:, :, n] for n in range(32)))
-        put(run, np.repeat(result, 32, axis=1))
+        part = warps.members(run, instruction, mask_of(run), get_members)
+        value = warps.by_warp(get(run), run.shape)
+        if part is None:
+            result = functools.reduce(combine, (value[:, n] for n in range(32)))
+            put(run, np.repeat(result.reshape(run.shape[0], -1), 32, axis=1))
+            return
+        _, together = part
+        results, started = np.zeros(value.shape, value.dtype), np.zeros(value.shape, bool)
+        for n in range(32):
+            takes, one = together[:, :, n], value[:, n, None]
+            results = np.where(takes, np.where(started, combine(results, one), one), results)
+            started |= takes
+        put(run, results.reshape(run.shape))
 
     return step
 
@@ -97,6 +110,64 @@ _REDUCTIONS: tuple[tuple[str, str, Callable[[Array, Array], Array]], ...] = (
 )
 for _spelling, _type, _combine in _REDUCTIONS:
     add(f"redux.sync.{_spelling}", Bound(_TOGETHER + "redux.sync", partial(_reduce, type_=_type, combine=_combine)))
+
+
+def _vote(instruction: Instruction, binder: Any, mode: str) -> Step:
+    """What the lanes of a mask say together."""
+    target, source, mask = instruction.operands
+    get, get_members, mask_of = binder.get(source, "pred"), binder.get(mask, "b32"), binder.mask(instruction)
+    put = binder.put(instruction, target, "b32" if mode == "ballot" else "pred")
+
+    def step(run: Any) -> None:
+        part = warps.members(run, instruction, mask_of(run), get_members)
+        says = warps.by_warp(get(run), run.shape)[:, None, :]
+        together = np.ones((len(says), 32, 32), bool) if part is None else part[1]
+        yes, no = (says & together).any(2), (~says & together).any(2)
+        if mode == "ballot":
+            ones = (says & together).astype(np.uint32) << warps.LANES
+            result: Array = np.bitwise_or.reduce(ones, axis=2)
+        else:
+            result = {"any": yes, "all": ~no, "uni": ~(yes & no)}[mode]
+        put(run, result.reshape(run.shape))
+
+    return step
+
+
+for _mode in ("any", "all", "uni"):
+    add(f"vote.sync.{_mode}.pred", Bound(_TOGETHER + "vote.sync", partial(_vote, mode=_mode)))
+add("vote.sync.ballot.b32", Bound(_TOGETHER + "vote.sync", partial(_vote, mode="ballot")))
+
+
+def _active_mask(instruction: Instruction, binder: Any) -> Step:
+    """The lanes that are here. Which these are where lanes part is the scheduler's choice: that is refused."""
+    put = binder.put(instruction, instruction.operands[0], "b32")
+
+    def step(run: Any) -> None:
+        active = warps.by_warp(np.True_ if run.active is None else run.active, run.shape)
+        gone = warps.by_warp(np.False_ if run.gone is None else run.gone, run.shape)
+        if (active.any(1, keepdims=True) & ~active & ~gone).any():
+            raise instruction.refuse("lanes of a warp have parted")
+        words = np.bitwise_or.reduce(active.astype(np.uint32) << warps.LANES, axis=1)
+        put(run, np.repeat(words, 32).reshape(run.shape))
+
+    return step
+
+
+add("activemask.b32", Bound(_TOGETHER + "activemask", _active_mask))
+
+
+def _warp_barrier(instruction: Instruction, binder: Any) -> Step:
+    get_members, mask_of = binder.get(instruction.operands[0], "b32"), binder.mask(instruction)
+
+    def step(run: Any) -> None:
+        warps.members(run, instruction, mask_of(run), get_members)
+        if run.races is not None:
+            raise instruction.refuse("races are not looked for where the lanes of a warp alone meet")
+
+    return step
+
+
+add("bar.warp.sync", Bound(_TOGETHER + "bar.warp.sync", _warp_barrier, writes=0))
 
 
 def _nothing(_instruction: Instruction, _binder: Any) -> Step:

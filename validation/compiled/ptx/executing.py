@@ -13,6 +13,7 @@ from torch import Tensor
 from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
+from validation.compiled.ptx.machine import Outcome
 from validation.compiled.ptx.target import EXECUTED, compile_for
 from validation.device.private import bound_arguments, triton_module
 
@@ -23,6 +24,7 @@ class Runs:
 
     Attributes:
         violations: what the kernels must not have done.
+        unordered: the atomics whose order shows in the results, as in `validation.compiled.ptx.machine.Outcome`.
         launches: how many there were.
         approximate: whether a result was only known within an interval.
         not_executed: why a launch was not run; "" if all were.
@@ -30,6 +32,7 @@ class Runs:
     """
 
     violations: list[Violation] = dataclasses.field(default_factory=list)
+    unordered: list[str] = dataclasses.field(default_factory=list)
     launches: int = 0
     approximate: bool = False
     not_executed: str = ""
@@ -105,7 +108,7 @@ def execute_launches(
     target: str,
     *,
     options: Mapping[str, Any] | None = None,
-    run: Callable[[Launch], list[Violation]] | None = None,
+    run: Callable[[Launch], Outcome] | None = None,
 ) -> Callable[[], None]:
     """Run Triton's launches on the CPU from now on, in this process, in which the interpreter must be off.
 
@@ -115,7 +118,7 @@ def execute_launches(
     Args:
         target: one of `validation.compiled.ptx.target.EXECUTED`.
         options: Triton's compile options that replace the launchers'.
-        run: runs each launch, and gives what its kernel must not have done; by default as `how` says.
+        run: runs each launch; by default as `how` says.
 
     Raises:
         NotExecutedError: a target without PTX.
@@ -136,7 +139,7 @@ def execute_launches(
         approximation = Approximation(_how.mode)
         try:
             known = [one for runs in _watching for one in runs.known.items()]
-            violations = (
+            outcome = (
                 run(launch)
                 if run is not None
                 else run_launch(launch, approximation=approximation, races=_how.races, known=known)
@@ -146,7 +149,8 @@ def execute_launches(
                 runs.not_executed = runs.not_executed or str(error)
             raise
         for runs in _watching:
-            runs.violations += violations
+            runs.violations += outcome
+            runs.unordered += outcome.unordered
             runs.launches += 1
             runs.approximate |= approximation.used
 

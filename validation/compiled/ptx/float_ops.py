@@ -9,8 +9,9 @@ import numpy as np
 from validation.compiled.ptx import approximate, rounding
 from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.bits import F4, F8, U2, U4, Array, bits, halves, joined
+from validation.compiled.ptx.comparisons import OF_FLOATS
 from validation.compiled.ptx.rounding import from_bf16, ftz
-from validation.compiled.ptx.table import COMPARISONS, elementwise
+from validation.compiled.ptx.table import elementwise
 
 _FLOAT = "Floating Point Instructions: "
 _HALF = "Half Precision Floating Point Instructions: "
@@ -58,8 +59,12 @@ _both("sqrt.rn{}.f32", _FLOAT + "sqrt", "f32 f32", np.sqrt)
 _both("rcp.rn{}.f32", _FLOAT + "rcp", "f32 f32", lambda x: F4.type(1) / x)
 _both("neg{}.f32", _FLOAT + "neg", "f32 f32", operator.neg)
 _both("abs{}.f32", _FLOAT + "abs", "f32 f32", np.abs)
+for _mode in ("rz", "rm", "rp"):
+    _both(f"div.{_mode}{{}}.f32", _FLOAT + "div", _TWO, partial(rounding.quotient_f32, mode=_mode))
 # A third operand came with sm_100.
-for _name, _choose in (("min", rounding.smaller), ("max", rounding.greater)):
+_MIN_MAX: tuple[tuple[str, Callable[[Array, Array], Array]], ...]
+_MIN_MAX = (("min", rounding.smaller), ("max", rounding.greater))
+for _name, _choose in _MIN_MAX:
     _both(f"{_name}{{}}.f32", _FLOAT + _name, _TWO, _folded(_choose), third=True)
     _both(f"{_name}{{}}.NaN.f32", _FLOAT + _name, _TWO, _folded(rounding.or_nan(_choose)), third=True)
 elementwise(_FLOAT + "copysign", "copysign.f32", "b32 b32 b32",
@@ -87,6 +92,22 @@ for _name, _types, _value, _error in (
     for _flush in ("", ".ftz"):
         elementwise(_FLOAT + _name.partition(".")[0], _name.format(_flush), _types,
                     _approximate(_value, _error, flush=bool(_flush)), approximate=True)  # fmt: skip
+
+
+def _within(bounded: Callable[..., tuple[Array, Array]], *, flush: bool) -> Callable[..., Array]:
+    """A function whose error depends on the operand too."""
+
+    def compute(approximation: Approximation, x: Array) -> Array:
+        result = approximation.pick(*bounded(ftz(x) if flush else x))
+        return ftz(result) if flush else result
+
+    return compute
+
+
+for _name, _bounded in (("lg2", approximate.lg2), ("sin", approximate.sin), ("cos", approximate.cos)):
+    for _flush in ("", ".ftz"):
+        elementwise(_FLOAT + _name, f"{_name}.approx{_flush}.f32", "f32 f32",
+                    _within(_bounded, flush=bool(_flush)), approximate=True)  # fmt: skip
 elementwise(_FLOAT + "tanh", "tanh.approx.f32", "f32 f32",
             _approximate(lambda x: np.tanh(x.astype(F8)), approximate.relative(2.0**-11), flush=False),
             approximate=True)  # fmt: skip
@@ -141,6 +162,26 @@ _OF_16_BITS: tuple[tuple[str, int, Callable[..., Array], Callable[..., Array]], 
     ("neg", 1, operator.neg, _bf16_sign),
     ("abs", 1, np.abs, lambda x: x & U2.type(0x7FFF)),
 )
+
+
+def _xorsign(choose: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """.xorsign.abs: the magnitudes' minimum or maximum, negative where one of the signs is."""
+
+    def compute(a: Array, b: Array) -> Array:
+        size = choose(np.abs(a), np.abs(b))
+        return np.where(np.signbit(a) ^ np.signbit(b), -size, size)
+
+    return compute
+
+
+for _name, _choose in _MIN_MAX:
+    _both(f"{_name}{{}}.xorsign.abs.f32", _FLOAT + _name, _TWO, _xorsign(_choose))
+    for _modifier, _wrap in (("NaN", rounding.or_nan), ("xorsign.abs", _xorsign)):
+        _f16, _bf16 = _wrap(_choose), _bf16_choose(_wrap(_choose))
+        for _half, _operation, _view in (("f16", _f16, "f2"), ("bf16", _bf16, "u2")):
+            elementwise(_HALF + _name, f"{_name}.{_modifier}.{_half}", f"{_half} {_half} {_half}", _operation)
+            elementwise(_HALF + _name, f"{_name}.{_modifier}.{_half}x2", f"{_half}x2 {_half}x2 {_half}x2",
+                        _pair(_operation, view=_view))  # fmt: skip
 for _name, _operands, _f16, _bf16 in _OF_16_BITS:
     for _half, _operation, _view in (("f16", _f16, "f2"), ("bf16", _bf16, "u2")):
         _spelled = [f"{_name}.rn.{{}}"] if _name in ("add", "sub", "mul", "fma") else [f"{_name}.{{}}"]
@@ -152,22 +193,54 @@ for _name, _operands, _f16, _bf16 in _OF_16_BITS:
         elementwise(_HALF + _name, [s.format(f"{_half}x2") for s in _spelled], _pairs, _pair(_operation, view=_view))
 
 
-# ---- comparisons: those with a u hold for NaN too
-def _ordered(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda a, b: function(a, b) & ~(np.isnan(a) | np.isnan(b))
+# ---- .approx of 16 bits, and of pairs
+def _bf16_rounded(value: Array, mode: str = "rn") -> Array:
+    return from_bf16(rounding.to_bf16(value, mode))
 
 
-def _unordered(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda a, b: function(a, b) | np.isnan(a) | np.isnan(b)
+def _approximate_half(
+    value: Callable[[Array], Array], error: Callable[[Array], Array], half: str
+) -> Callable[..., Array]:
+    def compute(approximation: Approximation, x: Array) -> Array:
+        exact = value((x if half == "f16" else from_bf16(x)).astype(F8))
+        if half == "f16":
+            return approximation.pick(exact, error(exact), rounding.to_f16)
+        return rounding.to_bf16(approximation.pick(exact, error(exact), _bf16_rounded))
+
+    return compute
 
 
-for _name, _compare in COMPARISONS.items():
-    for _spelling, _function in ((_name, _ordered(_compare)), (f"{_name}u", _unordered(_compare))):
-        elementwise(_COMPARISON + "setp", f"setp.{_spelling}.f32", "pred f32 f32", _function)
-        elementwise(_COMPARISON + "setp", f"setp.{_spelling}.ftz.f32", "pred f32 f32",
-                    lambda a, b, f=_function: f(ftz(a), ftz(b)))  # fmt: skip
-        elementwise(_COMPARISON + "setp", f"setp.{_spelling}.f16", "pred f16 f16", _function)
-        elementwise(_COMPARISON + "setp", f"setp.{_spelling}.bf16", "pred bf16 bf16",
-                    lambda a, b, f=_function: f(from_bf16(a), from_bf16(b)))  # fmt: skip
-elementwise(_COMPARISON + "setp", "setp.nan.f32", "pred f32 f32", lambda a, b: np.isnan(a) | np.isnan(b))
-elementwise(_COMPARISON + "setp", "setp.num.f32", "pred f32 f32", lambda a, b: ~(np.isnan(a) | np.isnan(b)))
+def _flushed_bf16(x: Array) -> Array:
+    return rounding.to_bf16(ftz(from_bf16(x)))
+
+
+def _ex2_bf16(approximation: Approximation, x: Array) -> Array:
+    compute = _approximate_half(np.exp2, approximate.relative(2.0**-7), "bf16")
+    return _flushed_bf16(compute(approximation, _flushed_bf16(x)))
+
+
+for _name, _half, _approximation in (
+    ("tanh.approx", "f16", _approximate_half(np.tanh, approximate.absolute(2.0**-10.987), "f16")),
+    ("tanh.approx", "bf16", _approximate_half(np.tanh, approximate.absolute(2.0**-8), "bf16")),
+    ("ex2.approx", "f16", _approximate_half(np.exp2, approximate.relative(2.0**-9.9), "f16")),
+    ("ex2.approx.ftz", "bf16", _ex2_bf16),
+):
+    elementwise(_HALF + _name.partition(".")[0], f"{_name}.{_half}", f"{_half} {_half}", _approximation,
+                approximate=True)  # fmt: skip
+    elementwise(
+        _HALF + _name.partition(".")[0],
+        f"{_name}.{_half}x2",
+        f"{_half}x2 {_half}x2",
+        lambda a, x, f=_approximation, v={"f16": "f2", "bf16": "u2"}[_half]: _pair(partial(f, a), view=v)(x),
+        approximate=True,
+    )
+
+
+# ---- comparisons
+for _name, _compare in OF_FLOATS.items():
+    elementwise(_COMPARISON + "setp", f"setp.{_name}.f32", "pred f32 f32", _compare)
+    elementwise(_COMPARISON + "setp", f"setp.{_name}.ftz.f32", "pred f32 f32",
+                lambda a, b, f=_compare: f(ftz(a), ftz(b)))  # fmt: skip
+    elementwise(_COMPARISON + "setp", f"setp.{_name}.f16", "pred f16 f16", _compare)
+    elementwise(_COMPARISON + "setp", f"setp.{_name}.bf16", "pred bf16 bf16",
+                lambda a, b, f=_compare: f(from_bf16(a), from_bf16(b)))  # fmt: skip

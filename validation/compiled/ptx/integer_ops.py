@@ -3,12 +3,14 @@
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
 from validation.compiled.ptx import integers
 from validation.compiled.ptx.bits import DTYPES, MOVED_AS, Array
-from validation.compiled.ptx.table import COMPARISONS, elementwise
+from validation.compiled.ptx.comparisons import OF_INTEGERS
+from validation.compiled.ptx.table import elementwise
 
 _INTEGER = "Integer Arithmetic Instructions: "
 _LOGIC = "Logic and Shift Instructions: "
@@ -45,9 +47,24 @@ for _t in _BITS:
 for _t in (*_BITS, *_SIZED):
     elementwise(_LOGIC + "shr", f"shr.{_t}", f"{_t} {_t} u32", integers.shr)
 elementwise(_LOGIC + "lop3", "lop3.b32", "b32 b32 b32 b32 u32", integers.lop3)
+for _t in ("b32", "b64"):
+    elementwise(_INTEGER + "popc", f"popc.{_t}", f"u32 {_t}", integers.popc)
+    elementwise(_INTEGER + "clz", f"clz.{_t}", f"u32 {_t}", integers.clz)
+    elementwise(_INTEGER + "brev", f"brev.{_t}", f"{_t} {_t}", integers.brev)
+for _t in ("u32", "s32", "u64", "s64"):
+    elementwise(_INTEGER + "bfind", f"bfind.{_t}", f"u32 {_t}", integers.bfind)
+    elementwise(_INTEGER + "bfind", f"bfind.shiftamt.{_t}", f"u32 {_t}", integers.bfind_shift)
+for _name, _left in (("l", True), ("r", False)):
+    for _mode, _wrap in (("wrap", True), ("clamp", False)):
+        elementwise(_LOGIC + "shf", f"shf.{_name}.{_mode}.b32", "b32 b32 b32 u32",
+                    partial(integers.shf, left=_left, wrap=_wrap))  # fmt: skip
+# Pairs of 16 bits (sm_90).
+for _t in ("s16", "u16"):
+    for _name, _function in (("add", operator.add), ("min", np.minimum), ("max", np.maximum)):
+        elementwise(_INTEGER + _name, f"{_name}.{_t}x2", "b32 b32 b32", partial(integers.pair, _function, _t))
 elementwise("Data Movement and Conversion Instructions: prmt", "prmt.b32", "b32 b32 b32 b32", integers.prmt)
 
-for _name, _compare in COMPARISONS.items():
+for _name, _compare in OF_INTEGERS.items():
     for _t in (*_SIZED, *(_BITS if _name in ("eq", "ne") else ())):
         elementwise(_COMPARISON + "setp", f"setp.{_name}.{_t}", f"pred {_t} {_t}", _compare)
 

@@ -1,8 +1,10 @@
 """Integer arithmetic as PTX has it, on arrays of the operands' own types; overflow wraps."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from validation.compiled.ptx.bits import U4, U8, Array
+from validation.compiled.ptx.bits import DTYPES, U4, U8, Array, halves, joined
 
 
 def shl(x: Array, by: Array) -> Array:
@@ -105,3 +107,62 @@ def div(a: Array, b: Array) -> Array:
 def rem(a: Array, b: Array) -> Array:
     """Integer Arithmetic Instructions, rem: with the sign of a."""
     return (a - div(a, b) * b).astype(a.dtype)
+
+
+def popc(x: Array) -> Array:
+    """Integer Arithmetic Instructions, popc: the number of bits that are 1."""
+    return np.bitwise_count(x).astype(U4)
+
+
+def _smeared(x: Array) -> Array:
+    """x with all bits below its topmost 1 set too."""
+    for n in (1, 2, 4, 8, 16, 32)[: 5 if x.dtype.itemsize == 4 else 6]:
+        x = x | (x >> x.dtype.type(n))
+    return x
+
+
+def clz(x: Array) -> Array:
+    """Integer Arithmetic Instructions, clz: the number of zeros above the topmost 1."""
+    return U4.type(8 * x.dtype.itemsize) - popc(_smeared(x))
+
+
+def brev(x: Array) -> Array:
+    """Integer Arithmetic Instructions, brev: the bits in reverse."""
+    width = 8 * x.dtype.itemsize
+    ones = (1 << width) - 1
+    step = width // 2
+    while step:
+        mask = ones // ((1 << step) + 1)  # the lower half of each group of 2 * step bits
+        low, by = x.dtype.type(mask), x.dtype.type(step)
+        x = ((x & low) << by) | ((x >> by) & low)
+        step //= 2
+    return x
+
+
+def bfind(x: Array) -> Array:
+    """Integer Arithmetic Instructions, bfind: the place of the topmost bit that is not the sign; all ones if none."""
+    if x.dtype.kind == "i":
+        x = np.where(x < 0, ~x, x).view(f"u{x.dtype.itemsize}")
+    return popc(_smeared(x)) - U4.type(1)
+
+
+def bfind_shift(x: Array) -> Array:
+    """Integer Arithmetic Instructions, bfind.shiftamt: the left shift that brings that bit to the top."""
+    place = bfind(x)
+    none = U4.type(0xFFFFFFFF)
+    return np.where(place == none, none, U4.type(8 * x.dtype.itemsize - 1) - place)
+
+
+def shf(low: Array, high: Array, by: Array, *, left: bool, wrap: bool) -> Array:
+    """Logic and Shift Instructions, shf: the upper half of {high, low} shifted left, the lower half of it right."""
+    whole = joined(*np.broadcast_arrays(low, high))
+    n = (by & U4.type(31) if wrap else np.minimum(by, U4.type(32))).astype(U8)
+    shifted = (whole << n) >> U8.type(32) if left else whole >> n
+    return (shifted & U8.type(0xFFFFFFFF)).astype(U4)
+
+
+def pair(function: Callable[[Array, Array], Array], type_: str, a: Array, b: Array) -> Array:
+    """A function of two 16-bit integers on both halves; overflow wraps."""
+    parts = zip(halves(a), halves(b), strict=True)
+    low, high = (function(x.view(DTYPES[type_]), y.view(DTYPES[type_])).view("u2") for x, y in parts)
+    return joined(low, high)

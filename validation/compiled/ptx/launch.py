@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from validation.compiled.ptx.approximate import Approximation
-from validation.compiled.ptx.errors import NotExecutedError, Violation
-from validation.compiled.ptx.machine import run
+from validation.compiled.ptx.errors import NotExecutedError
+from validation.compiled.ptx.machine import Outcome, run
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.program import program
 
@@ -79,7 +79,7 @@ def run_launch(
     races: bool = False,
     ctas: Iterable[int] | None = None,
     known: Iterable[tuple[str, Tensor]] = (),
-) -> list[Violation]:
+) -> Outcome:
     """Run a launch, or some of its CTAs, and write its results into its tensors.
 
     Args:
@@ -103,7 +103,7 @@ def run_launch(
     if missing not in (0, 1, 2):
         raise NotExecutedError(f"{bound.kernel.name} has {missing} parameters more than the launch has arguments")
     parameters += [np.uint64(0)] * missing
-    violations = run(
+    outcome = run(
         bound,
         launch.grid,
         parameters,
@@ -114,7 +114,7 @@ def run_launch(
         ctas=ctas,
     )
     memory.write_back()
-    return violations
+    return outcome
 
 
 def _scalar(type_: str, value: Any) -> Any:

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from validation.compiled.ptx.approximate import Approximation
-from validation.compiled.ptx.bits import U8, UNSIGNED, Array
+from validation.compiled.ptx.assert_ops import TrapError
+from validation.compiled.ptx.async_ops import Copies
+from validation.compiled.ptx.atomic_ops import Atomic, perform
+from validation.compiled.ptx.bits import DTYPES, U8, UNSIGNED, Array
 from validation.compiled.ptx.errors import Violation
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.parse import Instruction
@@ -21,14 +24,17 @@ from validation.compiled.ptx.races import Races
 
 # Arrays of this many float32 stay in a core's cache.
 THREADS = 1 << 14
+# A loop that has tried an atomic so often, and changed nothing, waits for another CTA.
+MOST_IDLE = 1 << 12
 
 
 @dataclasses.dataclass
 class Found:
-    """The violations of one launch, by instruction."""
+    """The violations of one launch, by instruction, and the atomics whose result depends on the threads' order."""
 
     kernel: str
     by_instruction: dict[tuple[str, int], Violation] = dataclasses.field(default_factory=dict)
+    unordered: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def add(self, kind: str, instruction: Instruction, cta: int, thread: int, count: int, where: str) -> None:
         """Note a violation, or count it where its instruction has one of that kind."""
@@ -39,6 +45,20 @@ class Found:
         else:
             found = dataclasses.replace(known, count=known.count + count)
         self.by_instruction[key] = found
+
+
+class Outcome(list[Violation]):
+    """The violations of a run.
+
+    Attributes:
+        unordered: ``opcode at path:line`` of each atomic by which several threads changed one address and whose result
+            may depend on their order (sums of floats, exchanges, compare-and-swaps): bits may differ from run to run
+            on a GPU. Of what integer atomics return, such as tickets, nothing is said.
+    """
+
+    def __init__(self, violations: Iterable[Violation], unordered: Iterable[str]) -> None:
+        super().__init__(violations)
+        self.unordered = tuple(unordered)
 
 
 @dataclasses.dataclass
@@ -52,6 +72,12 @@ class Chunk:
         ctas: numbers of the CTAs in the grid.
         special: arrays of the special registers. parameters: bits of each parameter, by name.
         shared: shared memory, [CTAs, bytes]. shared_bytes: how many the launch asked for.
+        symbols: addresses of the module's variables. local: local memory, [threads of all CTAs, bytes].
+        gone: the threads that returned; None: none.
+        carry: the condition code of extended-precision arithmetic.
+        changed: by space and byte, 1 + the number of the thread that changed it by an atomic whose order matters.
+        copies: asynchronous copies that have not been waited for. passed: arguments of the next call.
+        alone: other CTAs wait until this one has returned. idle: atomics in a row that changed nothing.
     """
 
     registers: list[Array]
@@ -66,6 +92,16 @@ class Chunk:
     approximation: Approximation
     found: Found
     races: Races | None
+    symbols: Mapping[str, Array]
+    local: Array
+    local_bytes: int
+    alone: bool
+    gone: Array | None = None
+    carry: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 1), bool))
+    changed: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    copies: Copies | None = None
+    passed: dict[str, Array] = dataclasses.field(default_factory=dict)
+    idle: int = 0
 
     @classmethod
     def of(
@@ -80,6 +116,7 @@ class Chunk:
         shared_bytes: int = 0,
         found: Found | None = None,
         races: Races | None = None,
+        symbols: Mapping[str, Array] | None = None,
     ) -> "Chunk":
         """Some CTAs of a grid before their first instruction."""
         threads = program.kernel.threads
@@ -97,6 +134,10 @@ class Chunk:
             approximation=approximation,
             found=found or Found(program.kernel.name),
             races=races,
+            symbols=symbols or {},
+            local=np.full((len(ctas) * threads, -(-program.kernel.local_bytes // 16) * 16), 0xFF, np.uint8),
+            local_bytes=program.kernel.local_bytes,
+            alone=program.waits,
         )
 
     def misaligned(
@@ -117,18 +158,27 @@ class Chunk:
         whole = np.broadcast_to(lanes, self.shape)
         cta, thread = np.argwhere(whole)[0]
         at = int(np.broadcast_to(address, self.shape)[cta, thread])
-        where = self.memory.where(at) if space == "global" else f"byte {at} of {self.shared_bytes} of shared memory"
+        size = self.shared_bytes if space == "shared" else self.local_bytes
+        where = self.memory.where(at) if space == "global" else f"byte {at} of {size} of {space} memory"
         self.found.add(kind, instruction, int(self.ctas[cta]), int(thread), int(whole.sum()), where + more)
 
     def _offsets(
-        self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int, *, write: bool
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        size: int,
+        *,
+        write: bool,
+        atomic: bool = False,
     ) -> tuple[Array, Array | None]:
         """Checked offsets of an access, and the lanes that make it; None: all. Other lanes' offsets are 0."""
         mask = _without(mask, self.misaligned(instruction, space, address, mask, size))
         if space == "global":
             offset, outside = self.memory.check(address, mask, size)
         else:
-            offset, end = address, U8.type(self.shared_bytes)
+            offset, end = address, U8.type(self.shared_bytes if space == "shared" else self.local_bytes)
             outside = (address >= end) | (address + U8.type(size) > end)
             if mask is not None:
                 outside = outside & mask
@@ -138,8 +188,8 @@ class Chunk:
             mask = _without(mask, outside)
         if mask is not None:
             offset = np.where(mask, offset, U8.type(0))
-        if self.races is not None:
-            self.races.access(self, instruction, space, offset, mask, size, write=write)
+        if self.races is not None and space != "local":
+            self.races.access(self, instruction, space, offset, mask, size, write=write, atomic=atomic)
         return offset, mask
 
     def _elements(self, space: str, offset: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -147,8 +197,11 @@ class Chunk:
         index = (offset // U8.type(dtype.itemsize)).astype(np.int64)
         if space == "global":
             return self.memory.bytes.view(dtype), index
-        row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
-        return self.shared.view(dtype).reshape(-1), row + index
+        if space == "shared":
+            row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+            return self.shared.view(dtype).reshape(-1), row + index
+        lane = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape)
+        return self.local.view(dtype).reshape(-1), lane * (self.local.shape[1] // dtype.itemsize) + index
 
     def load(
         self, instruction: Instruction, space: str, address: Array, mask: Array | None, dtype: np.dtype[Any], count: int
@@ -178,7 +231,7 @@ class Chunk:
                 memory[index + n] = whole
             else:
                 memory[index[lanes] + n] = whole[lanes]
-        if self.races is not None:
+        if self.races is not None and space != "local":
             lost = np.zeros(self.shape, bool)
             for n, value in enumerate(values):
                 lost |= memory[index + n] != value
@@ -187,6 +240,73 @@ class Chunk:
                 self._report(
                     "RACE", instruction, space, address, lost, ", where another thread writes another value at once"
                 )
+
+    def atomic(
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        atomic: Atomic,
+        operands: Sequence[Sequence[Array]],
+    ) -> list[Array]:
+        """Read, combine and write neighbouring elements, lane after lane; what was there, as unsigned integers."""
+        dtype = UNSIGNED[DTYPES[atomic.type_].itemsize]
+        count = len(operands[0])
+        offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=True, atomic=True)
+        memory, index = self._elements(space, offset, dtype)
+        row, thread = np.nonzero(np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape))
+        at = np.broadcast_to(index, self.shape)[row, thread]
+        old = [np.zeros(self.shape, dtype) for _ in range(count)]
+        if not len(at):
+            return old
+        if self.races is not None and space == "global" and len(np.unique(row)) == len(row):
+            self.races.synchronise(self, instruction, row, at * dtype.itemsize)
+        changed = False
+        for n, result in enumerate(old):
+            values = [np.broadcast_to(vector[n], self.shape)[row, thread] for vector in operands]
+            before = memory[at + n]
+            result[row, thread], together = perform(memory, at + n, atomic, values)
+            changed = changed or bool((memory[at + n] != before).any())
+            if atomic.ordered:
+                who, cells = self.ctas[row] * self.shape[1] + thread, (at + n) * dtype.itemsize
+                met = self.changed[space][cells]
+                self.changed[space][cells] = who + 1
+                if together or ((met != 0) & (met != who + 1)).any():
+                    self.found.unordered[f"{instruction.opcode} at {instruction.source}"] = None
+        self.idle = 0 if changed else self.idle + 1
+        if self.alone and self.idle > MOST_IDLE:
+            raise instruction.refuse("it waits for what another CTA has not done, and here one runs after the other")
+        return old
+
+    def begin_copy(
+        self, instruction: Instruction, address: Array, mask: Array | None, size: int
+    ) -> tuple[Array, Array]:
+        """An asynchronous copy is issued: the threads that make it, and the offset of each in all shared memory.
+
+        Until it ends, what lies there is not defined.
+        """
+        offset, mask = self._offsets(instruction, "shared", address, mask, size, write=True)
+        memory, index = self._elements("shared", offset, UNSIGNED[1])
+        whole = np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape)
+        at = np.broadcast_to(index, self.shape)[whole]
+        cells = at[:, None] + np.arange(size)
+        memory[cells] = 0xFF
+        if self.races is not None:
+            self.races.fly(cells.ravel(), away=True)
+        return np.flatnonzero(whole), at
+
+    def end_copy(self, instruction: Instruction, lanes: Array, at: Array, content: Array) -> None:
+        """An asynchronous copy has written `content` at offsets `at`, [lanes, bytes] each."""
+        if not len(lanes):
+            return
+        self.shared.reshape(-1)[at] = content
+        if self.races is not None:
+            self.races.fly(at.ravel(), away=False)
+            mask, offset = np.zeros(self.shape, bool), np.zeros(self.shape, np.uint64)
+            mask.reshape(-1)[lanes] = True
+            offset.reshape(-1)[lanes] = at[:, 0] % self.shared.shape[1]
+            self.races.access(self, instruction, "shared", offset, mask, at.shape[1], write=True)
 
     def whole_warps(self, instruction: Instruction, mask: Array | None) -> None:
         """Refuse an instruction of a whole warp that only some of its lanes execute."""
@@ -220,7 +340,7 @@ def run(
     approximation: Approximation | None = None,
     races: bool = False,
     ctas: Iterable[int] | None = None,
-) -> list[Violation]:
+) -> Outcome:
     """Run a grid.
 
     Args:
@@ -234,7 +354,7 @@ def run(
         ctas: run these alone.
 
     Returns:
-        What the kernel must not do; empty if nothing.
+        What the kernel must not do, empty if nothing; and which atomics leave the order of threads in the result.
 
     Raises:
         NotExecutedError: the kernel does what is not executed.
@@ -244,11 +364,17 @@ def run(
         if np.float32(1e-40) * np.float32(1) == 0:
             raise RuntimeError("this process flushes float32 subnormals to zero (torch.set_flush_denormal)")
         found = Found(program.kernel.name)
+        symbols = {
+            name: np.full((1, 1), np.uint64(memory.place(content)))
+            for name, content in program.kernel.constants.items()
+        }
         named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
         every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
-        watch = Races(len(memory.bytes)) if races else None
+        watch = Races(len(memory.bytes), program.guesses) if races else None
         approximation = approximation or Approximation()
-        at_once = max(1, THREADS // program.kernel.threads)
+        # A CTA that waits for a lock would wait for ever beside one that holds it.
+        at_once = 1 if program.waits else max(1, THREADS // program.kernel.threads)
+        changed = np.zeros(len(memory.bytes) if program.atomic else 0, np.int64)
         for first in range(0, len(every), at_once):
             chunk = Chunk.of(
                 program,
@@ -260,11 +386,17 @@ def run(
                 shared_bytes=shared_bytes,
                 found=found,
                 races=watch,
+                symbols=symbols,
             )
             if watch is not None:
                 watch.begin(*chunk.shared.shape)
-            _run_chunk(program, chunk)
-    return [*found.by_instruction.values()]
+            if program.atomic:
+                chunk.changed = {"global": changed, "shared": np.zeros(chunk.shared.size, np.int64)}
+            try:
+                _run_chunk(program, chunk)
+            except TrapError:
+                break
+    return Outcome(found.by_instruction.values(), found.unordered)
 
 
 def _special_registers(threads: int, grid: tuple[int, int, int], ctas: Array) -> dict[str, Array]:
@@ -297,6 +429,9 @@ def _run_chunk(program: Program, chunk: Chunk) -> None:
             continue
         goes = np.full(chunk.shape, block.taken) if condition is None else np.where(condition, block.taken, block.other)
         waiting = np.broadcast_to(goes, chunk.shape) if chunk.active is None else np.where(chunk.active, goes, waiting)
-        at = int(waiting.min())
+        # Threads that trap go first: the launch ends with them, while others may wait for them at a barrier.
+        at = next((n for n in program.traps if (waiting == n).any()), int(waiting.min()))
+        gone = waiting == end
+        chunk.gone = gone if gone.any() else None
         active = waiting == at
         chunk.active = None if active.all() else active

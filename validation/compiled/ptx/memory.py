@@ -131,6 +131,20 @@ class Memory:
         """The address of an argument's first element."""
         return BASE + self._regions[storage_identity(t.untyped_storage())].first_of(t)
 
+    def place(self, content: bytes) -> int:
+        """Append a variable that belongs to the module, not to an argument; returns its address."""
+        start = len(self.bytes)
+        size = -(-(len(content) + GUARD) // _ALIGNED) * _ALIGNED
+        self.bytes = np.concatenate([self.bytes, np.full(size, 0xFF, np.uint8)])
+        self._elements = np.concatenate([self._elements, np.zeros(size, np.uint8)])
+        self.bytes[start : start + len(content)] = np.frombuffer(content, np.uint8)
+        self._elements[start : start + len(content)] = 1
+        return BASE + start
+
+    def text(self, address: int) -> str:
+        """The text at an address, up to its first zero."""
+        return self.bytes[address - BASE :].tobytes().partition(b"\0")[0].decode(errors="replace")
+
     def write_back(self) -> None:
         """Copy what the kernel left behind into the tensors' storages."""
         for region in self._real():

@@ -41,6 +41,7 @@ class Instruction:
 # Opcodes that end a basic block.
 BRANCHES = ("bra", "bra.uni")
 RETURNS = ("ret", "exit")
+ENDS = (*RETURNS, "trap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Kernel:
         registers: bits of each register, 1 for a predicate.
         instructions: in order. labels: index of the instruction after each label.
         symbols: names of shared memory; each starts at address 0, so there is one at most.
+        constants: bytes of each variable in global memory that an instruction names.
+        depot: the name of its local memory, which starts at address 0; "" if it has none. local_bytes: of a thread.
     """
 
     name: str
@@ -63,25 +66,35 @@ class Kernel:
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
     symbols: tuple[str, ...]
+    constants: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    depot: str = ""
+    local_bytes: int = 0
 
     @cached_property
     def blocks(self) -> tuple[range, ...]:
         """Basic blocks as ranges of instructions, in order."""
         starts = {0, *self.labels.values()}
-        starts |= {n + 1 for n, i in enumerate(self.instructions) if i.opcode in (*BRANCHES, *RETURNS)}
+        starts |= {n + 1 for n, i in enumerate(self.instructions) if i.opcode in (*BRANCHES, *ENDS)}
         ordered = [n for n in sorted(starts) if n < len(self.instructions)]
         return tuple(map(range, ordered, [*ordered[1:], len(self.instructions)]))
 
 
 _DECLARED = re.compile(r"\.reg\s+\.(pred|[bsuf]\d+)\s+(.*)")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
-_GUARDED = re.compile(r"@(!?)(%[\w$]+)\s+(.*)", re.DOTALL)
+_GUARDED = re.compile(r"@(!?)([%\w$]+)\s+(.*)", re.DOTALL)
+_NAME = re.compile(r"(?<![\w$.%])%?[A-Za-z_$][\w$]*")
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", re.DOTALL)
 _PARAMETER = re.compile(r"\.param\s+\.(\w+)((?:\s+\.\w+(?:\s+\d+)?)*)\s+([\w$]+)(\[\d+\])?$")
 _SHARED = re.compile(
     r"^\s*(?:\.extern\s+|\.visible\s+)*\.shared\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[\d*\];", re.MULTILINE
 )
+_CONSTANT = re.compile(
+    r"^\s*\.global\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[(\d+)\]\s*=\s*\{([\d,\s]*)\};", re.MULTILINE
+)
+_DEPOT = re.compile(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]")
+_PASSED = re.compile(r"\.param\s+\.\w+\s+[\w$]+")  # of a call
+_FUNCTION = re.compile(r"(\.extern\s+)?\.func\b")
 _IGNORED = (".pragma", ".file", ".section")
 
 
@@ -92,7 +105,8 @@ def parse(ptx: str) -> Kernel:
         NotExecutedError: the text has a form that is not known, or other than one kernel without functions.
     """
     entries = list(_ENTRY.finditer(ptx))
-    if len(entries) != 1 or re.search(r"\.func\b", ptx):
+    # A function that is only declared is refused where it is called.
+    if len(entries) != 1 or not all(match[1] for match in _FUNCTION.finditer(ptx)):
         raise NotExecutedError(f"a module of {len(entries)} kernels or with functions is not executed")
     name, declared, directives = entries[0].groups()
     threads = re.search(r"\.(?:req|max)ntid\s+(\d+(?:\s*,\s*1)*)\s", directives)
@@ -100,11 +114,16 @@ def parse(ptx: str) -> Kernel:
         raise NotExecutedError(f"{name} declares no CTA of one dimension: {' '.join(directives.split())!r}")
     paths = {int(number): path for number, path in _FILE.findall(ptx)}
     symbols = tuple(_SHARED.findall(ptx[: entries[0].start()]))
-    # Variables of other spaces stay unread: libdevice leaves "__CUDA_FTZ" behind, and whoever reads one is refused.
     if len(symbols) > 1:
         raise NotExecutedError(f"{name} has shared memory of several names: {', '.join(symbols)}")
     reader = _Reader(paths)
     reader.read(ptx[entries[0].end() :])
+    named = {operand for instruction in reader.instructions for operand in instruction.operands}
+    constants = {
+        name: bytes(map(int, values.split(","))).ljust(int(size), b"\0")
+        for name, size, values in _CONSTANT.findall(ptx[: entries[0].start()])
+        if name in named
+    }
     return Kernel(
         name,
         tuple(_parameters(declared)),
@@ -113,6 +132,8 @@ def parse(ptx: str) -> Kernel:
         tuple(reader.instructions),
         reader.labels,
         symbols,
+        constants,
+        *reader.depot,
     )
 
 
@@ -133,6 +154,10 @@ class _Reader:
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
         self.path, self.line, self.callers = "", 0, ""
+        self.depot = ("", 0)
+        # Names that an open scope of inline assembly declared, and the registers that they are.
+        self._scopes: list[dict[str, str]] = []
+        self._opened = 0
 
     def read(self, text: str) -> None:
         depth, statement = 1, ""
@@ -152,7 +177,7 @@ class _Reader:
             # Inline assembly opens scopes; an operand in braces has text before it.
             while statement and (statement[0] in "{}" or ";" in statement):
                 if statement[0] in "{}":
-                    depth += 1 if statement[0] == "{" else -1
+                    depth += self._scope(statement[0])
                     statement = statement[1:].lstrip()
                     if depth == 0:
                         return
@@ -162,21 +187,42 @@ class _Reader:
                     statement = statement.lstrip()
         raise NotExecutedError("the kernel's body has no end")
 
+    def _scope(self, brace: str) -> int:
+        """Open or close a scope; what that adds to the depth."""
+        if brace == "{":
+            self._opened += 1
+            self._scopes.append({})
+            return 1
+        if self._scopes:
+            self._scopes.pop()
+        return -1
+
+    def _resolved(self, text: str) -> str:
+        """Operands with the registers that their names are in the open scopes."""
+        names = {name: register for scope in self._scopes for name, register in scope.items()}
+        return _NAME.sub(lambda match: names.get(match[0], match[0]), text) if names else text
+
     def _statement(self, text: str) -> None:
         if not text:
             return
         if text.startswith("."):
-            self._declare(text)
+            if not _PASSED.fullmatch(text.replace("\t", " ")):
+                self._declare(text)
             return
         guard, negated = None, False
         if match := _GUARDED.fullmatch(text):
-            negated, guard, text = match[1] == "!", match[2], match[3]
+            negated, guard, text = match[1] == "!", self._resolved(match[2]), match[3]
         opcode, _, rest = text.replace("\t", " ").partition(" ")
         self.instructions.append(
-            Instruction(opcode, tuple(_split(rest)), guard, negated, self.path, self.line, self.callers)
+            Instruction(opcode, tuple(_split(self._resolved(rest))), guard, negated, self.path, self.line, self.callers)
         )
 
     def _declare(self, text: str) -> None:
+        if match := _DEPOT.fullmatch(text.replace("\t", " ")):
+            if self.depot[0]:
+                raise NotExecutedError("local memory of several names is not executed")
+            self.depot = match[1], int(match[2])
+            return
         match = _DECLARED.fullmatch(text.replace("\t", " "))
         if match is None:
             raise NotExecutedError(f"a declaration of this form is not executed: {text}")
@@ -185,7 +231,11 @@ class _Reader:
             base, _, count = name.partition("<")
             names = [f"{base}{n}" for n in range(int(count.rstrip(">")))] if count else [name]
             for one in names:
-                if self.registers.setdefault(one, bits) != bits:
+                if self._scopes:
+                    inner = f"%{one.removeprefix('%')}${self._opened}"
+                    self._scopes[-1][one] = inner
+                    self.registers[inner] = bits
+                elif self.registers.setdefault(one, bits) != bits:
                     raise NotExecutedError(f"two registers of the name {one} differ in size")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from functools import cache
 
 from validation.compiled.ptx.binding import Binder, Get
-from validation.compiled.ptx.parse import BRANCHES, RETURNS, Kernel, parse
+from validation.compiled.ptx.parse import BRANCHES, ENDS, Instruction, Kernel, parse
 from validation.compiled.ptx.table import Step
 
 
@@ -32,10 +32,18 @@ class Program:
     Attributes:
         kernel: as it was parsed.
         blocks: in the order of the text.
+        guesses: loads from an address at which a compare-and-swap follows, which takes no value that has changed since.
+        traps: the blocks that end the launch.
+        atomic: whether it has atomics.
+        waits: whether one of them, in a loop, gives a result that is read, as in a lock.
     """
 
     kernel: Kernel
     blocks: tuple[Block, ...]
+    guesses: frozenset[Instruction]
+    traps: tuple[int, ...]
+    atomic: bool
+    waits: bool
 
 
 @cache
@@ -57,29 +65,45 @@ def program(ptx: str) -> Program:
     for n, block in enumerate(kernel.blocks):
         last = kernel.instructions[block[-1]]
         target = n + 1
-        if last.opcode in RETURNS:
+        if last.opcode in ENDS:
             target = end
         elif last.opcode in BRANCHES:
             if last.operands[0] not in kernel.labels:
                 raise last.refuse(f"no label {last.operands[0]}")
             target = start[kernel.labels[last.operands[0]]]
         goes.append((target, n + 1 if last.guard else target))
+
+    def loops(block: int) -> bool:
+        """Whether a block may run again."""
+        seen, ahead = set[int](), [*goes[block]]
+        while ahead:
+            n = ahead.pop()
+            if n not in seen and n < end:
+                seen.add(n)
+                ahead += goes[n]
+        return block in seen
+
     live = _live_out(kernel, used, goes)
-    blocks = []
+    blocks, waits = [], False
     for n, block in enumerate(kernel.blocks):
         last = kernel.instructions[block[-1]]
-        predicate = last.guard if last.opcode in (*BRANCHES, *RETURNS) else None
+        predicate = last.guard if last.opcode in (*BRANCHES, *ENDS) else None
         condition = None if predicate is None else binder.get(predicate, "pred")
         alive = set(live[n])
         bound: list[tuple[Step, tuple[int, ...]]] = []
         for at in reversed(block):
             read, written = used[at]
+            waits = waits or (kernel.instructions[at].opcode.startswith("atom.") and bool(written & alive) and loops(n))
             # The machine reads the branch's predicate after the last step.
             dead = set() if at == block[-1] and predicate else (read | written) - alive
             bound.append((steps[at], tuple(sorted(dead))))
             alive = (alive - written) | read
         blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
-    return Program(kernel, tuple(blocks))
+    atomic = any(instruction.opcode.startswith(("atom.", "red.")) for instruction in kernel.instructions)
+    traps = tuple(n for n, block in enumerate(kernel.blocks) if kernel.instructions[block[-1]].opcode == "trap")
+    swapped = {i.operands[1] for i in kernel.instructions if i.opcode.startswith("atom.") and ".cas." in i.opcode}
+    guesses = frozenset(i for i in kernel.instructions if i.opcode.startswith("ld.") and i.operands[1] in swapped)
+    return Program(kernel, tuple(blocks), guesses, traps, atomic, waits)
 
 
 def _live_out(kernel: Kernel, used: list[tuple[set[int], set[int]]], goes: list[tuple[int, int]]) -> list[set[int]]:

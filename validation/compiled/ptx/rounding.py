@@ -121,6 +121,11 @@ def product_f32(a: Array, b: Array, mode: str) -> Array:
     return a * b if mode == "rn" else to_f32(a.astype(F8) * b, mode)
 
 
+def quotient_f32(a: Array, b: Array, mode: str) -> Array:
+    """a / b of float32. In float64 a quotient of two is exact or farther from any float32 than it was rounded."""
+    return to_f32(a.astype(F8) / b, mode)
+
+
 def fma_f16(a: Array, b: Array, c: Array) -> Array:
     """a * b + c of float16, rounded once to nearest."""
     return odd_sum(a.astype(F8) * b.astype(F8), c.astype(F8)).astype(F2)
@@ -159,5 +164,38 @@ def greater(a: Array, b: Array) -> Array:
 
 
 def or_nan(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """PTX ISA, .NaN: a function of two float32 whose result is NaN if an operand is."""
-    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), F4.type(np.nan), function(a, b))
+    """PTX ISA, .NaN: a function of two floats whose result is NaN if an operand is."""
+    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), a.dtype.type(np.nan), function(a, b))
+
+
+def _to_fp8(x: Array, mantissa: int, lowest: int, largest: float) -> Array:
+    """The magnitude of float32 in units of the smallest subnormal's exponent, as bits of a sign and 7 others."""
+    size = np.minimum(np.abs(x.astype(F8)), largest)
+    _, exponent = np.frexp(size)
+    unit = np.where(size == 0, lowest, np.maximum(exponent - 1, lowest)) - mantissa
+    whole = np.rint(np.ldexp(size, -unit)).astype(np.int64)  # to nearest even; below 2^(mantissa + 1), or equal
+    raw = whole + ((unit + mantissa - lowest) << mantissa)
+    return (raw | (np.signbit(x).astype(np.int64) << 7)).astype(np.uint8)
+
+
+def to_e4m3(x: Array) -> Array:
+    """float32 to bits of e4m3, to nearest even; what is beyond the largest, 448, becomes it; NaN is 0x7f."""
+    return np.where(np.isnan(x), np.uint8(0x7F), _to_fp8(np.where(np.isnan(x), F4.type(0), x), 3, -6, 448.0))
+
+
+def to_e5m2(x: Array) -> Array:
+    """float32 to bits of e5m2, to nearest even; what is beyond the largest, 57344, becomes it; NaN is 0x7f."""
+    return np.where(np.isnan(x), np.uint8(0x7F), _to_fp8(np.where(np.isnan(x), F4.type(0), x), 2, -14, 57344.0))
+
+
+def from_e4m3(raw: Array) -> Array:
+    """Bits of e4m3 to float16, exact."""
+    exponent, fraction = (raw >> 3 & 15).astype(np.int64), (raw & 7).astype(F8)
+    size = np.where(exponent == 0, np.ldexp(fraction, -9), np.ldexp(fraction + 8, exponent - 10))
+    size = np.where((raw & 0x7F) == 0x7F, np.nan, size)
+    return np.where(raw >> 7 != 0, -size, size).astype(F2)
+
+
+def from_e5m2(raw: Array) -> Array:
+    """Bits of e5m2 to float16, exact."""
+    return (raw.astype(U2) << U2.type(8)).view(F2)

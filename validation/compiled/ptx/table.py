@@ -5,8 +5,7 @@ branches) is a `Bound` entry, which makes its step from the instruction itself.
 """
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from validation.compiled.ptx.bits import DTYPES, Array
@@ -14,11 +13,6 @@ from validation.compiled.ptx.parse import Instruction
 
 # What an instruction does to a running `validation.compiled.ptx.machine.Chunk`.
 Step = Callable[[Any], None]
-
-# Comparisons by PTX's names.
-COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
-    name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
-}
 
 
 @dataclasses.dataclass(frozen=True)

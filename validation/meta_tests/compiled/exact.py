@@ -12,7 +12,9 @@ libm.fmaf.restype = ctypes.c_float
 libm.fmaf.argtypes = [ctypes.c_float] * 3
 
 # Bits of the significand, and the exponent of the smallest subnormal.
-FORMATS = {"f32": (24, -149, 128), "f16": (11, -24, 16), "bf16": (8, -133, 128)}
+FORMATS = {"f32": (24, -149, 128), "f16": (11, -24, 16), "bf16": (8, -133, 128), "f64": (53, -1074, 1024)}
+FORMATS |= {"e5m2": (3, -16, 16)}
+WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "f64": 64, "e5m2": 8}
 
 
 def fmaf(a: Any, b: Any, c: Any) -> np.ndarray[Any, Any]:
@@ -23,7 +25,7 @@ def fmaf(a: Any, b: Any, c: Any) -> np.ndarray[Any, Any]:
 def number(raw: int, kind: str) -> Fraction | float:
     """The value of bits of a format; a float for an infinity and a NaN."""
     bits, lowest, _ = FORMATS[kind]
-    width = 32 if kind == "f32" else 16
+    width = WIDTHS[kind]
     sign = -1 if raw >> (width - 1) else 1
     raw &= (1 << (width - 1)) - 1
     exponent, fraction = raw >> (bits - 1), raw & ((1 << (bits - 1)) - 1)
@@ -41,7 +43,7 @@ def _scaled(value: int, exponent: int) -> Fraction:
 def rounded(value: Fraction, kind: str, mode: str, zero_sign: int = 0) -> int:
     """Bits of a format for an exact value; `zero_sign` is the sign bit of an exact zero."""
     bits, lowest, top = FORMATS[kind]
-    width = 32 if kind == "f32" else 16
+    width = WIDTHS[kind]
     if value == 0:
         return zero_sign << (width - 1)
     negative, size = value < 0, abs(value)

@@ -16,9 +16,9 @@ import torch
 
 import fused_ops
 from fused_ops import _launch
-from validation.compiled.ptx.errors import Violation
 from validation.compiled.ptx.executing import executing
 from validation.compiled.ptx.launch import Launch, run_launch
+from validation.compiled.ptx.machine import Outcome
 from validation.ops import reference_op, reference_op_names
 
 TOKENS, WIDTH = (1 << 21) + 64, 1024  # 2^31 elements and 65,536 more
@@ -47,7 +47,7 @@ def arguments(op: str) -> dict[str, Any]:
     return {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items() if name in names}
 
 
-def some_programs(launch: Launch) -> list[Violation]:
+def some_programs(launch: Launch) -> Outcome:
     """Run the programs at both ends and in the middle of a launch."""
     last = launch.grid[0]
     return run_launch(launch, ctas=[0, 1, last // 2 - 1, last // 2, last - 2, last - 1])

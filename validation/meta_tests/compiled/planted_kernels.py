@@ -16,6 +16,7 @@ from torch import Tensor
 from validation.compiled.ptx.errors import Violation
 from validation.compiled.ptx.executing import executing, how
 from validation.compiled.ptx.launch import Launch, run_launch
+from validation.compiled.ptx.machine import Outcome
 
 
 @triton.jit
@@ -136,7 +137,7 @@ FAULTS: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
 def _run(name: str) -> list[Violation]:
     call, runs_how = FAULTS[name]
 
-    def last(launch: Launch) -> list[Violation]:
+    def last(launch: Launch) -> Outcome:
         return run_launch(launch, ctas=range(launch.grid[0] - 4, launch.grid[0]))
 
     last_alone = last if "last" in runs_how else None
@@ -151,8 +152,8 @@ def barriers() -> dict[str, list[Violation]]:
 
     found: dict[str, list[Violation]] = {}
 
-    def without(number: int | None) -> Callable[[Launch], list[Violation]]:
-        def run(launch: Launch) -> list[Violation]:
+    def without(number: int | None) -> Callable[[Launch], Outcome]:
+        def run(launch: Launch) -> Outcome:
             parts = launch.ptx.split("bar.sync \t0;")
             assert len(parts) == 6, len(parts)
             kept = ["bar.sync \t0;" if n != number else "" for n in range(len(parts) - 1)]

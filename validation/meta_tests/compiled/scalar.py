@@ -9,10 +9,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from validation.meta_tests.compiled.exact import FORMATS, number, rounded
+from validation.meta_tests.compiled.exact import FORMATS, WIDTHS, number, rounded
 
 Meaning = Callable[..., int]
-NAN = {"f32": 0x7FFFFFFF, "f16": 0x7FFF, "bf16": 0x7FFF}
+NAN = {kind: (1 << (width - 1)) - 1 for kind, width in WIDTHS.items()}
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
     "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
@@ -21,6 +21,8 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 def size_of(type_: str) -> int:
     """Bits of a type."""
+    if type_ in ("e4m3", "e5m2"):
+        return 8
     if type_ == "pred":
         return 1
     if type_.endswith("x2"):
@@ -48,6 +50,11 @@ def meaning(opcode: str) -> Meaning:
         return _compare(parts)
     if name == "selp":
         return lambda a, b, p: a if p else b
+    if name == "testp":
+        return _tested(parts)
+    if type_ in ("s16x2", "u16x2"):
+        one = _integer(name, [*parts[:-1], type_[:3]])
+        return lambda a, b: one(a & 0xFFFF, b & 0xFFFF) | one(a >> 16, b >> 16) << 16
     if type_ in FORMATS or type_ in ("f16x2", "bf16x2", "f32x2"):
         return _floating(name, parts)
     return _integer(name, parts)
@@ -89,7 +96,24 @@ def _integer(name: str, parts: list[str]) -> Meaning:
     def shift_right(x: int, n: int) -> int:
         return integer(x, type_) >> min(n, size)
 
+    def topmost(x: int) -> int:
+        return (~x if integer(x, type_) < 0 else x) & ((1 << size) - 1)
+
+    def find(x: int) -> int:
+        return topmost(x).bit_length() - 1 if topmost(x) else 0xFFFFFFFF
+
+    def funnel(low: int, high: int, by: int) -> int:
+        n, whole = by % 32 if "wrap" in parts else min(by, 32), high << 32 | low
+        return whole << n >> 32 if parts[0] == "l" else whole >> n
+
     simple: dict[str, Meaning] = {
+        "cvta.global": lambda x: x,  # a generic address of global memory is its own
+        "popc": lambda x: f"{x:b}".count("1"),
+        "clz": lambda x: size - x.bit_length(),
+        "brev": lambda x: int(f"{x:0{size}b}"[::-1], 2),
+        "bfind": find,
+        "bfind.shiftamt": lambda x: size - 1 - find(x) if topmost(x) else 0xFFFFFFFF,
+        **{f"shf.{side}.{mode}": funnel for side in "lr" for mode in ("wrap", "clamp")},
         "add": lambda a, b: a + b,
         "sub": lambda a, b: a - b,
         "mul.lo": lambda a, b: a * b,
@@ -123,7 +147,7 @@ def _integer(name: str, parts: list[str]) -> Meaning:
 
 
 def _negative(raw: int, kind: str) -> bool:
-    return raw >> (31 if kind == "f32" else 15) == 1
+    return raw >> (WIDTHS[kind] - 1) == 1
 
 
 def _flush(raw: int) -> int:
@@ -142,15 +166,21 @@ def _floating(name: str, parts: list[str]) -> Meaning:
             return low | one(*(raw >> half for raw in raws)) << half
 
         return both
-    if len(parts) > 1 and parts[-2] == "f32":  # add.f32.bf16: the first operands are narrow
+    if len(parts) > 1 and parts[-2] == "f32" and kind != "f32":  # add.f32.bf16: the first operands are narrow
         wide = _floating(name, [*parts[:-2], "f32"])
         return lambda *raws: wide(*(_widen(raw, kind) for raw in raws[:-1]), raws[-1])
     if name == "copysign":
-        return lambda a, b: (a & 0x80000000) | (b & 0x7FFFFFFF)
+        top = 1 << (WIDTHS[kind] - 1)
+        return lambda a, b: (a & top) | (b & (top - 1))
     ftz = "ftz" in parts
 
     def compute(*raws: int) -> int:
         raws = tuple(map(_flush, raws)) if ftz else raws
+        if "xorsign" in parts:
+            top = 1 << (WIDTHS[kind] - 1)
+            size = _arithmetic(name, tuple(raw & (top - 1) for raw in raws), kind, mode)
+            result = size if size == NAN[kind] else size | (raws[0] ^ raws[1]) & top
+            return _flush(result) if ftz else result
         result = _arithmetic(name, raws, kind, mode, keep_nan="NaN" in parts)
         return _flush(result) if ftz else result
 
@@ -165,14 +195,14 @@ def _widen(raw: int, kind: str) -> int:
 
 
 def _infinity(kind: str, negative: bool) -> int:
-    width = 32 if kind == "f32" else 16
+    width = WIDTHS[kind]
     return negative << (width - 1) | ((1 << (width - FORMATS[kind][0])) - 1) << (FORMATS[kind][0] - 1)
 
 
 def _arithmetic(name: str, raws: tuple[int, ...], kind: str, mode: str, *, keep_nan: bool = False) -> int:
     values = [number(raw, kind) for raw in raws]
     signs = [_negative(raw, kind) for raw in raws]
-    flip = 1 << (31 if kind == "f32" else 15)
+    flip = 1 << (WIDTHS[kind] - 1)
     nan = [isinstance(v, float) and math.isnan(v) for v in values]
     if name in ("min", "max"):
         if any(nan):
@@ -193,7 +223,7 @@ def _arithmetic(name: str, raws: tuple[int, ...], kind: str, mode: str, *, keep_
     if name in ("sqrt", "rcp"):
         return _root(values[0], signs[0], kind) if name == "sqrt" else _divide(Fraction(1), values[0], signs[0], kind)
     if name == "div":
-        return _divide(values[0], values[1], signs[0] != signs[1], kind)
+        return _divide(values[0], values[1], signs[0] != signs[1], kind, mode)
     if name == "mul":
         return _multiply(values, signs[0] != signs[1], kind, mode)
     if name == "fma":
@@ -220,12 +250,12 @@ def _fma(values: list[Any], signs: list[bool], kind: str, mode: str) -> int:
     return rounded(a * b + c, kind, mode, int(zero))
 
 
-def _divide(a: Any, b: Any, negative: bool, kind: str) -> int:
+def _divide(a: Any, b: Any, negative: bool, kind: str, mode: str = "rn") -> int:
     if isinstance(a, float) or b == 0:
         return NAN[kind] if isinstance(b, float) or (b == 0 and a == 0) else _infinity(kind, negative)
     if isinstance(b, float):
         return rounded(Fraction(0), kind, "rn", int(negative))
-    return rounded(a / b, kind, "rn", int(negative))
+    return rounded(a / b, kind, mode, int(negative))
 
 
 def _root(value: Any, negative: bool, kind: str) -> int:
@@ -235,10 +265,33 @@ def _root(value: Any, negative: bool, kind: str) -> int:
         return NAN[kind]
     if isinstance(value, float):
         return _infinity(kind, False)
-    scaled = value * 4**300  # the integer root has hundreds of bits; a last one stands for all that follow
+    scaled = value * 4**700  # the integer root has hundreds of bits; a last one stands for all that follow
     whole = math.isqrt(scaled.numerator // scaled.denominator)
     exact = whole * whole * scaled.denominator == scaled.numerator
-    return rounded(Fraction(2 * whole + (not exact), 2 * 2**300), kind, "rn")
+    return rounded(Fraction(2 * whole + (not exact), 2 * 2**700), kind, "rn")
+
+
+def _tested(parts: list[str]) -> Meaning:
+    kind, lowest = parts[-1], FORMATS[parts[-1]][1]
+    bits = FORMATS[kind][0]
+
+    def holds(raw: int) -> int:
+        value = number(raw, kind)
+        infinite = value in (float("inf"), -float("inf"))
+        lost = isinstance(value, float) and math.isnan(value)
+        small = not isinstance(value, float) and abs(value) < Fraction(2) ** (lowest + bits - 1)
+        return int(
+            {
+                "finite": not infinite and not lost,
+                "infinite": infinite,
+                "number": not lost,
+                "notanumber": lost,
+                "normal": not infinite and not lost and not small,
+                "subnormal": small and value != 0,
+            }[parts[0]]
+        )
+
+    return holds
 
 
 def _compare(parts: list[str]) -> Meaning:
@@ -263,9 +316,16 @@ def _compare(parts: list[str]) -> Meaning:
 def _convert(parts: list[str]) -> Meaning:
     to, of = parts[-2:]
     mode = next((p for p in parts if p in ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")), "rn")
+    if "sat" in parts:
+        return _saturate("ftz" in parts)
     if to.endswith("x2"):
-        one = _convert([*parts[:-2], to[:-2], of])
-        return lambda high, low: one(high) << 16 | one(low)
+        one, half = _convert([*parts[:-2], to[:-2], of.removesuffix("x2")]), size_of(to) // 2
+        if of.endswith("x2"):
+            width = size_of(of) // 2
+            return lambda raw: one(raw >> width) << half | one(raw & ((1 << width) - 1))
+        return lambda high, low: one(high) << half | one(low)
+    if "e4m3" in (to, of):
+        return _to_e4m3(of) if to == "e4m3" else lambda raw: _exactly(e4m3(raw), raw >> 7, to)
     if of not in FORMATS and to not in FORMATS:
         return lambda raw: wrap(integer(raw, of), size_of(to))
     if of not in FORMATS:
@@ -279,15 +339,57 @@ def _convert(parts: list[str]) -> Meaning:
         value, negative = number(raw, of), _negative(raw, of)
         if to in FORMATS:
             if isinstance(value, float):
+                if "satfinite" in parts and math.isinf(value):
+                    return _infinity(to, negative) - 1
                 return NAN[to] if math.isnan(value) else _infinity(to, negative)
+            if "satfinite" in parts:
+                value = max(-Fraction(57344), min(value, Fraction(57344)))
             return rounded(Fraction(whole(value)) if whole else value, to, "rn" if whole else mode, int(negative))
         assert whole is not None
         low = -(1 << (size_of(to) - 1)) if to[0] == "s" else 0
         high = low + (1 << size_of(to)) - 1
         if isinstance(value, float):
             if math.isnan(value):
-                return 1 << 63 if size_of(to) == 64 else 0
+                return 1 << (size_of(to) - 1) if 64 in (size_of(to), size_of(of)) else 0
             return wrap(low if value < 0 else high, size_of(to))
         return wrap(max(low, min(high, whole(value))), size_of(to))
 
     return convert
+
+
+def _saturate(flushed: bool) -> Meaning:
+    def clamp(raw: int) -> int:
+        value = number(_flush(raw) if flushed else raw, "f32")
+        if isinstance(value, float):
+            return 0x3F800000 if value > 0 else 0
+        return rounded(max(Fraction(0), min(value, Fraction(1))), "f32", "rn")
+
+    return clamp
+
+
+def e4m3(raw: int) -> Fraction | float:
+    """The value of bits of e4m3: a sign, 4 bits of exponent with bias 7, 3 of fraction; no infinity."""
+    exponent, fraction = raw >> 3 & 15, raw & 7
+    if raw & 0x7F == 0x7F:
+        return math.nan
+    size = Fraction(fraction, 512) if exponent == 0 else Fraction(8 + fraction, 8) * Fraction(2) ** (exponent - 7)
+    return -size if raw >> 7 else size
+
+
+def _exactly(value: Fraction | float, sign: int, to: str) -> int:
+    return NAN[to] if isinstance(value, float) else rounded(value, to, "rn", sign)
+
+
+_E4M3 = {raw: Fraction(e4m3(raw)) for raw in range(0x7F)}
+
+
+def _to_e4m3(of: str) -> Meaning:
+    """The nearest of all values, the even one of two; beyond the largest it is the largest."""
+
+    def nearest(raw: int) -> int:
+        value, sign = number(raw, of), int(_negative(raw, of)) << 7
+        if isinstance(value, float):
+            return 0x7F if math.isnan(value) else sign | 0x7E
+        return sign | min(_E4M3, key=lambda code: (abs(_E4M3[code] - abs(value)), code & 1))
+
+    return nearest

@@ -2,64 +2,22 @@
 
 import contextlib
 import functools
+import itertools
 import operator
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from validation.compiled.ptx.errors import NotExecutedError, Violation
+from validation.compiled.ptx.errors import NotExecutedError
 from validation.compiled.ptx.machine import run
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.parse import parse
 from validation.compiled.ptx.program import program
-
-HEADER = """
-.version 8.7
-.target sm_90a
-.address_size 64
-.extern .shared .align 16 .b8 global_smem[];
-.visible .entry small(
-	.param .u64 .ptr .global .align 1 small_param_0
-)
-.reqntid {threads}
-{{
-	.reg .pred %p<9>;
-	.reg .b16 %rs<9>;
-	.reg .b32 %r<20>;
-	.reg .b64 %rd<9>;
-	.loc 1 7 3                          // a.py:7:3 @[ b.py:9:1 ]
-	mov.u32 %r0, %tid.x;
-	mov.u32 %r9, %ctaid.x;
-	ld.param.b64 %rd0, [small_param_0];
-	mad.lo.s32 %r8, %r9, {threads}, %r0;
-	mad.wide.u32 %rd1, %r8, 4, %rd0;
-	.loc 1 8 3                          // a.py:8:3 @[ b.py:9:1 ]
-"""
-END = '\n	st.global.b32 [%rd1], %r1;\n	ret;\n}\n	.file	1 "/src/a.py"\n'
-
-
-def ptx(body: str, threads: int = 64) -> str:
-    return HEADER.format(threads=threads) + body + END
-
-
-def execute(
-    body: str, threads: int = 64, ctas: int = 2, *, shared: int = 0, races: bool = False
-) -> tuple[list[int], list[Violation]]:
-    """What each thread leaves in %r1, CTA by CTA."""
-    out = torch.zeros(threads * ctas, dtype=torch.int32)
-    memory = Memory([("out", out)])
-    violations = run(
-        program(ptx(body, threads)),
-        (ctas, 1, 1),
-        [np.uint64(memory.address(out))],
-        memory,
-        shared_bytes=shared,
-        races=races,
-    )
-    memory.write_back()
-    return out.tolist(), violations
+from validation.meta_tests.compiled.scalar import meaning
+from validation.meta_tests.compiled.small_kernel import execute, ptx
 
 
 def test_instructions_know_their_python_line_and_who_called_it() -> None:
@@ -82,8 +40,9 @@ def test_inline_assembly_opens_scopes_with_registers_of_its_own() -> None:
         ("	add.rn.bf16 %rs1, %r0, %r0;", r"add\.rn\.bf16 at .*%r0 has 32 bits, bf16 has 16"),
         ("	mov.u32 %r1, %clock;", r"mov\.u32 at .*%clock"),
         ("	mov.u32 %r1, %warpid;", r"mov\.u32 at .*%warpid"),
+        ("	ld.local.b32 %r1, [%r0];", r"ld\.local\.b32 at .*declares no local memory"),
         ("	bar.sync 1;", r"bar\.sync at .*only barrier 0"),
-        ("	shfl.sync.bfly.b32 %r1, %r0, 1, 31, 255;", r"only a shuffle of all lanes"),
+        ("	shfl.sync.bfly.b32 %r1, %r0, 1, 31, -2147483649;", r"does not fit 32 bits"),
         ("	mov.b32 %r1, 0x100000000;", r"does not fit 32 bits"),
         ("	ld.global.b32 %r1, [%rd0+%rd1];", r"no address of a known form"),
         ("	bra $L__nowhere;", r"\$L__nowhere"),
@@ -92,6 +51,168 @@ def test_inline_assembly_opens_scopes_with_registers_of_its_own() -> None:
 def test_what_is_not_known_is_refused_before_anything_runs(body: str, message: str) -> None:
     with pytest.raises(NotExecutedError, match=message):
         program(ptx(body))
+
+
+def test_scopes_may_give_one_name_to_registers_of_two_sizes() -> None:
+    body = """
+	{
+	.reg .b32 a; .reg .pred p;
+	mov.b32 a, 7;
+	setp.eq.u32 p, %r0, 3;
+	@p add.s32 a, a, 1;
+	mov.b32 %r2, a;
+	}
+	{
+	.reg .b16 a, b;
+	mov.b32 {a, b}, %r2;
+	mov.b32 %r1, {b, a};
+	}
+"""
+    got, _ = execute(body)
+    assert got[:5] == [7 << 16, 7 << 16, 7 << 16, 8 << 16, 7 << 16]
+
+
+def test_each_thread_has_local_memory_of_its_own() -> None:
+    body = """
+	.local .align 4 .b8 __local_depot0[28];
+	.reg .b64 %SPL;
+	mov.b64 %SPL, __local_depot0;
+	add.u64 %rd2, %SPL, 4;
+	cvt.u32.u64 %r4, %rd2;
+	st.local.b32 [%r4+20], %r8;
+	st.local.b32 [%r4+16], %r0;
+	bar.sync 0;
+	ld.local.b32 %r1, [%SPL+24];
+"""
+    got, violations = execute(body, races=True)
+    assert got == [*range(128)]
+    assert not violations
+    _, (read,) = execute(body.replace("[%SPL+24]", "[%SPL+28]"))
+    assert (read.kind, read.where) == ("OUT_OF_BOUNDS_READ", "byte 28 of 28 of local memory")
+
+
+CONSTANT = "	mov.b64 %rd2, table;\n	and.b32 %r2, %r0, 3;\n	mad.wide.u32 %rd3, %r2, 4, %rd2;\n"
+
+
+TABLE = ".global .align 4 .b8 table[16] = {1, 0, 0, 0, 2, 1, 0, 0, 3, 0, 0, 0, 4};"
+
+
+def test_a_variable_of_the_module_is_read_and_has_an_end() -> None:
+    got, violations = execute(CONSTANT + "	ld.global.nc.b32 %r1, [%rd3];", module=TABLE)
+    assert got == [1, 258, 3, 4] * 32
+    assert not violations
+    _, (read,) = execute(CONSTANT + "	ld.global.nc.b32 %r1, [%rd3+8];", module=TABLE)
+    assert (read.kind, read.count) == ("OUT_OF_BOUNDS_READ", 64)
+
+
+FAIL = """.extern .func __assertfail
+(
+	.param .b64 a
+);
+.global .align 1 .b8 message[8] = {116, 111, 111, 32, 98, 105, 103};"""
+
+
+@pytest.mark.parametrize("most", [63, 50])
+def test_an_assertion_that_fails_is_told_with_its_text_and_ends_the_launch(most: int) -> None:
+    """The threads that fail come last in the text; the others would wait for them at the barrier."""
+    body = f"""
+	mov.b32 %r1, 5;
+	setp.gt.u32 %p0, %r0, {most};
+	@%p0 bra $L_fail;
+	bar.sync 0;
+	st.global.b32 [%rd1], %r1;
+	ret;
+$L_fail:
+	{{ // callseq 0, 0
+	.param .b64 param0;
+	.param .b64 param1;
+	mov.b64 %rd2, message;
+	cvta.global.u64 %rd3, %rd2;
+	st.param.b64 [param0], %rd3;
+	st.param.b64 [param1], 1;
+	call.uni __assertfail, (param0, param1);
+	}} // callseq 0
+	trap;
+"""
+    got, violations = execute(body, module=FAIL)
+    if most == 63:
+        assert set(got) == {5}
+        assert not violations
+    else:
+        (failed,) = violations
+        assert (failed.kind, failed.thread, failed.count) == ("ASSERTION_FAILED", 51, 26)
+        assert failed.where == "the assertion 'too big' does not hold"
+        assert set(got) == {0}
+
+
+def test_a_declared_function_is_refused_where_it_is_called_and_a_defined_one_anywhere() -> None:
+    declared = ptx("	call.uni vprintf, (param0);", module=".extern .func vprintf\n(\n);")
+    with pytest.raises(NotExecutedError, match=r"call\.uni at .*a call of vprintf"):
+        program(declared)
+    with pytest.raises(NotExecutedError, match="with functions"):
+        program(ptx("	mov.b32 %r1, 1;", module=".func helper() { ret; }"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_product_of_many_words_carries_from_word_to_word(seed: int) -> None:
+    """As libdevice multiplies: the carry of each sum of a low half goes into the next high half."""
+    body = """
+	mov.b32 %r2, {a};
+	mov.b32 %r3, {b};
+	mov.b32 %r4, {c};
+	mad.lo.cc.u32 %r5, %r2, %r3, %r4;
+	madc.hi.u32 %r1, %r2, %r3, 5;
+"""
+    random = np.random.default_rng(seed)
+    for a, b, c in [(0xFFFFFFFF,) * 3, (0, 0, 0xFFFFFFFF), *random.integers(0, 1 << 32, (10, 3)).tolist()]:
+        got, _ = execute(body.format(a=a, b=b, c=c), 32, 1)
+        assert got[0] & 0xFFFFFFFF == ((a * b + c) >> 32) + 5 & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("kind", ["f16x2", "bf16x2"])
+def test_a_comparison_of_pairs_sets_a_predicate_for_each_half(kind: str) -> None:
+    values = [0x0000, 0x8000, 0x3C00, 0xBC00, 0x7F81, 0x0001]  # +0, -0, two numbers, NaN in both formats, a subnormal
+    for relation in ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "nan", "num"):
+        holds = meaning(f"setp.{relation}.{kind.removesuffix('x2')}")
+        for a, b in itertools.product(values, values):
+            body = f"""
+	mov.b32 %r2, {a | b << 16};
+	mov.b32 %r3, {b | b << 16};
+	setp.{relation}.{kind} %p1|%p2, %r2, %r3;
+	selp.b32 %r4, 1, 0, %p1;
+	selp.b32 %r5, 2, 0, %p2;
+	add.s32 %r1, %r4, %r5;
+"""
+            assert execute(body, 32, 1)[0][0] == holds(a, b) + 2 * holds(b, b), (relation, hex(a), hex(b))
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r1, %r2}, {%r1, %r2}, {%r1}, {%r1, %r2}",
+        "wgmma.fence.sync.aligned",
+        "wgmma.commit_group.sync.aligned",
+        "tcgen05.wait::ld.sync.aligned",
+        "mbarrier.init.shared::cta.b64 [%r1], 1",
+        "mbarrier.try_wait.parity.shared::cta.b64 %p0, [%r1], %r2",
+        "cp.async.bulk.commit_group",
+        "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r3}], [%r4]",
+        "cp.async.mbarrier.arrive.shared.b64 [%r1]",
+        "fence.proxy.async.shared::cta",
+        "elect.sync %r1|%p0, -1",
+        "match.any.sync.b32 %r1, %r2, -1",
+        "setmaxnreg.dec.sync.aligned.u32 24",
+        "barrier.cluster.arrive.relaxed.aligned",
+        "nanosleep.u32 20",
+        "rsqrt.approx.f64 %rd1, %rd2",
+        "rcp.approx.ftz.f64 %rd1, %rd2",
+        "cvta.local.u64 %rd1, %rd2",
+    ],
+)
+def test_tensor_cores_bulk_copies_and_what_has_no_documented_bits_are_refused_by_name(instruction: str) -> None:
+    opcode = re.escape(instruction.partition(" ")[0])
+    with pytest.raises(NotExecutedError, match=rf"^{opcode} at /src/a\.py:8 in b\.py:9 is not executed"):
+        program(ptx(f"	{instruction};"))
 
 
 def test_threads_of_a_warp_part_and_meet_again() -> None:
@@ -196,11 +317,6 @@ def test_a_reduction_of_floats_passes_over_a_nan_or_keeps_it(opcode: str, result
 """
     got = np.array(execute(body, 32, 1)[0], np.int32)
     assert set(got.tolist()) == ({0x7FFFFFFF} if np.isnan(result) else {int(np.float32(result).view(np.int32))})
-
-
-def test_a_reduction_of_some_lanes_is_refused() -> None:
-    with pytest.raises(NotExecutedError, match="only a reduction of all lanes"):
-        execute("	mov.b32 %r2, 255;\n	redux.sync.add.u32 %r1, %r8, %r2;")
 
 
 PARTLY = "	setp.lt.u32 %p0, %r0, 20;\n	@%p0 bra $L_on;\n	{};\n$L_on:\n	mov.b32 %r1, 1;"
@@ -368,6 +484,39 @@ def test_a_matrix_is_stored_and_loaded_as_the_isa_lays_it_out() -> None:
     load = "	ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r14, %r15, %r1, %r16}, [%r4];"
     got, violations = execute(body + load, 32, shared=512)
     assert got == [4 * n + 2 for n in range(64)]
+    assert not violations
+
+
+def test_a_transposed_matrix_is_stored_and_loaded_as_the_isa_lays_it_out() -> None:
+    """Element e of row r of matrix m is 64 m + 8 r + e; transposed, lane l holds [2 (l % 4)][l // 4]."""
+    fill = """
+	mov.b32 %r2, global_smem;
+	shl.b32 %r3, %r0, 4;
+	add.s32 %r4, %r2, %r3;
+	shl.b32 %r5, %r0, 3;
+	mov.b32 %r6, 65536;
+	mad.lo.s32 %r10, %r5, 65537, %r6;
+	add.s32 %r11, %r10, 131074;
+	add.s32 %r12, %r11, 131074;
+	add.s32 %r13, %r12, 131074;
+	st.shared.v4.b32 [%r4], {%r10, %r11, %r12, %r13};
+	bar.sync 0;
+"""
+    load = "	ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r14, %r15, %r1, %r16}, [%r4];"
+    got, violations = execute(fill + load, 32, 1, shared=512)
+    at = [(2 * 64 + 8 * (2 * (lane % 4)) + lane // 4) for lane in range(32)]
+    assert got == [first | (first + 8) << 16 for first in at]
+    assert not violations
+    store = """
+	ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r14, %r15, %r16, %r17}, [%r4];
+	bar.sync 0;
+	stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%r4], {%r17, %r16, %r15, %r14};
+	bar.sync 0;
+	ld.shared.v4.b32 {%r14, %r1, %r15, %r16}, [%r4];
+"""
+    got, violations = execute(fill + store, 32, 1, shared=512)
+    rows = [8 * (8 * (3 - lane // 8) + lane % 8) + 2 for lane in range(32)]  # the same rows, matrices in reverse
+    assert got == [first | (first + 1) << 16 for first in rows]
     assert not violations
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from validation.compiled.ptx.errors import NotExecutedError
 from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.table import Elementwise
-from validation.meta_tests.compiled.exact import fmaf, libm, rounded
+from validation.meta_tests.compiled.exact import WIDTHS, fmaf, libm, rounded
 from validation.meta_tests.compiled.one_opcode import apply
 from validation.meta_tests.compiled.scalar import meaning, size_of
 
@@ -21,9 +22,12 @@ CORNERS = {
     "f32": [0, 1, 0x007FFFFF, 0x00800000, 0x3F800000, 0x3F800001, 0x3F7FFFFF, 0x3F000000, 0x4B800000, 0x7F7FFFFF,
             0x7F800000, 0x7FADFEED, 0x4F000000, 0x5F000000, 0x33800000, 0x40490FDB],
     "f16": [0, 1, 0x03FF, 0x0400, 0x3C00, 0x3C01, 0x3BFF, 0x7BFF, 0x7C00, 0x7DED],
+    "f64": [0, 1, 0x000FFFFFFFFFFFFF, 0x0010000000000000, 0x3FF0000000000000, 0x3FF0000000000001, 0x3FEFFFFFFFFFFFFF,
+            0x3FE0000000000000, 0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FFADFEED0000001, 0x41E0000000000000,
+            0x43E0000000000000, 0x3690000000000000, 0x36A0000000000001, 0x47EFFFFFEFFFFFFF, 0x40EFFE0000000000],
     "bf16": [0, 1, 0x7F, 0x80, 0x3F80, 0x3F81, 0x3F7F, 0x7F7F, 0x7F80, 0x7FAD],
 }  # fmt: skip
-CORNERS = {kind: values + [v | 1 << (31 if kind == "f32" else 15) for v in values] for kind, values in CORNERS.items()}
+CORNERS = {kind: values + [v | 1 << (WIDTHS[kind] - 1) for v in values] for kind, values in CORNERS.items()}
 RANDOM = 100
 MOST = 600
 
@@ -34,7 +38,7 @@ def corners(type_: str) -> list[int]:
     if type_ == "pred":
         return [0, 1]
     size = size_of(type_)
-    if type_.endswith("x2"):
+    if type_.endswith("x2"):  # only floats have such types
         half = CORNERS[type_[:-2]]
         return [a | b << size // 2 for a, b in zip(half, half[3:] + half[:3], strict=True)]
     middle, top = 1 << (size - 1), (1 << size) - 1
@@ -44,19 +48,21 @@ def corners(type_: str) -> list[int]:
 def tuples(spelling: str, entry: Elementwise) -> list[tuple[int, ...]]:
     random = np.random.default_rng(sum(spelling.encode()))
     # A copysign's bits are a float's.
-    types = ["f32"] * 2 if spelling == "copysign.f32" else [*entry.operands]
+    types = [spelling.partition(".")[2]] * 2 if spelling.startswith("copysign") else [*entry.operands]
     pools = [corners(t) for t in types]
-    if entry.operands[-1] == "u32" and spelling.startswith(("shl", "shr", "bfe", "bfi")):
+    if entry.operands[-1] == "u32" and spelling.startswith(("shl", "shr", "bfe.", "bfi.", "shf")):
         for n in range(1 if spelling.startswith("sh") else 2):
             pools[-1 - n] = [0, 1, 7, 15, 16, 31, 32, 33, 63, 64, 200, 255]
     every = list(itertools.islice(itertools.product(*pools), 200_000))
     chosen = every if len(every) <= MOST else [every[n] for n in random.choice(len(every), MOST, replace=False)]
     drawn = [[int(x) >> (64 - size_of(t)) for x in random.integers(0, 2**64 - 1, RANDOM, np.uint64)] for t in types]
     near = []  # operands of like size, whose sums cancel and whose products are rounded
-    if len(types) > 1 and types[0] == types[-1] == "f32":
+    if len(types) > 1 and types[0] == types[-1] and types[0] in ("f32", "f64"):
         values = np.ldexp(random.uniform(1, 2, (RANDOM, len(types))), random.integers(-2, 3, (RANDOM, len(types))))
-        values = (values * random.choice([-1, 1], values.shape)).astype(np.float32)
-        near = [tuple(map(int, row)) for row in values.view(np.uint32)]
+        values = (values * random.choice([-1, 1], values.shape)).astype(
+            types[0].replace("f32", "f4").replace("f64", "f8")
+        )
+        near = [tuple(map(int, row)) for row in values.view(np.uint32 if types[0] == "f32" else np.uint64)]
     if spelling.startswith("fma") and types[0] in ("f16", "bf16"):
         # (1 + 2^-i) (1 + 2^-j) is a tie of the format if i + j is the number of its bits; the addend decides.
         bits, one = (11, 0x3C00) if types[0] == "f16" else (8, 0x3F80)
@@ -162,6 +168,41 @@ def test_a_conversion_to_16_bits_is_right_around_every_value_and_every_tie() -> 
             for mode in ("rn", "rz", "rm", "rp"):
                 got = apply(f"cvt.{mode}.{kind}.f32 %rs0, %r1", some)
                 assert got.tolist() == [meaning(f"cvt.{mode}.{kind}.f32")(int(raw)) for raw in some]
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "e5m2"])
+def test_every_pair_of_8_bits_is_widened_right(kind: str) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    one = [meaning(f"cvt.rn.f16.{kind}")(raw) for raw in range(256)]
+    got = apply(f"cvt.rn.f16x2.{kind}x2 %r0, %rs1", every)
+    assert got.tolist() == [one[raw & 255] | one[raw >> 8] << 16 for raw in range(1 << 16)]
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "e5m2"])
+def test_a_conversion_to_8_bits_is_right_at_every_value_and_every_tie(kind: str) -> None:
+    """All 8-bit values, the midpoints between them and the numbers of float32 beside both."""
+    values = np.array([meaning(f"cvt.rn.f16.{kind}")(raw) for raw in range(128)], np.uint16).view(np.float16)
+    values = np.unique(values[np.isfinite(values)].astype(np.float32))
+    points = np.concatenate([values, (values[1:] + values[:-1]) / 2, np.array([460, 480, 60000, 65000, 1e30, np.inf])])
+    points = points.astype(np.float32)
+    points = np.concatenate([np.nextafter(points, np.float32(0)), points, np.nextafter(points, np.float32(np.inf))])
+    points = np.concatenate([points, -points, np.array([np.nan], np.float32)])
+    got = apply(f"cvt.rn.satfinite.{kind}x2.f32 %rs0, %r1, %r2", points, points[::-1].copy())
+    one = [meaning(f"cvt.rn.satfinite.{kind}.f32")(int(raw)) for raw in points.view(np.uint32)]
+    assert got.tolist() == [high << 8 | low for high, low in zip(one, one[::-1], strict=True)]
+
+
+def test_float16_becomes_bfloat16_without_a_rounding_where_it_is_one() -> None:
+    exact = np.array([0x3C00, 0xC000, 0x0001, 0x7C00, 0x7C01], np.uint16)
+    assert apply("cvt.bf16.f16 %rs0, %rs1", exact).tolist() == [0x3F80, 0xC000, 0x3380, 0x7F80, 0x7FFF]
+    with pytest.raises(NotExecutedError, match=r"cvt\.bf16\.f16 .* names no rounding"):
+        apply("cvt.bf16.f16 %rs0, %rs1", np.array([0x3C01], np.uint16))
+
+
+def test_a_64_bit_integer_is_rounded_to_bfloat16_once() -> None:
+    """2^60 + 2^52 + 1 lies above a tie, which float64 loses."""
+    assert apply("cvt.rn.bf16.s64 %rs0, %rd1", np.array([2**60 + 2**52 + 1], np.int64)).tolist() == [0x5D81]
+    assert apply("cvt.rn.bf16.s64 %rs0, %rd1", np.array([2**60 + 2**52], np.int64)).tolist() == [0x5D80]
 
 
 def test_fma_is_not_float64_arithmetic() -> None:
