@@ -115,7 +115,11 @@ def vector(t: Tensor | None) -> Vector | None:
 
 
 def rows_of(t: Tensor) -> Rows:
-    """The rows of a tensor, in as few dimensions as its strides allow."""
+    """The rows of a tensor, in as few dimensions as its strides allow.
+
+    A single row keeps its stride, though nothing is multiplied by it: Triton lays a tile out by the strides, and a row
+    of transposed activations must be summed in the same order whether it is alone or not.
+    """
     sizes: list[int] = []
     strides: list[int] = []
     for size, stride in zip(t.shape[-2::-1], t.stride()[-2::-1], strict=True):
@@ -126,7 +130,7 @@ def rows_of(t: Tensor) -> Rows:
         else:
             sizes.append(size)
             strides.append(stride)
-    return Rows(t, t.stride(-1), tuple(sizes[:-1]), tuple(strides) or (0,))
+    return Rows(t, t.stride(-1), tuple(sizes[:-1]), tuple(strides) or t.stride()[-2:-1] or (0,))
 
 
 def contiguous_rows(t: Tensor) -> Rows:

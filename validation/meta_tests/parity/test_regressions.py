@@ -52,7 +52,22 @@ def summed_in_one_chain(x: Tensor, weight: Tensor, eps: float, **_: Any) -> Any:
     return (wide * rstd.unsqueeze(-1) * weight.float()).to(x.dtype)
 
 
+def one_row_in_another_order(x: Tensor, eps: float, **_: Any) -> Any:
+    """As a compiled kernel does whose tile is laid out by strides that it does not get of a single row."""
+
+    def mean(t: Tensor) -> Tensor:
+        columns = t.unbind(-1)
+        total = torch.zeros(t.shape[:-1])
+        for column in columns if len(x) > 1 else reversed(columns):
+            total += column
+        return (total / t.shape[-1]).unsqueeze(-1)
+
+    deviation = x - mean(x)
+    return deviation * torch.rsqrt(mean(deviation * deviation) + eps)
+
+
 MISTAKES: dict[str, Callable[..., Any]] = {
+    "layer_norm-one-row-in-another-order": one_row_in_another_order,
     "rms_norm-strided-row-summed-in-one-chain": summed_in_one_chain,
     "rms_norm_scale_shift-no-batch": no_batch,
     "rms_norm_scale_shift-normalised-value-rounded": normalised_value_rounded,
