@@ -7,7 +7,6 @@ Runs its parts one after the other, each in a process of its own that may take `
 
     parity       ``validate parity --gpu``, op by op: the declared corners, every real workload whole, offsets past
                  2^31 elements, a side stream, replay of a CUDA graph; truth in float64 on the GPU
-    no-fusion    the same with ``TRITON_DEFAULT_FP_FUSION=0``: products and sums are not contracted
     faults       ``validate faults --gpu``, op by op: the planted faults, those that only a GPU shows among them
     ops          ``validate bench ops --gpu``, op by op, and one table and picture of all of them
     denoise      ``validate bench denoise --gpu``, model by model: the fused arms with their drift; torch.compile alone,
@@ -46,8 +45,8 @@ from validation.device import select
 from validation.errors import UsageError
 from validation.record import Environment
 
-OF_AN_OP = ("parity", "no-fusion", "faults", "ops", "memcheck", "racecheck")
-STEPS = (*OF_AN_OP[:4], "denoise", *OF_AN_OP[4:])
+OF_AN_OP = ("parity", "faults", "ops", "memcheck", "racecheck")
+STEPS = (*OF_AN_OP[:3], "denoise", *OF_AN_OP[3:])
 PROFILES = ("quick", "default", "nightly")
 FUSED_ARMS = {
     "helios": ("#24059", "all sites", "compact", "CUDA graph"),
@@ -92,8 +91,7 @@ def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path,
                 tool = ("compute-sanitizer", "--tool", step, "--error-exitcode", "7", "--target-processes", "all")
                 uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
                 return Part(name, (*tool, *validate, *sweep, "quick"), uncached, folder)
-        fusion = (("TRITON_DEFAULT_FP_FUSION", "0"),) if step == "no-fusion" else ()
-        return Part(name, (*validate, *sweep, profile), fusion, folder)
+        return Part(name, (*validate, *sweep, profile), folder=folder)
 
     for step in steps:
         if step in OF_AN_OP:

@@ -235,6 +235,11 @@ def launch(
     The kernel takes ``tensors``, then each row count, then each width, then by name BLOCK_R, BLOCK_D,
     ONE_BLOCK, WIDE (32 bits do not hold the row numbers or the column offsets) and ``options``. Launches
     nothing where there is no row.
+
+    The compiler contracts no product and sum. Of a sum of two products it would contract one or the other, by where in
+    the tile they lie: then rows in another order have other bits (`rotary_embedding`, sm_90). And of 16 bits, one
+    fma.rn.bf16x2 would skip the rounding of the product that ``casting_mode="input"`` declares. Where a kernel wants a
+    fused multiply-add it says ``tl.fma``.
     """
     programs = sum(tile.programs(n) for n in rows)
     if programs == 0:
@@ -247,18 +252,12 @@ def launch(
         "ONE_BLOCK": tile.one_block,
         "WIDE": max(rows) + tile.block_r >= 2**31 or reach >= 2**31,
     }
-    how = _NO_FUSION if options.get("INPUT_CASTING", False) else {}
     with current_device(x):
-        compiled = kernel[(programs,)](*in_order, **by_name, num_warps=tile.num_warps, **how)
+        compiled = kernel[(programs,)](*in_order, **by_name, num_warps=tile.num_warps, enable_fp_fusion=False)
     noted = launches.get()
     if noted is not None and compiled is not None:
         rest = [by_name[name] for name in kernel.arg_names[len(in_order) :]]
         noted.append(Launch(compiled, programs, (*in_order, *rest)))
-
-
-# With fusion, a 16-bit product and sum become one fma.rn.bf16x2, which skips the rounding of the product that
-# casting_mode="input" declares. The other mode is right either way: TRITON_DEFAULT_FP_FUSION decides.
-_NO_FUSION = {"enable_fp_fusion": False}
 
 
 def current_device(x: Tensor) -> AbstractContextManager[object]:

@@ -107,11 +107,11 @@ def rotate_rows(
     INPUT_CASTING: tl.constexpr = False,
     weight=None,
     eps=0.0,
-    FMA: tl.constexpr = False,
 ):
     """Rotate the first ``2 * pairs`` channels of one program's tile of rows, in float32, rounded once.
 
-    FMA: round each second product with its sum only, whatever the compiler's own contraction does.
+    Each second product is rounded with its sum only, as a chain's ``addcmul_`` does: of `split_rotary_embedding`
+    float32 rms is 1.28 times the chain's without it.
     NORMALISE: take the RMSNorm of the whole row first. PASS_THROUGH: there are channels from ``2 * pairs``
     on, which are not rotated. INPLACE: y is x.
     """
@@ -166,12 +166,8 @@ def rotate_rows(
         mask = row_mask & (pair < pairs)
         c = load_operand(cos_at, cos, pair, mask, DTYPE)
         s = load_operand(sin_at, sin, pair, mask, DTYPE)
-        if FMA:
-            rotated_first = tl.fma(-second, s, first * c)
-            rotated_second = tl.fma(first, s, second * c)
-        else:
-            rotated_first = first * c - second * s
-            rotated_second = first * s + second * c
+        rotated_first = tl.fma(-second, s, first * c)
+        rotated_second = tl.fma(first, s, second * c)
         store_pairs(
             y_at,
             y,

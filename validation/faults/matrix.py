@@ -3,7 +3,7 @@
 A fault is swept as the op set that it pretends to be, and must reach the tier that `fused_ops` must reach. One seed
 gives the matrix of the whole sweep; with several seeds each sweep ends at the first verdict that names the bug,
 because then the question is whether there is one. From the second seed on, cases come first that share corners with the
-case that caught the bug last: if it is caught, at a sixth of the cost (37 faults of rms_norm: 851 s, then 129 s).
+case that caught the bug last: if it is caught, by a seventh of the cases (272 faults: 15,837, then 2,140 to 2,540).
 """
 
 import contextlib

@@ -91,29 +91,41 @@ def test_elementwise_ops_are_the_reference_bit_for_bit(op: str, dtype: torch.dty
             assert same_bits(getattr(fused_ops, op)(**made, **mode), expected), (seed, other, mode)
 
 
+def rotated_pair(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """A pair in float32 with two roundings, as in ``addcmul_``: of one product, and of its sum with the other."""
+
+    def one(kept: Tensor, product: Tensor, sign: int) -> Tensor:
+        return (kept.double() + sign * product.double() * sin.double()).float()
+
+    return one(a * cos, b, -1), one(b * cos, a, 1)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """`fused_ops.rotary_embedding` in float32, without its last rounding."""
+    y, cos, sin = x.float(), cos.float().unsqueeze(-2), sin.float().unsqueeze(-2)
+    head, rest = y.split([2 * cos.shape[-1], y.shape[-1] - 2 * cos.shape[-1]], -1)
+    a, b = head.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else head.chunk(2, -1)
+    pair = rotated_pair(a, b, cos, sin)
+    return torch.cat([torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1), rest], -1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rotations_are_float32_rounded_once(dtype: torch.dtype) -> None:
     for seed, other in itertools.product(range(6), DTYPES):
         D = 2 * random.Random(seed).randint(2, 40)
         made = arguments("rotary_embedding", dtype=dtype, other=other, D=D, seed=seed)
-        x, cos, sin = made["x"], made["cos"].float(), made["sin"].float()
         for interleaved in (True, False):
-            expected = reference_ops.rotary_embedding(x.float(), cos, sin, interleaved=interleaved).to(dtype)
+            expected = turned(**made, interleaved=interleaved).to(dtype)
             assert same_bits(fused_ops.rotary_embedding(**made, interleaved=interleaved), expected)
-            inplace = {**made, "x": x.clone()}
+            inplace = {**made, "x": made["x"].clone()}
             y = fused_ops.rotary_embedding(**inplace, interleaved=interleaved, inplace=True)
             assert y is inplace["x"]
             assert same_bits(y, expected)
 
-        # Two roundings, as in addcmul_: of a product, and of the sum with the other product.
         made = arguments("split_rotary_embedding", dtype=dtype, other=other, D=D, seed=seed)
         heads = made["x"].float().unflatten(2, (3, 2, D // 2)).permute(3, 0, 2, 1, 4)
         cos, sin = (made[name].float() for name in ("cos", "sin"))
-        rotated = [
-            ((heads[i] * cos).double() + sign * heads[1 - i].double() * sin.double()).float()
-            for i, sign in ((0, -1), (1, 1))
-        ]
-        expected = torch.stack(rotated).permute(1, 3, 2, 0, 4).flatten(2).to(dtype)
+        expected = torch.stack(rotated_pair(heads[0], heads[1], cos, sin)).permute(1, 3, 2, 0, 4).flatten(2).to(dtype)
         assert same_bits(fused_ops.split_rotary_embedding(**made), expected)
 
 
@@ -186,7 +198,7 @@ def test_qk_norm_rope_rounds_where_it_says(mode: str) -> None:
             y, _ = fused_ops.qk_norm_rope(q, q, weight, None, cos, sin, 0.0, **flags)
             value = affine(normalised, weight, None, mode, dtype)
             value = value.to(dtype).float() if mode == "input" else value
-            expected = reference_ops.rotary_embedding(value, cos.float(), sin.float(), interleaved=interleaved)
+            expected = turned(value, cos, sin, interleaved=interleaved)
             assert same_bits(y, expected.to(dtype)), (seed, dtype, other, interleaved)
 
 
@@ -337,12 +349,12 @@ def test_heads_of_every_width(head_dim: int, rotated: int, interleaved: bool) ->
     generator = torch.Generator().manual_seed(head_dim)
     x = torch.randn(1, 2, 1, head_dim, generator=generator).bfloat16()
     cos, sin = torch.randn(2, 2, rotated // 2, generator=generator).unbind(0)
-    expected = reference_ops.rotary_embedding(x, cos, sin, interleaved=interleaved)
+    expected = turned(x, cos, sin, interleaved=interleaved).to(x.dtype)
     assert same_bits(fused_ops.rotary_embedding(x, cos, sin, interleaved=interleaved), expected)
     # q of powers of two: the mean square is exact, whichever channels are rotated.
     q = torch.full_like(x, 2.0)
     results = fused_ops.qk_norm_rope(q, 2 * q, None, None, cos, sin, 0.0, interleaved=interleaved)
-    expected = reference_ops.rotary_embedding(q / 2, cos, sin, interleaved=interleaved)
+    expected = turned(q / 2, cos, sin, interleaved=interleaved).to(q.dtype)
     assert same_bits(results, (expected, expected))
     for inplace in (q.clone(), in_a_buffer(q, "strided columns")):
         y, _ = fused_ops.qk_norm_rope(inplace, x.clone(), None, None, cos, sin, 0.0, interleaved=interleaved,

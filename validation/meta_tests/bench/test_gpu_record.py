@@ -48,7 +48,7 @@ def test_every_op_and_both_models_have_their_parts(record: Any, tmp_path: Path) 
             assert denoise.chosen_arms(denoiser, load_op_set("reference_ops"), arguments.arm)
 
 
-@pytest.mark.parametrize("step", ["no-fusion", "faults", "ops", "memcheck"])
+@pytest.mark.parametrize("step", ["parity", "faults", "ops", "memcheck"])
 def test_the_commands_ask_for_a_gpu_and_nothing_that_the_command_line_refuses(
     record: Any, step: str, tmp_path: Path
 ) -> None:
@@ -63,12 +63,12 @@ def test_the_commands_ask_for_a_gpu_and_nothing_that_the_command_line_refuses(
 
 
 def test_the_parts_are_listed_without_a_gpu(tmp_path: Path) -> None:
-    words = ["--list", "--steps", "no-fusion", "denoise", "--op", "rms_norm", "--out", str(tmp_path)]
+    words = ["--list", "--steps", "faults", "denoise", "--op", "rms_norm", "--out", str(tmp_path)]
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_record.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *denoise = done.stdout.splitlines()
-    assert first.startswith("no-fusion rms_norm: TRITON_DEFAULT_FP_FUSION=0 ")
+    assert first.startswith("faults rms_norm: ")
     assert len(denoise) == 6
     assert "--arm 'all sites'" in denoise[0]
     assert "denoise helios torch.compile, its drift" in denoise[2]
@@ -106,7 +106,7 @@ def test_it_goes_on_where_it_was_stopped(record: Any, tmp_path: Path) -> None:
 
 
 def test_a_part_that_failed_runs_again_though_its_run_folder_is_there(record: Any, tmp_path: Path) -> None:
-    for step in ("parity", "no-fusion", "faults", "memcheck", "racecheck"):
+    for step in ("parity", "faults", "memcheck", "racecheck"):
         part = next(record.parts([step], ["layer_norm"], "quick", tmp_path, tmp_path))
         assert part.command[part.command.index("--out") + 1] == str(part.folder)
     folder = tmp_path / "parity-rms_norm"

@@ -21,7 +21,6 @@ from validation.meta_tests.compiled.executed import Execution, execute_cases
 from validation.meta_tests.compiled.without_interpreter import printed_by
 
 ELEMENTWISE = ("scale_shift", "residual_gate_add", "rotary_embedding")
-UNFUSED = {"enable_fp_fusion": False}
 # Cases of more elements take seconds; the drawn widths go up to 16,400.
 MOST_ELEMENTS = 1 << 17
 
@@ -42,8 +41,8 @@ def drawn(op: str, count: int, seed: int = 0) -> tuple[Case, ...]:
 
 
 @functools.cache
-def unfused(op: str) -> tuple[Execution, ...]:
-    return tuple(execute_cases(drawn(op, 24), "sm_90", options=UNFUSED))
+def executed(op: str) -> tuple[Execution, ...]:
+    return tuple(execute_cases(drawn(op, 24), "sm_90"))
 
 
 def interpreted(case: Case) -> tuple[torch.Tensor, ...]:
@@ -57,9 +56,9 @@ def same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("op", ELEMENTWISE)
-def test_elementwise_ops_without_fma_equal_the_interpreter_to_the_bit(op: str) -> None:
+def test_elementwise_ops_equal_the_interpreter_to_the_bit(op: str) -> None:
     elements = 0
-    for case, run in zip(drawn(op, 24), unfused(op), strict=True):
+    for case, run in zip(drawn(op, 24), executed(op), strict=True):
         assert not run.violations, run.violations
         for got, want in zip(run.outputs, interpreted(case), strict=True):
             assert same(got, want).all(), case.to_json()
@@ -70,7 +69,7 @@ def test_elementwise_ops_without_fma_equal_the_interpreter_to_the_bit(op: str) -
 @pytest.mark.parametrize("target", ["sm_80", "sm_100"])
 def test_targets_give_the_same_bits(target: str) -> None:
     for op in ELEMENTWISE:
-        for first, other in zip(unfused(op), execute_cases(drawn(op, 24)[:8], target, options=UNFUSED), strict=False):
+        for first, other in zip(executed(op), execute_cases(drawn(op, 24)[:8], target), strict=False):
             assert not other.violations
             for a, b in zip(first.outputs, other.outputs, strict=True):
                 assert same(a, b).all(), op
@@ -100,7 +99,7 @@ def test_norms_of_rows_with_exact_sums_equal_the_interpreter_and_one_another(op:
             cases.append(with_exact_sums(case))
     cases = cases[:5]
     assert len(cases) >= 3
-    runs = {target: execute_cases(cases, target, options=UNFUSED) for target in ("sm_80", "sm_90", "sm_100")}
+    runs = {target: execute_cases(cases, target) for target in ("sm_80", "sm_90", "sm_100")}
     for n, case in enumerate(cases):
         for target, some in runs.items():
             assert not some[n].violations
@@ -164,7 +163,7 @@ def test_a_parameter_beyond_float16_keeps_its_range(op: str) -> None:
     assert status == "PASSED"
 
 
-def test_fma_changes_bits_and_the_option_takes_it_away() -> None:
+def test_contraction_changes_bits_and_the_kernels_as_shipped_have_none() -> None:
     """A comparison that the two arithmetics could not tell apart would prove nothing."""
     fitting = (c for c in drawn("scale_shift", 60, seed=3) if c.dtype == "float32" and c.values in ("normal", "dit"))
     case = next(c for c in fitting if c.tensors["scale"].numel > 1)

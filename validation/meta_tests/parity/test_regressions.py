@@ -66,6 +66,16 @@ def one_row_in_another_order(x: Tensor, eps: float, **_: Any) -> Any:
     return deviation * torch.rsqrt(mean(deviation * deviation) + eps)
 
 
+def contracted_by_position(x: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> Any:
+    """As a compiler does that contracts one product or the other of a sum, by where in the tile a row lies."""
+    a, b = x.chunk(2, -1)
+    c, s = (t.float().unsqueeze(2) for t in (cos, sin))
+    apart = torch.cat([a * c - b * s, a * s + b * c], -1)
+    contracted = torch.cat([torch.addcmul(a * c, b, s, value=-1), torch.addcmul(a * s, b, c)], -1)
+    even = (torch.arange(x.shape[1]) % 2 == 0)[:, None, None]
+    return x.copy_(torch.where(even, contracted, apart))
+
+
 MISTAKES: dict[str, Callable[..., Any]] = {
     "layer_norm-one-row-in-another-order": one_row_in_another_order,
     "rms_norm-strided-row-summed-in-one-chain": summed_in_one_chain,
@@ -73,6 +83,7 @@ MISTAKES: dict[str, Callable[..., Any]] = {
     "rms_norm_scale_shift-normalised-value-rounded": normalised_value_rounded,
     "rms_norm_scale_shift-one-plus-scale-in-its-dtype": one_plus_scale_in_its_dtype,
     "rotary_embedding-computed-in-the-angles-dtype": computed_in_the_angles_dtype,
+    "rotary_embedding-contracted-by-position": contracted_by_position,
     "rotary_embedding-no-batch": no_batch,
     "rotary_embedding-no-heads": no_heads,
     "rotary_embedding-stride-of-one-token": TheStrideOfOneToken().rotary_embedding,
