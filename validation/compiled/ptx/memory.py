@@ -80,10 +80,9 @@ class Memory:
         self.bytes: Array = np.full(size, 0xFF, np.uint8)
         self._elements = np.zeros(size, np.uint8)
         for region in self._real():
-            inside = slice(region.start, region.start + region.nbytes)
-            self.bytes[inside] = region.memory
             for _, t in region.arguments:
-                _mark(self._elements[inside], t)
+                _mark(self._elements[region.start : region.start + region.nbytes], t)
+        self.reset()
 
     def _refuse_overlaps(self) -> None:
         """Two storages may be views of one memory (`torch.from_numpy` twice): a copy of each would part them."""
@@ -113,6 +112,11 @@ class Memory:
     def text(self, address: int) -> str:
         """The text at an address, up to its first zero."""
         return self.bytes[address - BASE :].tobytes().partition(b"\0")[0].decode(errors="replace")
+
+    def reset(self) -> None:
+        """Copy the tensors' storages into it."""
+        for region in self._real():
+            self.bytes[region.start : region.start + region.nbytes] = region.memory
 
     def write_back(self) -> None:
         """Copy what the kernel left behind into the tensors' storages."""
