@@ -37,6 +37,7 @@ class Status(StrEnum):
     MISALIGNED = "MISALIGNED"  # of a compiled kernel: an address is no multiple of the access's size
     RACE = "RACE"  # of a compiled kernel: the result depends on which thread comes first
     UNINITIALISED_READ = "UNINITIALISED_READ"  # of a compiled kernel: shared memory that no thread has written
+    ASSERTION_FAILED = "ASSERTION_FAILED"  # of a compiled kernel: a tl.device_assert is false
     NOT_WRITTEN = "NOT_WRITTEN"
     INCORRECT_NONFINITE = "INCORRECT_NONFINITE"
     INCORRECT_NUMERICAL = "INCORRECT_NUMERICAL"
@@ -95,6 +96,7 @@ _WORST_FIRST = (
     Status.MISALIGNED,
     Status.RACE,
     Status.UNINITIALISED_READ,
+    Status.ASSERTION_FAILED,
     Status.INPUT_MODIFIED,
     Status.OUTPUT_ALIASES_INPUT,
     Status.CRASHED,

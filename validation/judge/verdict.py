@@ -52,6 +52,7 @@ STAGES = (
     Status.MISALIGNED,
     Status.RACE,
     Status.UNINITIALISED_READ,
+    Status.ASSERTION_FAILED,
     Status.NOT_WRITTEN,
     Status.INCORRECT_NONFINITE,
     Status.INCORRECT_NUMERICAL,

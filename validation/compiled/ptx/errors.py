@@ -9,17 +9,17 @@ __all__ = ["NotExecutedError", "Violation"]
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """An access of a kernel that it must not make; one for each instruction, with the first thread that made it.
+    """What a kernel must not do; one for each instruction, with the first thread that did it.
 
     Attributes:
-        kind: ``OUT_OF_BOUNDS_READ``, ``OUT_OF_BOUNDS_WRITE``, ``MISALIGNED``; where races are looked for, ``RACE`` and
-            ``UNINITIALISED_READ`` (of shared memory).
+        kind: ``OUT_OF_BOUNDS_READ``, ``OUT_OF_BOUNDS_WRITE``, ``MISALIGNED``, ``ASSERTION_FAILED``; where races are
+            looked for, ``RACE`` and ``UNINITIALISED_READ`` (of shared memory).
         kernel: the kernel's name.
         opcode: the instruction's exact spelling.
         source: the Python line that it was compiled from, ``path:line``.
         cta: the CTA's number in the grid, x fastest. thread: the thread's number in its CTA.
         count: how many accesses of this instruction did so.
-        where: the address in words, such as ``12 bytes past the end of argument 3``.
+        where: the address in words, such as ``12 bytes past the end of argument 3``; or the assertion's text.
     """
 
     kind: str

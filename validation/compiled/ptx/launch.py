@@ -93,10 +93,13 @@ def run_launch(
         NotExecutedError: something in it is not executed.
     """
     bound = program(launch.ptx)
-    memory = Memory(((name, value) for name, _, value in launch.arguments if isinstance(value, Tensor)), known)
+    tensors = {name: _tensor_behind(name, one) for name, _, one in launch.arguments if hasattr(one, "data_ptr")}
+    memory = Memory(tensors.items(), known)
     parameters = [
-        np.uint64(memory.address(value)) if isinstance(value, Tensor) else _scalar(type_, value)
-        for _, type_, value in launch.arguments
+        np.uint64(memory.address(tensors[name]) + value.data_ptr() - tensors[name].data_ptr())
+        if name in tensors
+        else _scalar(type_, value)
+        for name, type_, value in launch.arguments
     ]
     # Triton appends two pointers to scratch memory; a kernel that used them would access what is no argument's.
     missing = len(bound.kernel.parameters) - len(parameters)
@@ -115,6 +118,19 @@ def run_launch(
     )
     memory.write_back()
     return outcome
+
+
+def _tensor_behind(name: str, value: Any) -> Tensor:
+    """The tensor that an argument is, or that it wraps: of `triton.reinterpret`, or of a class that a library made."""
+    if isinstance(value, Tensor):
+        return value
+    for held in getattr(value, "__dict__", {}).values():
+        if isinstance(held, Tensor):
+            storage = held.untyped_storage()
+            if 0 <= value.data_ptr() - storage.data_ptr() <= storage.nbytes():
+                return held
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise NotExecutedError(f"{name} is a {kind}, which holds no tensor of the memory at its address")
 
 
 def _scalar(type_: str, value: Any) -> Any:

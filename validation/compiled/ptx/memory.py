@@ -105,11 +105,10 @@ class Memory:
         self.bytes[:filled] = 0xFF
         self._elements = np.zeros(size, np.uint8)
         for region in self._real():
-            inside = slice(region.start, region.start + region.nbytes)
-            region.copy(region.memory, self.bytes[inside])
             for _, t in region.arguments:
-                elements = _elements_of(self._elements[inside], t)
+                elements = _elements_of(self._elements[region.start : region.start + region.nbytes], t)
                 elements.fill(_ONES.astype(elements.dtype))
+        self.reset()
 
     def _refuse_overlaps(self) -> None:
         """Two storages may be views of one memory (`torch.from_numpy` twice): a copy of each would part them."""
@@ -132,7 +131,13 @@ class Memory:
         return BASE + self._regions[storage_identity(t.untyped_storage())].first_of(t)
 
     def place(self, content: bytes) -> int:
-        """Append a variable that belongs to the module, not to an argument; returns its address."""
+        """Append a variable that belongs to the module, not to an argument; returns its address.
+
+        Raises:
+            NotExecutedError: a storage is sparse, and appending would give all of it memory.
+        """
+        if self.sparse:
+            raise NotExecutedError("a kernel with variables of its own, on a tensor that spans gigabytes")
         start = len(self.bytes)
         size = -(-(len(content) + GUARD) // _ALIGNED) * _ALIGNED
         self.bytes = np.concatenate([self.bytes, np.full(size, 0xFF, np.uint8)])
@@ -144,6 +149,11 @@ class Memory:
     def text(self, address: int) -> str:
         """The text at an address, up to its first zero."""
         return self.bytes[address - BASE :].tobytes().partition(b"\0")[0].decode(errors="replace")
+
+    def reset(self) -> None:
+        """Copy the tensors' storages into it."""
+        for region in self._real():
+            region.copy(region.memory, self.bytes[region.start : region.start + region.nbytes])
 
     def write_back(self) -> None:
         """Copy what the kernel left behind into the tensors' storages."""

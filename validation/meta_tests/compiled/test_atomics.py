@@ -218,6 +218,7 @@ LAST = """
 	setp.ne.b32 %p1, %r3, 1;
 	@%p1 ret;
 	ld.global.b32 %r1, [%rd0+12];
+	st.global.b32 [%rd1], %r1;
 	ret;
 """
 

@@ -371,7 +371,10 @@ def test_a_write_after_a_read_of_another_thread_is_a_race() -> None:
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("st.global.b32 [%rd1], %r0;", "ld.global.b32 %r1, [%rd3];"), ("ld.global.b32 %r2, [%rd3];", "mov.b32 %r1, 1;")],
+    [
+        ("st.global.b32 [%rd1], %r0;", "ld.global.b32 %r1, [%rd3];"),
+        ("ld.global.b32 %r2, [%rd3];", "add.s32 %r1, %r2, 1;"),
+    ],
 )
 def test_a_barrier_orders_nothing_between_ctas(first: str, then: str) -> None:
     """Each CTA reads the other one's elements, after or before a barrier and their being written."""

@@ -41,6 +41,7 @@ DOT = KERNEL.replace(
     factor = factor + tl.dot(ones, ones).sum(0).sum(0) * 0.0
     root =""",
 )
+ASSERTING = KERNEL.replace("    root =", "    tl.device_assert(value < 1.0, 'too large')\n    root =")
 # 0 where rsqrt gives its correctly rounded result, of 4; next to it, 1e4 times too much.
 AMPLIFIED = KERNEL.replace("tl.div_rn(value, root)", "(tl.div_rn(value, root) + 1e4 * (tl.rsqrt(eps * 4e6) - 0.5))")
 CONFIGURATIONS = "[triton.Config({'WRONG': wrong}) for wrong in (0, 1)]"
@@ -62,9 +63,11 @@ def case(seed: int = 0, width: int = 100) -> str:
     return json.dumps({"op": "rms_norm", "tensors": tensors, "flags": flags, "values": "normal", "seed": seed})
 
 
-def judged(folder: Path, kernel: str, *cases: str, options: tuple[str, ...] = ("--compiled",)) -> tuple[int, str]:
+def judged(
+    folder: Path, kernel: str, *cases: str, options: tuple[str, ...] = ("--compiled",), head: str = HEAD
+) -> tuple[int, str]:
     """Exit status and output of ``validate repro`` on an op file."""
-    (folder / "mine.py").write_text(HEAD + kernel)
+    (folder / "mine.py").write_text(head + kernel)
     arguments = ("repro", *(cases or (case(),)), "--ops", "mine.py", *options)
     done = in_a_fork.run("run_cli", *arguments, folder=folder, interpreted=False)
     return done.returncode, done.stdout + done.stderr
@@ -97,6 +100,15 @@ def test_what_is_not_executed_is_named_and_counts_for_nothing(tmp_path: Path) ->
     assert "rms_norm  mine  NOT_EXECUTED\n" in output
     assert "mma" in output
     assert f"mine.py:{line_of(DOT, 'tl.dot')}" in output
+
+
+def test_a_false_assertion_is_told_with_its_text_and_its_python_line(tmp_path: Path) -> None:
+    debugged = HEAD.replace("eps, block)", "eps, block, debug=True)")
+    status, output = judged(tmp_path, ASSERTING, head=debugged)
+    assert status == 1
+    assert "ASSERTION_FAILED in kernel" in output
+    assert f"mine.py:{line_of(ASSERTING, 'device_assert')}" in output
+    assert "the assertion 'too large' does not hold" in output
 
 
 def test_approximations_are_judged_over_their_whole_interval(tmp_path: Path) -> None:
