@@ -104,7 +104,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """`fused_ops.rotary_embedding` in float32, without its last rounding."""
     y, cos, sin = x.float(), cos.float().unsqueeze(-2), sin.float().unsqueeze(-2)
     head, rest = y.tensor_split([2 * cos.shape[-1]], -1)
-    a, b = head.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else head.chunk(2, -1)
+    a, b = head.reshape(*head.shape[:-1], -1, 2).unbind(-1) if interleaved else head.chunk(2, -1)
     pair = rotated_pair(a, b, cos, sin)
     return torch.cat([torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1), rest], -1)
 
