@@ -1,6 +1,7 @@
 """The table of opcodes, filled: by exact spelling, what is executed."""
 
-from validation.compiled.ptx import (
+# Each of these adds its opcodes when it is imported.
+from validation.compiled.ptx import (  # noqa: F401
     assert_ops,
     async_ops,
     atomic_ops,
@@ -16,20 +17,4 @@ from validation.compiled.ptx import (
 )
 from validation.compiled.ptx.table import OPCODES
 
-# Each of these adds its opcodes when it is imported.
-SECTIONS = (
-    assert_ops,
-    async_ops,
-    atomic_ops,
-    control_ops,
-    convert_ops,
-    double_ops,
-    extended_ops,
-    float_ops,
-    integer_ops,
-    memory_ops,
-    move_ops,
-    packed_ops,
-)
-
-__all__ = ["OPCODES", "SECTIONS"]
+__all__ = ["OPCODES"]
