@@ -183,6 +183,7 @@ class IndexOfNoToken(RightOps):
     "residual_gate_add",
     "each program adds 0 to the counter after its own: of the last one, past their end",
     READ,
+    Status.OUT_OF_BOUNDS_WRITE,  # as compiled
     on=ON_CPU,
 )
 class AtomicPastItsCounters(RightOps):
