@@ -25,6 +25,7 @@ from validation.device import Device, select
 from validation.errors import UsageError
 from validation.executor import InProcess
 from validation.faults import FAULTS, load
+from validation.forking.server import die_with
 from validation.judge import remembered
 from validation.ops import check_op_name
 from validation.options import repeat_line
@@ -227,7 +228,8 @@ def _processes(device: Device) -> int:
 
 
 def _begin(device: Mapping[str, Any]) -> None:
-    """Make a process ready."""
+    """Make a process ready, which ends with the one that started it."""
+    die_with(os.getppid())
     torch.set_num_threads(1)
     select(**device)
     load()
