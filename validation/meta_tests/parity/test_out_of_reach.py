@@ -1,4 +1,4 @@
-"""Corners that this device has no memory or no time for: named, and right where they are made to fit."""
+"""Corners of far offsets, made to fit; those that this device has no time for are named."""
 
 import inspect
 from typing import Any
@@ -39,7 +39,7 @@ def wrapped(x: Tensor, axis: int, far: int) -> Tensor:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_corners_that_only_a_gpu_has_memory_for(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corners_of_far_offsets(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # With 2^20 in place of 2^31 they fit here: the same layouts, 2048 times smaller.
     for module in (layouts, sizes):
         monkeypatch.setattr(module, "FAR", 2**20)
@@ -80,11 +80,10 @@ def test_corners_out_of_reach_are_named_and_fail_nothing() -> None:
     records = list(Sweep(InProcess(load_op_set("fused_ops"), select(gpu=False)), QUICK, 0).of_op("rotary_embedding"))
     summary = records[-1]
     assert summary.status is Status.PASSED
-    assert summary.numbers["corners_out_of_reach"] == 5
-    for words in ("items", "rows", "heads", "columns"):
-        assert f"x: {words} past 2^31" in summary.reason
-    assert "corners not reached on this device: " in summary.reason
-    assert summary.reason.endswith("rows>2^23")
+    assert summary.numbers["corners_out_of_reach"] == 1
+    assert "corners not reached on this device: rows>2^23" in summary.reason
+    reached = {corner for record in records for corner in record.corners}
+    assert reached >= {f"x: {what} past 2^31" for what in ("items", "rows", "heads", "columns")}
     on_gpu = Plan.of("rotary_embedding", Device("a GPU", "cuda"), QUICK, 0)
     assert on_gpu.out_of_reach == ()
     assert {corner.name for corner in on_gpu.corners} >= {"x: heads past 2^31", "rows>2^23"}
