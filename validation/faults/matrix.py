@@ -212,13 +212,16 @@ def _judges(device: Device, count: int) -> Iterator[Callable[[Sequence[Task]], I
     if count < PARALLEL:
         yield lambda tasks: map(judge_one, tasks)
         return
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         max_workers=_processes(device),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(device.options,),
-    ) as pool:
+    )
+    try:
         yield lambda tasks: pool.map(judge_one, tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nobody wants the others
 
 
 def _processes(device: Device) -> int:
