@@ -41,9 +41,6 @@ OP_SET = "planted faults"
 # The columns of the matrix: a case's value regime, and the checks of an op as a whole.
 COLUMNS = (*REGIMES, "whole op")
 
-# How each kind of device is asked for.
-_WHERE = {"interpreter": "neither --gpu nor --compiled", "compiled": "--compiled", "gpu": "--gpu"}
-
 # From this number of sweeps on, separate processes pay off: each takes 6 s to start.
 PARALLEL = 8
 
@@ -70,8 +67,8 @@ def selected(faults: Sequence[str], ops: Sequence[str], device: Device) -> tuple
         if name not in known:
             raise UsageError(f"--fault: unknown fault {name!r}, expected one of: {', '.join(known)}")
         if device.kind not in known[name].on:
-            where = " and ".join(_WHERE[kind] for kind in sorted(known[name].on))
-            raise UsageError(f"--fault: {name!r} does not show on this device, expected {where}")
+            where = ", ".join(sorted(known[name].on))
+            raise UsageError(f"--fault: {name!r} does not show on the device {device.kind}, expected one of: {where}")
     # Sorted by op: the faults of one op get the same cases, which are drawn once.
     chosen = sorted((faults or known), key=lambda name: known[name].op)
     chosen = [name for name in chosen if not ops or known[name].op in ops]

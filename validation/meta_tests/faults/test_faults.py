@@ -304,12 +304,13 @@ def test_many_sweeps_are_shared_out_among_processes() -> None:
 def test_what_only_the_cpu_shows_is_left_out_on_a_gpu() -> None:
     gpu = Device("a GPU", "cuda")
     here, left_out = matrix.selected((), ("scale_shift",), gpu)
-    assert set(left_out) == {"index out of range clamped", "rows read without a mask"}
+    races = {"exchange without a barrier", "in place between programs"}  # a GPU shows them by luck alone
+    assert set(left_out) == {"index out of range clamped", "rows read without a mask", *races}
     assert not set(here) & set(left_out)
     assert "32-bit row offsets" in matrix.selected((), (), gpu)[0]
     (record,) = matrix.kill_matrix((), gpu, QUICK, range(1), left_out=left_out)
-    assert record.reason.startswith("2 faults show on the CPU only")
-    with pytest.raises(UsageError, match="shows on the CPU only, expected no --gpu"):
+    assert record.reason.startswith("4 faults show on other devices alone")
+    with pytest.raises(UsageError, match="does not show on the device gpu, expected one of: compiled"):
         matrix.selected(left_out, (), gpu)
 
 
@@ -325,7 +326,10 @@ def test_as_many_processes_as_the_memory_of_a_gpu_takes(monkeypatch: pytest.Monk
 def test_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--fault", "no such fault"], "unknown fault 'no such fault'"),
-        (["--fault", "32-bit row offsets"], "shows on a GPU only, expected --gpu"),
+        (
+            ["--fault", "grid axis above 65535"],
+            "does not show on the device interpreter, expected one of: compiled, gpu",
+        ),
         (["--op", "no_such_op"], "unknown op"),
         (["--op", "layer_norm", "--fault", "k not rotated"], "no planted fault of layer_norm"),
         (["--seeds", "0"], "--seeds: 0, expected an integer >= 1"),
