@@ -199,7 +199,7 @@ class Races:
                     self.decisive |= bool(wrong.any())
                 else:
                     self._note_racing(space, at, cta, phase, who, wrong)
-            # Lanes of one instruction at one byte: `machine.Chunk.store` compares what they write. Where a layout holds
+            # Lanes of one instruction at one byte: `chunk.Chunk.store` compares what they write. Where a layout holds
             # an element in several threads they all write it.
             if atomic:
                 shadow.note_atomic(at, who, cta, now)

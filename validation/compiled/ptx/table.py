@@ -11,7 +11,7 @@ from typing import Any
 from validation.compiled.ptx.bits import DTYPES, Array
 from validation.compiled.ptx.parse import Instruction
 
-# What an instruction does to a running `validation.compiled.ptx.machine.Chunk`.
+# What an instruction does to a running `validation.compiled.ptx.chunk.Chunk`.
 Step = Callable[[Any], None]
 
 

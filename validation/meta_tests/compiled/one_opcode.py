@@ -7,7 +7,7 @@ import numpy as np
 
 from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.bits import UNSIGNED, bits
-from validation.compiled.ptx.machine import Chunk
+from validation.compiled.ptx.chunk import Chunk
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.program import program
 

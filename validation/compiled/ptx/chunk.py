@@ -1,0 +1,326 @@
+"""A running chunk of CTAs, what its threads do to memory, and what of that they must not do."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from validation.compiled.ptx.approximate import Approximation
+from validation.compiled.ptx.async_ops import Copies
+from validation.compiled.ptx.atomic_ops import Atomic, perform
+from validation.compiled.ptx.bits import DTYPES, U8, UNSIGNED, Array
+from validation.compiled.ptx.errors import Violation
+from validation.compiled.ptx.memory import Memory
+from validation.compiled.ptx.parse import Instruction
+from validation.compiled.ptx.program import Program
+from validation.compiled.ptx.races import Races
+
+# A loop that has tried an atomic so often, and changed nothing, waits for another CTA.
+MOST_IDLE = 1 << 12
+
+
+@dataclasses.dataclass
+class Found:
+    """The violations of one launch, by instruction, and the atomics whose result depends on the threads' order."""
+
+    kernel: str
+    by_instruction: dict[tuple[str, int], Violation] = dataclasses.field(default_factory=dict)
+    unordered: dict[str, None] = dataclasses.field(default_factory=dict)
+
+    def add(self, kind: str, instruction: Instruction, cta: int, thread: int, count: int, where: str) -> None:
+        """Note a violation, or count it where its instruction has one of that kind."""
+        key = kind, id(instruction)
+        known = self.by_instruction.get(key)
+        if known is None:
+            found = Violation(kind, self.kernel, instruction.opcode, instruction.source, cta, thread, count, where)
+        else:
+            found = dataclasses.replace(known, count=known.count + count)
+        self.by_instruction[key] = found
+
+
+@dataclasses.dataclass
+class Chunk:
+    """A running chunk of CTAs: what steps work on.
+
+    Attributes:
+        registers: by number; an array that broadcasts to `shape`.
+        active: the threads that run; None: all.
+        shape: CTAs and threads of a CTA.
+        ctas: numbers of the CTAs in the grid.
+        special: arrays of the special registers. parameters: bits of each parameter, by name.
+        shared: shared memory, [CTAs, bytes]. shared_bytes: how many the launch asked for.
+        symbols: addresses of the module's variables. local: local memory, [threads of all CTAs, bytes].
+        gone: the threads that returned; None: none.
+        carry: the condition code of extended-precision arithmetic.
+        changed: by space and byte, 1 + the number of the thread that changed it by an atomic whose order matters.
+        copies: asynchronous copies that have not been waited for. passed: arguments of the next call.
+        alone: other CTAs wait until this one has returned. idle: atomics in a row that changed nothing.
+    """
+
+    registers: list[Array]
+    active: Array | None
+    shape: tuple[int, int]
+    ctas: Array
+    special: Mapping[str, Array]
+    parameters: Mapping[str, Any]
+    memory: Memory
+    shared: Array
+    shared_bytes: int
+    approximation: Approximation
+    found: Found
+    races: Races | None
+    symbols: Mapping[str, Array]
+    local: Array
+    local_bytes: int
+    alone: bool
+    gone: Array | None = None
+    carry: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 1), bool))
+    changed: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    copies: Copies | None = None
+    passed: dict[str, Array] = dataclasses.field(default_factory=dict)
+    idle: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        grid: tuple[int, int, int],
+        ctas: Array,
+        memory: Memory,
+        *,
+        approximation: Approximation,
+        parameters: Mapping[str, Any] | None = None,
+        shared_bytes: int = 0,
+        found: Found | None = None,
+        races: Races | None = None,
+        symbols: Mapping[str, Array] | None = None,
+    ) -> "Chunk":
+        """Some CTAs of a grid before their first instruction."""
+        threads = program.kernel.threads
+        sizes = {1: np.dtype(bool)} | {8 * n: dtype for n, dtype in UNSIGNED.items()}
+        return cls(
+            registers=[np.zeros((1, 1), sizes[size]) for size in program.kernel.registers.values()],
+            active=None,
+            shape=(len(ctas), threads),
+            ctas=ctas,
+            special=_special_registers(threads, grid, ctas),
+            parameters=parameters or {},
+            memory=memory,
+            shared=np.full((len(ctas), -(-max(shared_bytes, 16) // 16) * 16), 0xFF, np.uint8),
+            shared_bytes=shared_bytes,
+            approximation=approximation,
+            found=found or Found(program.kernel.name),
+            races=races,
+            symbols=symbols or {},
+            local=np.full((len(ctas) * threads, -(-program.kernel.local_bytes // 16) * 16), 0xFF, np.uint8),
+            local_bytes=program.kernel.local_bytes,
+            alone=program.waits,
+        )
+
+    def misaligned(
+        self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int
+    ) -> Array | None:
+        """The lanes of an access whose address is no multiple of its size, once reported; None if there is none."""
+        wrong = (address & U8.type(size - 1)) != 0
+        if mask is not None:
+            wrong = wrong & mask
+        if not wrong.any():
+            return None
+        self._report("MISALIGNED", instruction, space, address, wrong, f" of {size} bytes")
+        return wrong
+
+    def _report(
+        self, kind: str, instruction: Instruction, space: str, address: Array, lanes: Array, more: str = ""
+    ) -> None:
+        whole = np.broadcast_to(lanes, self.shape)
+        cta, thread = np.argwhere(whole)[0]
+        at = int(np.broadcast_to(address, self.shape)[cta, thread])
+        size = self.shared_bytes if space == "shared" else self.local_bytes
+        where = self.memory.where(at) if space == "global" else f"byte {at} of {size} of {space} memory"
+        self.found.add(kind, instruction, int(self.ctas[cta]), int(thread), int(whole.sum()), where + more)
+
+    def _offsets(
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        size: int,
+        *,
+        write: bool,
+        atomic: bool = False,
+    ) -> tuple[Array, Array | None]:
+        """Checked offsets of an access, and the lanes that make it; None: all. Other lanes' offsets are 0."""
+        mask = _without(mask, self.misaligned(instruction, space, address, mask, size))
+        if space == "global":
+            offset, outside = self.memory.check(address, mask, size)
+        else:
+            offset, end = address, U8.type(self.shared_bytes if space == "shared" else self.local_bytes)
+            outside = (address >= end) | (address + U8.type(size) > end)
+            if mask is not None:
+                outside = outside & mask
+        if outside.any():
+            kind = "OUT_OF_BOUNDS_WRITE" if write else "OUT_OF_BOUNDS_READ"
+            self._report(kind, instruction, space, address, outside)
+            mask = _without(mask, outside)
+        if mask is not None:
+            offset = np.where(mask, offset, U8.type(0))
+        if self.races is not None and space != "local":
+            self.races.access(self, instruction, space, offset, mask, size, write=write, atomic=atomic)
+        return offset, mask
+
+    def _elements(self, space: str, offset: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """A memory as elements of a type, and the index there of each lane's first one."""
+        index = (offset // U8.type(dtype.itemsize)).astype(np.int64)
+        if space == "global":
+            return self.memory.bytes.view(dtype), index
+        if space == "shared":
+            row = np.arange(self.shape[0])[:, None] * (self.shared.shape[1] // dtype.itemsize)
+            return self.shared.view(dtype).reshape(-1), row + index
+        lane = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape)
+        return self.local.view(dtype).reshape(-1), lane * (self.local.shape[1] // dtype.itemsize) + index
+
+    def load(
+        self, instruction: Instruction, space: str, address: Array, mask: Array | None, dtype: np.dtype[Any], count: int
+    ) -> list[Array]:
+        """`count` arrays of neighbouring elements; what a lane reads that accesses nothing is not defined."""
+        offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=False)
+        memory, index = self._elements(space, offset, dtype)
+        values = [memory[index + n] for n in range(count)]
+        if self.races is not None:
+            values = self.races.read(self, instruction, space, offset, mask, values)
+        return values
+
+    def store(
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        dtype: np.dtype[Any],
+        values: Sequence[Array],
+    ) -> None:
+        """Store neighbouring elements, as unsigned integers."""
+        offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * len(values), write=True)
+        memory, index = self._elements(space, offset, dtype)
+        index = np.broadcast_to(index, self.shape)
+        lanes = None if mask is None else np.broadcast_to(mask, self.shape)
+        for n, value in enumerate(values):
+            whole = np.broadcast_to(value, self.shape)
+            if lanes is None:
+                memory[index + n] = whole
+            else:
+                memory[index[lanes] + n] = whole[lanes]
+        if self.races is not None and space != "local":
+            lost = np.zeros(self.shape, bool)
+            for n, value in enumerate(values):
+                lost |= memory[index + n] != value
+            lost = lost if lanes is None else lost & lanes
+            self.races.written(self)
+            if lost.any():
+                self.races.decisive = True
+                self._report(
+                    "RACE", instruction, space, address, lost, ", where another thread writes another value at once"
+                )
+
+    def atomic(
+        self,
+        instruction: Instruction,
+        space: str,
+        address: Array,
+        mask: Array | None,
+        atomic: Atomic,
+        operands: Sequence[Sequence[Array]],
+    ) -> list[Array]:
+        """Read, combine and write neighbouring elements, lane after lane; what was there, as unsigned integers."""
+        dtype = UNSIGNED[DTYPES[atomic.type_].itemsize]
+        count = len(operands[0])
+        offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=True, atomic=True)
+        memory, index = self._elements(space, offset, dtype)
+        row, thread = np.nonzero(np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape))
+        at = np.broadcast_to(index, self.shape)[row, thread]
+        old = [np.zeros(self.shape, dtype) for _ in range(count)]
+        if not len(at):
+            return old
+        if self.races is not None and space == "global" and len(np.unique(row)) == len(row):
+            self.races.synchronise(self, instruction, row, at * dtype.itemsize)
+        changed = False
+        for n, result in enumerate(old):
+            values = [np.broadcast_to(vector[n], self.shape)[row, thread] for vector in operands]
+            before = memory[at + n]
+            result[row, thread], together = perform(memory, at + n, atomic, values)
+            changed = changed or bool((memory[at + n] != before).any())
+            if atomic.ordered:
+                who, cells = self.ctas[row] * self.shape[1] + thread, (at + n) * dtype.itemsize
+                met = self.changed[space][cells]
+                self.changed[space][cells] = who + 1
+                if together or ((met != 0) & (met != who + 1)).any():
+                    self.found.unordered[f"{instruction.opcode} at {instruction.source}"] = None
+        self.idle = 0 if changed else self.idle + 1
+        if self.alone and self.idle > MOST_IDLE:
+            raise instruction.refuse("it waits for what another CTA has not done, and here one runs after the other")
+        return old
+
+    def begin_copy(
+        self, instruction: Instruction, address: Array, mask: Array | None, size: int
+    ) -> tuple[Array, Array]:
+        """An asynchronous copy is issued: the threads that make it, and the offset of each in all shared memory.
+
+        Until it ends, what lies there is not defined.
+        """
+        offset, mask = self._offsets(instruction, "shared", address, mask, size, write=True)
+        memory, index = self._elements("shared", offset, UNSIGNED[1])
+        whole = np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape)
+        at = np.broadcast_to(index, self.shape)[whole]
+        cells = at[:, None] + np.arange(size)
+        memory[cells] = 0xFF
+        if self.races is not None:
+            self.races.written(self)
+            self.races.fly(cells.ravel(), away=True)
+        return np.flatnonzero(whole), at
+
+    def end_copy(self, instruction: Instruction, lanes: Array, at: Array, content: Array) -> None:
+        """An asynchronous copy has written `content` at offsets `at`, [lanes, bytes] each."""
+        if not len(lanes):
+            return
+        self.shared.reshape(-1)[at] = content
+        if self.races is not None:
+            self.races.fly(at.ravel(), away=False)
+            mask, offset = np.zeros(self.shape, bool), np.zeros(self.shape, np.uint64)
+            mask.reshape(-1)[lanes] = True
+            offset.reshape(-1)[lanes] = at[:, 0] % self.shared.shape[1]
+            self.races.access(self, instruction, "shared", offset, mask, at.shape[1], write=True)
+            self.races.written(self)
+
+    def whole_warps(self, instruction: Instruction, mask: Array | None) -> None:
+        """Refuse an instruction of a whole warp that only some of its lanes execute."""
+        if mask is not None:
+            warps = np.broadcast_to(mask, self.shape).reshape(-1, 32)
+            if (warps.any(1) & ~warps.all(1)).any():
+                raise instruction.refuse("some lanes of a warp are inactive")
+
+    def barrier(self, instruction: Instruction) -> None:
+        """All threads of a CTA meet."""
+        if self.active is not None and (self.active.any(1) & ~self.active.all(1)).any():
+            raise instruction.refuse("some threads of a CTA are inactive")
+        if self.races is not None:
+            self.races.barrier(self)
+
+
+def _without(mask: Array | None, wrong: Array | None) -> Array | None:
+    """The lanes of a mask (None: all) without some wrong ones (None: none)."""
+    if wrong is None:
+        return mask
+    return ~wrong if mask is None else mask & ~wrong
+
+
+def _special_registers(threads: int, grid: tuple[int, int, int], ctas: Array) -> dict[str, Array]:
+    zero, one = np.zeros((1, 1), np.uint32), np.ones((1, 1), np.uint32)
+    thread = np.arange(threads, dtype=np.uint32)[None, :]
+    axes = (ctas % grid[0], ctas // grid[0] % grid[1], ctas // (grid[0] * grid[1]))
+    special = {"%tid.x": thread, "%tid.y": zero, "%tid.z": zero, "%laneid": thread & np.uint32(31)}
+    special |= {"%ntid.x": one * np.uint32(threads), "%ntid.y": one, "%ntid.z": one}
+    special |= {f"%ctaid.{a}": n.astype(np.uint32)[:, None] for a, n in zip("xyz", axes, strict=True)}
+    special |= {f"%nctaid.{a}": one * np.uint32(n) for a, n in zip("xyz", grid, strict=True)}
+    return special
