@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,14 @@ class Arguments:
     kwargs: dict[str, Any]
     tensors: dict[str, Tensor]
     storages: dict[str, Storage]
+
+    def restore(self, written: Collection[str]) -> None:
+        """Undo what a call wrote to its tensors of these names, and around them."""
+        for storage in self.storages.values():
+            if storage.before is not None:
+                as_bits(storage.memory).copy_(storage.before)
+            for name in storage.elements.keys() & written:
+                as_bits(self.tensors[name]).copy_(storage.elements[name])
 
 
 def guard_elements(width: int) -> int:

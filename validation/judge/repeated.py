@@ -32,13 +32,12 @@ def judge_repeated(case: Case, candidate: Callable[..., Any], device: str, calls
     """
     arguments = materialise(case, device)
     kwargs = {**arguments.kwargs, **absent(case, arguments.kwargs)}
-    storages = arguments.storages.values() if written_arguments(case) else ()
-    before = [storage.memory.clone() for storage in storages]
+    written = written_arguments(case)
     first: tuple[Tensor, ...] = ()
     with torch.no_grad(), one_thread(), surroundings.kept(), executing.how(turn=case.seed):
         for n in range(1, calls + 1):
-            for storage, memory in zip(storages, before, strict=True):
-                storage.memory.copy_(memory)
+            if written:
+                arguments.restore(written)
             try:
                 outputs = outputs_of(candidate(**kwargs))
                 words = difference(outputs, first) if n > 1 else ""

@@ -394,9 +394,10 @@ def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[An
     ):
         try:
             result = function(**arguments.kwargs)
-        finally:
-            if guards.launched.executed.not_executed:
-                raise NotExecutedError(guards.launched.executed.not_executed)
+        except Exception:
+            _refuse_what_was_not_executed(guards)
+            raise
+        _refuse_what_was_not_executed(guards)
     guards.changed, guards.read_outside = around.changed, outside()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -408,6 +409,12 @@ def call_guarded(function: Callable[..., Any], arguments: Arguments) -> tuple[An
         elif t.requires_grad != grad:
             guards.moved = f"{name} has requires_grad={t.requires_grad}, it had {grad}"
     return result, guards
+
+
+def _refuse_what_was_not_executed(guards: GuardedAllocations) -> None:
+    """Whatever the candidate made of the error: another one, or a result by another way."""
+    if guards.launched.executed.not_executed:
+        raise NotExecutedError(guards.launched.executed.not_executed)
 
 
 def _whereabouts(t: Tensor) -> tuple[Any, ...]:

@@ -111,6 +111,20 @@ def test_a_false_assertion_is_told_with_its_text_and_its_python_line(tmp_path: P
     assert "the assertion 'too large' does not hold" in output
 
 
+def test_a_fallback_from_what_is_not_executed_is_no_result(tmp_path: Path) -> None:
+    launch = "    kernel[(x.shape[0],)](x, weight, y, x.shape[-1], eps, block)\n"
+    caught = f"""\
+    try:
+    {launch}
+    except Exception:
+        import reference_ops
+        return reference_ops.rms_norm(x, weight, eps)
+"""
+    assert launch in HEAD
+    status, output = judged(tmp_path, DOT, head=HEAD.replace(launch, caught))
+    assert (status, "rms_norm  mine  NOT_EXECUTED\n" in output) == (1, True), output
+
+
 def test_approximations_are_judged_over_their_whole_interval(tmp_path: Path) -> None:
     status, output = judged(tmp_path, AMPLIFIED)
     assert status == 1

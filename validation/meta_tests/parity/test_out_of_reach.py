@@ -76,6 +76,17 @@ def test_corners_of_far_offsets(op: str, monkeypatch: pytest.MonkeyPatch) -> Non
         )
 
 
+def test_a_far_tensor_is_restored_between_calls_in_place() -> None:
+    signature = signature_of("rotary_embedding")
+    (corner,) = [c for c in corners.declared_corners(signature) if c.name == "x: heads past 2^31"]
+    forced = {"values": "normal", "inplace": True, **corner.forced}
+    (case,) = draw_cases(strategies.cases(signature, forced), seed=0, count=1)
+    assert case.flags["inplace"]
+    executor = InProcess(load_op_set("fused_ops"), select(gpu=False))
+    # Rotated again, x has other bits.
+    assert executor.repeated(case, 3).status is Status.PASSED
+
+
 def test_corners_out_of_reach_are_named_and_fail_nothing() -> None:
     records = list(Sweep(InProcess(load_op_set("fused_ops"), select(gpu=False)), QUICK, 0).of_op("rotary_embedding"))
     summary = records[-1]
