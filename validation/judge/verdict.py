@@ -59,7 +59,8 @@ STAGES = (
     Status.BIASED,
     Status.NOT_REPRODUCIBLE,
 )
-# Races are looked for in one case of so many: it takes 2 to 10 times as long.
+# Races are looked for in one case of so many: a launch takes 1.6 to 5 times as long then
+# (benchmarks/executed_time.py).
 RACES_IN = 8
 # Failures of which a second call may give other bits.
 CALLED_AGAIN = WRONG_VALUES | {Status.NOT_WRITTEN}

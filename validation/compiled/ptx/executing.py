@@ -45,7 +45,7 @@ class How:
 
     Attributes:
         mode: of `validation.compiled.ptx.approximate.Approximation`: what ``.approx`` gives.
-        races: look for races too, which takes 2 to 10 times as long.
+        races: look for races too, which takes 1.6 to 5 times as long (benchmarks/executed_time.py).
         turn: which configuration of an autotuned kernel is launched: of those that the launch allows this one, counted
             in a circle.
     """
