@@ -73,8 +73,7 @@ NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 # Regimes in which doubling neither overflows nor makes an underflowed value representable.
 SCALABLE = ("normal", "mean_offset", "outlier_channels", "dit")
 
-# Asked for by the judge, where a compiled kernel approximates.
-APPROXIMATIONS = "approximations"
+APPROXIMATIONS, THREAD_ORDER = "approximations", "thread order"
 
 CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
     "repeat": second_calls.repeat,
@@ -86,9 +85,13 @@ CHECKS: dict[str, Callable[[FirstCall], str | Verdict]] = {
     "zero gate": second_calls.zero_gate,
     "zero modulation": second_calls.zero_modulation,
     "other flags": second_calls.other_flags,
-    APPROXIMATIONS: second_calls.approximations,
     "side stream": second_calls.side_stream,
     "graph replay": second_calls.graph_replay,
+}
+# No lot decides these: the judge asks where a kernel that is executed approximates, or leaves an order of threads.
+OF_EXECUTED: dict[str, Callable[[FirstCall], str | Verdict]] = {
+    APPROXIMATIONS: second_calls.approximations,
+    THREAD_ORDER: second_calls.thread_order,
 }
 
 
@@ -103,6 +106,7 @@ FOUND = {
     "row permutation": "rows in another order give other bits",
     "layout": "contiguous copies give other bits",
     "power of two": "activations twice as large give other bits",
+    THREAD_ORDER: "with the threads in the other order it gives other bits",
     "side stream": "another stream gives other bits",
     "graph replay": "a replayed graph gives other bits",
 }
@@ -122,7 +126,7 @@ def failure(first: FirstCall, checks: tuple[str, ...] | None = None) -> tuple[st
         same = name in FOUND
         status = Status.NOT_REPRODUCIBLE if same else Status.INCORRECT_NUMERICAL
         try:
-            found = CHECKS[name](first)
+            found = (CHECKS | OF_EXECUTED)[name](first)
             if isinstance(found, Verdict):
                 status, words = found.status, found.reason
             else:
@@ -188,8 +192,6 @@ def applies(name: str, case: Case, device: str) -> bool:
             return known and has_eps and plain_norm(case) != ""
         case "other flags":
             return any(flag in case.flags for flag in OTHER_FLAGS)
-        case _ if name == APPROXIMATIONS:
-            return False
         case "side stream":
             return device == "cuda"
         case "graph replay":

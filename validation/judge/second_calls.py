@@ -16,6 +16,7 @@ from validation.cases.roles import ACTIVATIONS, MODULATIONS
 from validation.cases.tensors import Arguments
 from validation.chains import bounds
 from validation.compiled.ptx import executing
+from validation.errors import NotExecutedError
 from validation.judge import oracle, structure
 from validation.judge.bits import Outputs, difference, equal_bits, words_of
 from validation.judge.expected import CHAINED, outputs_of
@@ -308,6 +309,15 @@ def approximations(first: FirstCall) -> str | Verdict:
                 failed, reason=f"with .approx results {where} of their intervals: {failed.reason}"
             )
     return ""
+
+
+def thread_order(first: FirstCall) -> str:
+    """Threads and CTAs that change one address come in the other order: nothing may depend on which is the last."""
+    try:
+        with executing.how(backwards=True):
+            return difference(first.again(**first.make().kwargs), first.outputs)
+    except NotExecutedError:  # a CTA that waits for one of a lower number cannot come before it
+        return ""
 
 
 def side_stream(first: FirstCall) -> str:

@@ -59,7 +59,7 @@ STAGES = (
     Status.BIASED,
     Status.NOT_REPRODUCIBLE,
 )
-# Races are looked for in one case of so many: a launch takes 1.6 to 5 times as long then
+# Races are looked for in one case of so many: a launch takes 1.5 to 5 times as long then
 # (benchmarks/executed_time.py).
 RACES_IN = 8
 # Failures of which a second call may give other bits.
@@ -209,13 +209,17 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
         device=device,
     )
     wrong = verdict.status.failed
-    checks = (*same_bits.due(case, device), *([same_bits.APPROXIMATIONS] * launched.executed.approximate))
+    executed = launched.executed
+    asked = {same_bits.APPROXIMATIONS: executed.approximate, same_bits.THREAD_ORDER: bool(executed.unordered)}
+    checks = (*same_bits.due(case, device), *(name for name, due in asked.items() if due))
     failure = same_bits.failure(first, ("repeat",) if wrong else checks)
     clock.lap("same bits")
     if failure is None:
         lines = (*verdict.lines, "a second call gives the same bits") if wrong else verdict.lines
         return dataclasses.replace(verdict, lines=lines)
     check, status, words = failure
+    if check == same_bits.THREAD_ORDER:
+        status, words = Status.RACE, f"{words}; the order shows in {', '.join(executed.unordered)}"
     reason = f"{check}: {words}" + (f"; the first call: {verdict.reason}" if wrong else "")
     return dataclasses.replace(verdict, status=status, check=check, reason=reason, tier=None)
 

@@ -22,7 +22,7 @@ MOST_IDLE = 1 << 12
 
 @dataclasses.dataclass
 class Found:
-    """The violations of one launch, by instruction, and the atomics whose result depends on the threads' order."""
+    """The violations of one launch, by instruction, and the instructions whose result depends on the threads' order."""
 
     kernel: str
     by_instruction: dict[tuple[str, int], Violation] = dataclasses.field(default_factory=dict)
@@ -55,6 +55,7 @@ class Chunk:
         carry: the condition code of extended-precision arithmetic.
         changed: by space and byte, 1 + the number of the thread that changed it by an atomic whose order matters.
         copies: asynchronous copies that have not been waited for. passed: arguments of the next call.
+        backwards: threads that access one address at once come in the other order of their numbers.
         alone: other CTAs wait until this one has returned. idle: atomics in a row that changed nothing.
     """
 
@@ -74,6 +75,7 @@ class Chunk:
     local: Array
     local_bytes: int
     alone: bool
+    backwards: bool = False
     gone: Array | None = None
     carry: Array = dataclasses.field(default_factory=lambda: np.zeros((1, 1), bool))
     changed: Mapping[str, Array] = dataclasses.field(default_factory=dict)
@@ -95,6 +97,7 @@ class Chunk:
         found: Found | None = None,
         races: Races | None = None,
         symbols: Mapping[str, Array] | None = None,
+        backwards: bool = False,
     ) -> "Chunk":
         """Some CTAs of a grid before their first instruction."""
         threads = program.kernel.threads
@@ -116,6 +119,7 @@ class Chunk:
             local=np.full((len(ctas) * threads, -(-program.kernel.local_bytes // 16) * 16), 0xFF, np.uint8),
             local_bytes=program.kernel.local_bytes,
             alone=program.waits,
+            backwards=backwards,
         )
 
     def misaligned(
@@ -204,25 +208,28 @@ class Chunk:
         """Store neighbouring elements, as unsigned integers."""
         offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * len(values), write=True)
         memory, index = self._elements(space, offset, dtype)
-        index = np.broadcast_to(index, self.shape)
-        lanes = None if mask is None else np.broadcast_to(mask, self.shape)
-        for n, value in enumerate(values):
-            whole = np.broadcast_to(value, self.shape)
+        index = self._in_order(np.broadcast_to(index, self.shape))
+        lanes = None if mask is None else self._in_order(np.broadcast_to(mask, self.shape))
+        written = [self._in_order(np.broadcast_to(value, self.shape)) for value in values]
+        for n, whole in enumerate(written):
             if lanes is None:
                 memory[index + n] = whole
             else:
                 memory[index[lanes] + n] = whole[lanes]
         if self.races is not None and space != "local":
             lost = np.zeros(self.shape, bool)
-            for n, value in enumerate(values):
-                lost |= memory[index + n] != value
-            lost = lost if lanes is None else lost & lanes
+            for n, whole in enumerate(written):
+                lost |= memory[index + n] != whole
             self.races.written(self)
-            if lost.any():
-                self.races.decisive = True
-                self._report(
-                    "RACE", instruction, space, address, lost, ", where another thread writes another value at once"
-                )
+            if (lost if lanes is None else lost & lanes).any():
+                self._depends_on_the_order(instruction)
+
+    def _in_order(self, of_threads: Array) -> Array:
+        """An array of threads, [CTAs, threads], in the order in which they come."""
+        return of_threads[:, ::-1] if self.backwards else of_threads
+
+    def _depends_on_the_order(self, instruction: Instruction) -> None:
+        self.found.unordered[f"{instruction.opcode} at {instruction.source}"] = None
 
     def atomic(
         self,
@@ -238,7 +245,9 @@ class Chunk:
         count = len(operands[0])
         offset, mask = self._offsets(instruction, space, address, mask, dtype.itemsize * count, write=True, atomic=True)
         memory, index = self._elements(space, offset, dtype)
-        row, thread = np.nonzero(np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape))
+        lanes = np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape)
+        row, thread = np.nonzero(self._in_order(lanes))
+        thread = self.shape[1] - 1 - thread if self.backwards else thread
         at = np.broadcast_to(index, self.shape)[row, thread]
         old = [np.zeros(self.shape, dtype) for _ in range(count)]
         if not len(at):
@@ -256,7 +265,7 @@ class Chunk:
                 met = self.changed[space][cells]
                 self.changed[space][cells] = who + 1
                 if together or ((met != 0) & (met != who + 1)).any():
-                    self.found.unordered[f"{instruction.opcode} at {instruction.source}"] = None
+                    self._depends_on_the_order(instruction)
         self.idle = 0 if changed else self.idle + 1
         if self.alone and self.idle > MOST_IDLE:
             raise instruction.refuse("it waits for what another CTA has not done, and here one runs after the other")

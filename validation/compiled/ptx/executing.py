@@ -24,7 +24,7 @@ class Runs:
 
     Attributes:
         violations: what the kernels must not have done.
-        unordered: the atomics whose order shows in the results, as in `validation.compiled.ptx.machine.Outcome`.
+        unordered: as in `validation.compiled.ptx.machine.Outcome`.
         launches: how many there were.
         approximate: whether a result was only known within an interval.
         not_executed: why a launch was not run; "" if all were.
@@ -45,13 +45,15 @@ class How:
 
     Attributes:
         mode: of `validation.compiled.ptx.approximate.Approximation`: what ``.approx`` gives.
-        races: look for races too, which takes 1.6 to 5 times as long (benchmarks/executed_time.py).
+        races: look for races too, which takes 1.5 to 5 times as long (benchmarks/executed_time.py).
+        backwards: as in `validation.compiled.ptx.machine.run`.
         turn: which configuration of an autotuned kernel is launched: of those that the launch allows this one, counted
             in a circle.
     """
 
     mode: str = "nearest"
     races: bool = False
+    backwards: bool = False
     turn: int = 0
 
 
@@ -142,7 +144,9 @@ def execute_launches(
             outcome = (
                 run(launch)
                 if run is not None
-                else run_launch(launch, approximation=approximation, races=_how.races, known=known)
+                else run_launch(
+                    launch, approximation=approximation, races=_how.races, backwards=_how.backwards, known=known
+                )
             )
         except NotExecutedError as error:
             for runs in _watching:

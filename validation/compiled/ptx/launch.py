@@ -78,6 +78,7 @@ def run_launch(
     approximation: Approximation | None = None,
     races: bool = False,
     ctas: Iterable[int] | None = None,
+    backwards: bool = False,
     known: Iterable[tuple[str, Tensor]] = (),
 ) -> Outcome:
     """Run a launch, or some of its CTAs, and write its results into its tensors.
@@ -87,6 +88,7 @@ def run_launch(
         approximation: what ``.approx`` gives; by default the value, rounded.
         races: look for races too, which takes longer; not where a storage is sparse (`Memory.sparse`).
         ctas: run these alone.
+        backwards: as in `validation.compiled.ptx.machine.run`.
         known: name and tensor of further elements that may be accessed, where they lie in a storage of an argument.
 
     Raises:
@@ -115,6 +117,7 @@ def run_launch(
         approximation=approximation,
         races=races and not memory.sparse,
         ctas=ctas,
+        backwards=backwards,
     )
     memory.write_back()
     return outcome

@@ -28,9 +28,10 @@ class Outcome(list[Violation]):
     """The violations of a run.
 
     Attributes:
-        unordered: ``opcode at path:line`` of each atomic by which several threads changed one address and whose result
-            may depend on their order (sums of floats, exchanges, compare-and-swaps): bits may differ from run to run
-            on a GPU. Of what integer atomics return, such as tickets, nothing is said.
+        unordered: ``opcode at path:line`` of each instruction by which several threads changed one address, where what
+            is left there may depend on their order: atomics (sums of floats, exchanges, compare-and-swaps) and, where
+            races are looked for, stores of different values. On a GPU bits may differ from run to run, if anything
+            depends on it. Of what integer atomics return, such as tickets, nothing is said.
     """
 
     def __init__(self, violations: Iterable[Violation], unordered: Iterable[str]) -> None:
@@ -48,6 +49,7 @@ def run(
     approximation: Approximation | None = None,
     races: bool = False,
     ctas: Iterable[int] | None = None,
+    backwards: bool = False,
 ) -> Outcome:
     """Run a grid.
 
@@ -61,9 +63,10 @@ def run(
         races: look for races too, which takes longer: most where there are some, since up to three runs more say
             whether they matter (`validation.compiled.ptx.harmless`).
         ctas: run these alone.
+        backwards: CTAs come in the other order of their numbers, and so do threads that access one address at once.
 
     Returns:
-        What the kernel must not do, empty if nothing; and which atomics leave the order of threads in the result.
+        What the kernel must not do, empty if nothing; and which instructions leave the order of threads in the result.
 
     Raises:
         NotExecutedError: the kernel does what is not executed.
@@ -78,6 +81,7 @@ def run(
         }
         named = {name: value for (_, name), value in zip(program.kernel.parameters, parameters, strict=True)}
         every = np.arange(grid[0] * grid[1] * grid[2]) if ctas is None else np.asarray([*ctas])
+        every = every[::-1] if backwards else every
         # A CTA that waits for a lock would wait for ever beside one that holds it.
         at_once = 1 if program.waits else max(1, THREADS // program.kernel.threads)
 
@@ -96,6 +100,7 @@ def run(
                     found=found,
                     races=watch,
                     symbols=symbols,
+                    backwards=backwards,
                 )
                 if watch is not None:
                     watch.begin(*chunk.shared.shape)

@@ -38,9 +38,9 @@ def ptx(body: str, threads: int = 64, module: str = "") -> str:
 
 
 def execute(
-    body: str, threads: int = 64, ctas: int = 2, *, shared: int = 0, races: bool = False, module: str = ""
+    body: str, threads: int = 64, ctas: int = 2, *, shared: int = 0, module: str = "", **how: bool
 ) -> tuple[list[int], Outcome]:
-    """What each thread leaves in %r1, CTA by CTA."""
+    """What each thread leaves in %r1, CTA by CTA; `how` has further arguments of `run`."""
     out = torch.zeros(threads * ctas, dtype=torch.int32)
     memory = Memory([("out", out)])
     violations = run(
@@ -49,7 +49,7 @@ def execute(
         [np.uint64(memory.address(out))],
         memory,
         shared_bytes=shared,
-        races=races,
+        **how,  # type: ignore[arg-type]
     )
     memory.write_back()
     return out.tolist(), violations

@@ -402,10 +402,31 @@ def test_a_write_after_reads_of_several_threads_is_a_race_of_the_writer_too() ->
     assert [(r.kind, r.opcode) for r in races] == [("RACE", "st.shared.b32")]
 
 
-@pytest.mark.parametrize(("register", "races"), [("%r9", 0), ("%r0", 1)])
-def test_threads_that_write_one_address_at_once_are_a_race_if_their_values_differ(register: str, races: int) -> None:
-    _, found = execute(f"	mov.b32 %r2, global_smem;\n	st.shared.b32 [%r2], {register};", shared=256, races=True)
-    assert [(v.kind, v.opcode) for v in found] == [("RACE", "st.shared.b32")] * races
+ONE_ADDRESS = """
+	mov.b32 %r2, global_smem;
+	st.shared.b32 [%r2], {register};
+	bar.sync 0;
+	ld.shared.b32 %r1, [%r2];
+"""
+
+
+@pytest.mark.parametrize(("register", "order"), [("%r9", False), ("%r0", True)])
+def test_threads_that_write_one_address_at_once_leave_their_order_if_their_values_differ(
+    register: str, order: bool
+) -> None:
+    body = ONE_ADDRESS.format(register=register)
+    (left, forwards), (other, backwards) = (execute(body, shared=256, races=True, backwards=b) for b in (False, True))
+    assert not forwards
+    assert [*forwards.unordered] == [*backwards.unordered] == ["st.shared.b32 at /src/a.py:8 in b.py:9"] * order
+    assert left == ([63] * 128 if order else [0] * 64 + [1] * 64)
+    assert other == ([0] * 128 if order else left)
+
+
+def test_atomics_come_in_the_other_order_too() -> None:
+    body = ONE_ADDRESS.format(register=77).replace("ld.shared.b32 %r1, [%r2]", "atom.shared.exch.b32 %r1, [%r2], %r0")
+    forwards, backwards = (execute(body, shared=256, backwards=order)[0][:64] for order in (False, True))
+    assert forwards == [77, *range(63)]
+    assert backwards == [*range(1, 64), 77]
 
 
 def test_shared_memory_that_nobody_wrote_is_reported() -> None:

@@ -42,6 +42,21 @@ DOT = KERNEL.replace(
     root =""",
 )
 ASSERTING = KERNEL.replace("    root =", "    tl.device_assert(value < 1.0, 'too large')\n    root =")
+# Neighbours write to one element of y, which is then overwritten: `winner` is 1 if the last of them wins.
+CONTESTED = KERNEL.replace(
+    "    root =",
+    """    tl.debug_barrier()
+    tl.store(y + tl.program_id(0) * D + column // 2, (column % 2).to(tl.float32), mask=inside)
+    tl.debug_barrier()
+    winner = tl.load(y + tl.program_id(0) * D)
+    tl.debug_barrier()
+    root =""",
+)
+# The same with an atomic: the last of 100 columns wins.
+EXCHANGED = CONTESTED.replace(
+    "tl.store(y + tl.program_id(0) * D + column // 2, (column % 2).to(tl.float32), mask=inside)",
+    "tl.atomic_xchg(y + tl.program_id(0) * D + column // 128, (column - 98).to(tl.float32), mask=inside)",
+)
 # 0 where rsqrt gives its correctly rounded result, of 4; next to it, 1e4 times too much.
 AMPLIFIED = KERNEL.replace("tl.div_rn(value, root)", "(tl.div_rn(value, root) + 1e4 * (tl.rsqrt(eps * 4e6) - 0.5))")
 CONFIGURATIONS = "[triton.Config({'WRONG': wrong}) for wrong in (0, 1)]"
@@ -123,6 +138,17 @@ def test_a_fallback_from_what_is_not_executed_is_no_result(tmp_path: Path) -> No
     assert launch in HEAD
     status, output = judged(tmp_path, DOT, head=HEAD.replace(launch, caught))
     assert (status, "rms_norm  mine  NOT_EXECUTED\n" in output) == (1, True), output
+
+
+@pytest.mark.parametrize("kernel", [CONTESTED, EXCHANGED], ids=["store", "exchange"])
+def test_what_the_order_of_threads_leaves_is_a_race_if_the_result_depends_on_it(tmp_path: Path, kernel: str) -> None:
+    status, output = judged(tmp_path, kernel)
+    assert (status, "PASSED (lossless)" in output) == (0, True), output
+    status, output = judged(tmp_path, kernel.replace("* factor, mask", "* factor + (winner - 1.0), mask"))
+    assert status == 1
+    assert "rms_norm  mine  fp32  RACE" in output
+    assert "thread order: with the threads in the other order it gives other bits" in output
+    assert "the order shows in " in output
 
 
 def test_approximations_are_judged_over_their_whole_interval(tmp_path: Path) -> None:
