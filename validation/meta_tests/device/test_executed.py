@@ -207,4 +207,6 @@ def test_a_planted_fault_is_caught_by_a_check_that_names_it(found: dict[str, Any
 
 
 def test_the_right_kernels_of_planted_faults_pass(found: dict[str, Any]) -> None:
-    assert set(found["right"]) == {"PASSED"}
+    # A case that is nearly all zeros is MISTRUSTED: right, and told to count for nothing.
+    assert set(found["right"]) <= {"PASSED", "MISTRUSTED"}
+    assert found["right"]["PASSED"] >= 10
