@@ -50,11 +50,13 @@ class StepBytes:
         by_place: bytes by site, and `PRODUCTS`, `ATTENTION` and `REST` for kernels that are at no site.
         by_operator: the bytes of `REST` by PyTorch operator.
         calls: number of calls by site.
+        kernels: number of kernels that are at no site, by PyTorch operator.
     """
 
     by_place: Counter[str] = dataclasses.field(default_factory=Counter)
     by_operator: Counter[str] = dataclasses.field(default_factory=Counter)
     calls: Counter[str] = dataclasses.field(default_factory=Counter)
+    kernels: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def total(self) -> int:
@@ -64,6 +66,7 @@ class StepBytes:
     def add(self, place: str, moved: int, operator: str) -> None:
         """Count a kernel that is at no site."""
         self.by_place[place] += moved
+        self.kernels[operator] += 1
         if place == REST:
             self.by_operator[operator] += moved
 

@@ -164,7 +164,8 @@ def write(rows: Sequence[Row], where: dict[str, Any], folder: Path, stamp: str) 
         "ops_without_workload": selection.without_workload(),
         "rows": [row.to_dict() for row in rows],
     }
-    picture = share_of_roof([bar(row) for row in rows], OURS, f"{where['environment']['device']}, {stamp}")
+    title = f"Share of the copy bandwidth: {where['environment']['device']}, {stamp}"
+    picture = share_of_roof([bar(row) for row in rows], OURS, title)
     texts = {f"ops-{stamp}.json": json.dumps(data, indent=1) + "\n", f"ops-{stamp}.svg": str(picture)}
     return write_anew(folder, texts)
 
@@ -276,6 +277,6 @@ def without_gpu(found: Sequence[Workload], target: str = "sm_90") -> str:
             kernel_table(found, aot.compile_cases(target, [workload.make(True) for workload in found])),
             "",
             *([f"At no site of a model, so at shapes of their own alone: {', '.join(alone)}."] if alone else []),
-            "Nothing was timed: timings need a GPU (validate bench ops --gpu).",
+            "Nothing is timed: timings need a GPU (validate bench ops --gpu).",
         ]
     )

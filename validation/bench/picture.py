@@ -10,13 +10,13 @@ STYLE = """text{font:11px sans-serif;fill:#222}.op{font-weight:bold}.axis{fill:#
 .goal{stroke:#222;stroke-width:2}.span{stroke:#c2571a;stroke-width:3}.title{font-size:14px;font-weight:bold}"""
 
 
-def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float]], first: str, subtitle: str) -> Markup:
+def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float | None]], first: str, title: str) -> Markup:
     """An SVG file with a row for each workload: one arm as a bar, the others as dots, the goal as a tick.
 
     Args:
-        bars: op, workload, share of the copy by arm (0 to 1, cut at 1.1), and the goal.
+        bars: op, workload, share by arm (0 to 1, cut at 1.1), and the goal, if there is one.
         first: the arm that is drawn as a bar.
-        subtitle: where and when it was measured.
+        title: of what, where and when.
     """
     names = list(dict.fromkeys([first, *(name for _, _, shares, _ in bars for name in shares)]))
     colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
@@ -28,15 +28,16 @@ def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float]], firs
         lines.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(LABELS - 8, y + 13, workload))
         # The bar is drawn first, so that the dots lie on it.
         for name, share in sorted(shares.items(), key=lambda arm: arm[0] != first):
-            title = Markup("<title>{}: {:.0%} of the copy</title>").format(name, share)
+            tip = Markup("<title>{}: {:.0%}</title>").format(name, share)
             if name == first:
                 shape = Markup('<rect x="{}" y="{}" width="{:.1f}" height="12" fill="{}">{}</rect>')
-                lines.append(shape.format(LABELS, y + 3, _x(share) - LABELS, colour[name], title))
+                lines.append(shape.format(LABELS, y + 3, _x(share) - LABELS, colour[name], tip))
             else:
                 shape = Markup('<circle cx="{:.1f}" cy="{}" r="4" fill="{}" stroke="white">{}</circle>')
-                lines.append(shape.format(_x(share), y + 9, colour[name], title))
-        goal_at = Markup('<line class="goal" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
-        lines.append(goal_at.format(_x(goal), y + 1, y + 17))
+                lines.append(shape.format(_x(share), y + 9, colour[name], tip))
+        if goal is not None:
+            goal_at = Markup('<line class="goal" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
+            lines.append(goal_at.format(_x(goal), y + 1, y + 17))
         y += ROW
     back = []
     for percent in range(0, 101, 20):
@@ -52,12 +53,10 @@ def share_of_roof(bars: Sequence[tuple[str, str, dict[str, float], float]], firs
         back.append(Markup(mark).format(x + (0 if name == first else 6), colour[name]))
         back.append(Markup('<text x="{}" y="48">{}</text>').format(x + 16, name))
         x += 32 + 7 * len(name)
-    back.append(
-        Markup('<line class="goal" x1="{0}" x2="{0}" y1="37" y2="51"/><text x="{1}" y="48">goal</text>').format(
-            x, x + 8
-        )
-    )
-    return _sheet(LABELS + PLOT + 12, y + 24, f"Share of the copy bandwidth: {subtitle}", [*back, *lines])
+    if any(goal is not None for _, _, _, goal in bars):
+        mark = '<line class="goal" x1="{0}" x2="{0}" y1="37" y2="51"/><text x="{1}" y="48">goal</text>'
+        back.append(Markup(mark).format(x, x + 8))
+    return _sheet(LABELS + PLOT + 12, y + 24, title, [*back, *lines])
 
 
 def _x(share: float) -> float:

@@ -2,10 +2,15 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from validation.commands import FAILED, PASSED, Command, progress
 from validation.errors import UsageError
+
+if TYPE_CHECKING:
+    from validation.cases.workloads import Workload
 
 
 def _stamp() -> str:
@@ -20,14 +25,14 @@ def _ops(options: argparse.Namespace) -> int:
     from validation.bench import ops, ops_results, selection
     from validation.bench.timing import GpuTimer
 
-    found, names = selection.chosen(options.op, options.model), ops.chosen_arms(options.arm)
+    found = selection.chosen(options.op, options.model)
     stamp = _stamp()
+    if not (options.gpu or options.merge):
+        return _count(options, found, stamp)
+    names = ops.chosen_arms(options.arm)
     if options.merge:
         rows, where = ops_results.read(options.merge)
         paths = ops_results.write(rows, where, options.out, stamp)
-    elif not options.gpu:
-        print(ops_results.without_gpu(found))
-        return PASSED
     else:
         require_writable(options.out)
         timer = GpuTimer()
@@ -39,6 +44,21 @@ def _ops(options: argparse.Namespace) -> int:
     print(ops_results.table(rows))
     print("results:", *paths)
     return FAILED if any(row.failed for row in rows) else PASSED
+
+
+def _count(options: argparse.Namespace, found: "Sequence[Workload]", stamp: str) -> int:
+    from validation.bench import counters, ops_results
+    from validation.bench.ops_results import OURS
+    from validation.files import require_writable
+
+    names = counters.chosen_arms(options.arm)
+    require_writable(options.out)
+    print(ops_results.without_gpu(found), flush=True)
+    rows = counters.count(found, names=names, progress=progress)
+    paths = counters.write(rows, options.out, f"counters-{stamp}")
+    print("\n" + counters.table(rows))
+    print("results:", *paths)
+    return FAILED if any(OURS in row.left_out for row in rows) else PASSED
 
 
 def _denoise(options: argparse.Namespace) -> int:
@@ -98,8 +118,9 @@ COMMANDS = (
         "Times each op at each site of Helios and Hunyuan3D-2, and at shapes that neither has, beside the\n"
         "eager reference, torch.compile of it, PyTorch's norms and other libraries' kernels, and a copy of as many\n"
         "bytes. Results are written after each workload, and --merge makes one of those of several calls. Without\n"
-        "--gpu: the bytes that must move and what the compiler made of the kernels; nothing is timed. Exit status 1\n"
-        "if an op of ours fails; to fall short of a goal is no failure.",
+        "--gpu nothing is timed: kernels are compiled for sm_80, sm_90 and sm_100, and what they ask of memory and of\n"
+        "the schedulers is counted, with the bounds that follow for A100, H100, H200 and B200. Exit status 1 if an op\n"
+        "of ours fails; to fall short of a goal is no failure.",
         _ops,
         epilog="",
     ),

@@ -41,10 +41,15 @@ def read_ptx(ptx: str) -> dict[str, Any]:
     }
 
 
+def tool(name: str) -> Path:
+    """A tool of CUDA in Triton's wheel: ``cuobjdump``, ``nvdisasm``, ``ptxas``."""
+    return Path(triton_module("triton.backends.nvidia").__file__).parent / "bin" / name
+
+
 def resource_usage(cubin: Path) -> dict[str, int]:
     """Registers and local memory of a cubin, read by cuobjdump."""
-    tool = Path(triton_module("triton.backends.nvidia").__file__).parent / "bin" / "cuobjdump"
-    text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    command = (str(tool("cuobjdump")), "-res-usage", str(cubin))
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if match is None:
         raise RuntimeError(f"cuobjdump says nothing of registers: {text.strip()[:200]!r}")

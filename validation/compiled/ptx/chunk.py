@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,19 @@ from validation.compiled.ptx.races import Races
 
 # A loop that has tried an atomic so often, and changed nothing, waits for another CTA.
 MOST_IDLE = 1 << 12
+
+
+class Counting(Protocol):
+    """Is told of each block and of each access to memory, as `validation.compiled.counters.watch.Watch`."""
+
+    def block(self, number: int, active: Array | None, shape: tuple[int, int], ctas: Array) -> None:
+        """Threads of some CTAs run a block; None: all of them."""
+
+    def access(
+        self, instruction: Instruction, space: str, address: Array, mask: Array | None, size: int, *, write: bool,
+        shape: tuple[int, int], ctas: Array,
+    ) -> None:  # fmt: skip
+        """Threads access so many bytes each."""
 
 
 @dataclasses.dataclass
@@ -57,6 +70,7 @@ class Chunk:
         copies: asynchronous copies that have not been waited for. passed: arguments of the next call.
         backwards: threads that access one address at once come in the other order of their numbers.
         alone: other CTAs wait until this one has returned. idle: atomics in a row that changed nothing.
+        counting: is told of accesses.
     """
 
     registers: list[Array]
@@ -82,6 +96,7 @@ class Chunk:
     copies: Copies | None = None
     passed: dict[str, Array] = dataclasses.field(default_factory=dict)
     idle: int = 0
+    counting: Counting | None = None
 
     @classmethod
     def of(
@@ -157,6 +172,8 @@ class Chunk:
     ) -> tuple[Array, Array | None]:
         """Checked offsets of an access, and the lanes that make it; None: all. Other lanes' offsets are 0."""
         mask = _without(mask, self.misaligned(instruction, space, address, mask, size))
+        if self.counting is not None:
+            self.counting.access(instruction, space, address, mask, size, write=write, shape=self.shape, ctas=self.ctas)
         if space == "global":
             offset, outside = self.memory.check(address, mask, size)
         else:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.errors import NotExecutedError
 from validation.compiled.ptx.machine import Outcome, run
 from validation.compiled.ptx.memory import Memory
-from validation.compiled.ptx.program import program
+from validation.compiled.ptx.program import Program, program
 
 # Of a grid's axes x, y and z (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
 MOST_PROGRAMS = (2**31 - 1, 65535, 65535)
@@ -37,12 +38,14 @@ class Launch:
         grid: programs in x, y and z.
         arguments: name, Triton's type and value of each parameter of the PTX, but for the scratch pointers at its end.
         shared_bytes: shared memory of a program.
+        cubin: its machine code.
     """
 
     ptx: str
     grid: tuple[int, int, int]
     arguments: tuple[tuple[str, str, Any], ...]
     shared_bytes: int
+    cubin: bytes = dataclasses.field(default=b"", repr=False)
 
     @classmethod
     def of(cls, kernel: Any, bound: Mapping[str, Any], grid: Any) -> Self:
@@ -64,12 +67,21 @@ class Launch:
             for (name, type_), value in zip(kernel.src.signature.items(), bound.values(), strict=True)
             for one in _flat(name, type_, value)
         ]
-        return cls(kernel.asm["ptx"], (*sizes, 1, 1)[:3], tuple(flat), kernel.metadata.shared)
+        return cls(kernel.asm["ptx"], (*sizes, 1, 1)[:3], tuple(flat), kernel.metadata.shared, kernel.asm["cubin"])
 
     @property
     def programs(self) -> int:
         """How many there are."""
         return math.prod(self.grid)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensor behind each pointer, by the name of the parameter.
+
+        Raises:
+            NotExecutedError: there is none.
+        """
+        return {name: _tensor_behind(name, one) for name, _, one in self.arguments if hasattr(one, "data_ptr")}
 
 
 def run_launch(
@@ -94,20 +106,7 @@ def run_launch(
     Raises:
         NotExecutedError: something in it is not executed.
     """
-    bound = program(launch.ptx)
-    tensors = {name: _tensor_behind(name, one) for name, _, one in launch.arguments if hasattr(one, "data_ptr")}
-    memory = Memory(tensors.items(), known)
-    parameters = [
-        np.uint64(memory.address(tensors[name]) + value.data_ptr() - tensors[name].data_ptr())
-        if name in tensors
-        else _scalar(type_, value)
-        for name, type_, value in launch.arguments
-    ]
-    # Triton appends two pointers to scratch memory; a kernel that used them would access what is no argument's.
-    missing = len(bound.kernel.parameters) - len(parameters)
-    if missing not in (0, 1, 2):
-        raise NotExecutedError(f"{bound.kernel.name} has {missing} parameters more than the launch has arguments")
-    parameters += [np.uint64(0)] * missing
+    bound, parameters, memory = bound_launch(launch, known)
     outcome = run(
         bound,
         launch.grid,
@@ -121,6 +120,36 @@ def run_launch(
     )
     memory.write_back()
     return outcome
+
+
+def bound_launch(
+    launch: Launch, known: Iterable[tuple[str, Tensor]] = (), *, addresses_alone: bool = False
+) -> tuple[Program, list[Any], Memory]:
+    """A launch's program, the bits of each parameter, and its memory: what `validation.compiled.ptx.machine.run` takes.
+
+    Args:
+        launch: the launch.
+        known: as in `run_launch`.
+        addresses_alone: as in `Memory`.
+
+    Raises:
+        NotExecutedError: something in it is not executed.
+    """
+    bound = program(launch.ptx)
+    tensors = launch.tensors
+    memory = Memory(tensors.items(), known, addresses_alone=addresses_alone)
+    parameters = [
+        np.uint64(memory.address(tensors[name]) + value.data_ptr() - tensors[name].data_ptr())
+        if name in tensors
+        else _scalar(type_, value)
+        for name, type_, value in launch.arguments
+    ]
+    # Triton appends two pointers to scratch memory; a kernel that used them would access what is no argument's.
+    missing = len(bound.kernel.parameters) - len(parameters)
+    if missing not in (0, 1, 2):
+        raise NotExecutedError(f"{bound.kernel.name} has {missing} parameters more than the launch has arguments")
+    parameters += [np.uint64(0)] * missing
+    return bound, parameters, memory
 
 
 def _tensor_behind(name: str, value: Any) -> Tensor:

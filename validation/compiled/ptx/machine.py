@@ -13,7 +13,7 @@ import numpy as np
 from validation.compiled.ptx import harmless
 from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.assert_ops import TrapError
-from validation.compiled.ptx.chunk import Chunk, Found
+from validation.compiled.ptx.chunk import Chunk, Counting, Found
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.harmless import AstrayError, Poison
 from validation.compiled.ptx.memory import Memory
@@ -50,6 +50,7 @@ def run(
     races: bool = False,
     ctas: Iterable[int] | None = None,
     backwards: bool = False,
+    counting: Counting | None = None,
 ) -> Outcome:
     """Run a grid.
 
@@ -64,6 +65,7 @@ def run(
             whether they matter (`validation.compiled.ptx.harmless`).
         ctas: run these alone.
         backwards: CTAs come in the other order of their numbers, and so do threads that access one address at once.
+        counting: is told of what warps do.
 
     Returns:
         What the kernel must not do, empty if nothing; and which instructions leave the order of threads in the result.
@@ -104,6 +106,7 @@ def run(
                 )
                 if watch is not None:
                     watch.begin(*chunk.shared.shape)
+                chunk.counting = counting
                 if program.atomic:
                     chunk.changed = {"global": changed, "shared": np.zeros(chunk.shared.size, np.int64)}
                 try:
@@ -158,6 +161,8 @@ def _run_chunk(program: Program, chunk: Chunk) -> None:
         block = program.blocks[at]
         if chunk.races is not None:
             chunk.races.block()
+        if chunk.counting is not None:
+            chunk.counting.block(at, chunk.active, chunk.shape, chunk.ctas)
         whole = chunk.active is None
         for step, dead in block.steps:
             step(chunk)

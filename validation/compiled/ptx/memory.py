@@ -32,6 +32,7 @@ class _Region:
     memory: Array
     arguments: list[tuple[str, Tensor]] = dataclasses.field(default_factory=list)
     start: int = 0
+    addresses_alone: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -40,7 +41,7 @@ class _Region:
     @property
     def is_virtual(self) -> bool:
         """Whether it has addresses alone."""
-        return self.nbytes > MOST_BYTES and self._element_bytes > MOST_BYTES
+        return self.addresses_alone or (self.nbytes > MOST_BYTES and self._element_bytes > MOST_BYTES)
 
     @property
     def is_sparse(self) -> bool:
@@ -76,9 +77,17 @@ class Memory:
             an element of one of them.
         known: further names and tensors. Those that lie in a storage of an argument count as arguments: a kernel may
             reach k from the address of q where both are views of one buffer.
+        addresses_alone: a storage of floating-point numbers has no memory, whatever its size. What they are must not
+            matter then; integers may say what is accessed.
     """
 
-    def __init__(self, arguments: Iterable[tuple[str, Tensor]], known: Iterable[tuple[str, Tensor]] = ()) -> None:
+    def __init__(
+        self,
+        arguments: Iterable[tuple[str, Tensor]],
+        known: Iterable[tuple[str, Tensor]] = (),
+        *,
+        addresses_alone: bool = False,
+    ) -> None:
         self._regions: dict[int, _Region] = {}
         for name, t in arguments:
             key = storage_identity(t.untyped_storage())
@@ -87,6 +96,8 @@ class Memory:
             region = self._regions.get(storage_identity(t.untyped_storage()))
             if region is not None:
                 region.arguments.append((name, t))
+        for region in self._regions.values() if addresses_alone else ():
+            region.addresses_alone = all(t.is_floating_point() for _, t in region.arguments)
         self._refuse_overlaps()
         # Sparse ones last: only what is before them is filled.
         top, filled, virtual = GUARD, GUARD, VIRTUAL
