@@ -84,6 +84,19 @@ class Record:
     measures: list[dict[str, str]] = dataclasses.field(default_factory=list)
     players: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    @property
+    def output_dtypes(self) -> tuple[str, ...]:
+        """The dtypes of an op's outputs."""
+        named = self.numbers.get("output_dtypes")
+        return tuple(named.split()) if isinstance(named, str) else (self.dtype,)
+
+    def of_outputs(self, name: str, dtype: str) -> float | None:
+        """A number of an op's outputs of a dtype: ``rms_ratio``, ``max_ratio``, a bias; None if it has none."""
+        if dtype not in self.output_dtypes:
+            return None
+        value = self.numbers.get(f"{name}_{dtype}" if "output_dtypes" in self.numbers else name)
+        return float(value) if isinstance(value, (int, float)) else None
+
     def to_json(self) -> str:
         """One line of strict JSON; numbers that JSON lacks become the strings "inf", "-inf", "nan"."""
         data = {"schema": SCHEMA, **dataclasses.asdict(self)}

@@ -55,11 +55,11 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     if not records:
         return OpTier(None, math.nan, "no case passed")
     margins = MARGIN | (CONTRACTED_MARGIN if records[0].subject in CONTRACTED else {})
-    dtypes = {record.dtype for record in records if record.tier != Tier.BIT_EXACT}
+    dtypes = {dtype for record in records if record.tier != Tier.BIT_EXACT for dtype in record.output_dtypes}
     if not dtypes:
         return OpTier(Tier.BIT_EXACT, 1.0, f"equal to the reference path to the bit in all {len(records)} cases")
     found = {
-        (kind, dtype): shown(_ratios((record for record in records if record.dtype == dtype), kind), margin)
+        (kind, dtype): shown(_ratios(records, kind, dtype), margin)
         for (kind, dtype), margin in margins.items()
         if dtype in dtypes
     }
@@ -88,10 +88,11 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     return OpTier(Tier.LOSSLESS, found[rms].mean, reason, ratios)
 
 
-def _ratios(records: Iterable[Record], kind: str) -> list[float]:
+def _ratios(records: Iterable[Record], kind: str, dtype: str) -> list[float]:
     """The ratios of the cases in which both sides have an error: the others would thin out what these show."""
-    numbers = [record.numbers for record in records if record.numbers.get("baseline_rms_ulp") != 0.0]
-    return [r for of_case in numbers if isinstance(r := of_case.get(f"{kind}_ratio"), float) and 0.0 < r < math.inf]
+    measured = (record for record in records if record.of_outputs("baseline_rms_ulp", dtype) != 0.0)
+    ratios = (record.of_outputs(f"{kind}_ratio", dtype) for record in measured)
+    return [ratio for ratio in ratios if ratio is not None and 0.0 < ratio < math.inf]
 
 
 def _used(ratio: Shown) -> tuple[float, float]:
@@ -106,10 +107,10 @@ def bias_over_cases(records: Sequence[Record]) -> str:
     mean of the baseline or of one rounding, whichever is larger: a shift that single small cases cannot distinguish
     from chance.
     """
-    for dtype in sorted({record.dtype for record in records}):
+    for dtype in sorted({dtype for record in records for dtype in record.output_dtypes}):
         for key in ("bias_ulp", "magnitude_bias_ulp"):
             values, *own = (
-                [v for r in records if r.dtype == dtype and isinstance(v := r.numbers.get(name), float)]
+                [v for r in records if (v := r.of_outputs(name, dtype)) is not None]
                 for name in (key, f"baseline_{key}", f"ideal_{key}")
             )
             if len(values) < 20:

@@ -88,8 +88,8 @@ class Row:
         """
         means = [
             statistics.geometric_mean(ratios)
-            for dtype in sorted({record.dtype for record in self.records})
-            if (ratios := [r for r in numbers_of(self.of_dtype(dtype), "rms_ratio") if 0 < r < math.inf])
+            for dtype in sorted({dtype for record in self.records for dtype in record.output_dtypes})
+            if (ratios := [r for one in self.records if (r := one.of_outputs("rms_ratio", dtype)) and r < math.inf])
         ]
         return max(means, default=None)
 

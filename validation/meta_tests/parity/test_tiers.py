@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from validation.parity import tiers
 from validation.parity.one_case import judge_case
 from validation.parity.profiles import PROFILES
 from validation.record import Level, Record
-from validation.verdict import Status, Tier
+from validation.verdict import Numbers, Status, Tier
 
 
 def rotation(dtype: str, tokens: int, width: int, values: str) -> Case:
@@ -192,3 +192,84 @@ def test_a_chain_without_contraction_keeps_its_tier() -> None:
     tier = tiers.op_tier([judge_case(case, InProcess(chain, device)) for case in cases])
     assert tier.tier == "lossless"
     assert 1.55 < tier.ratios["mean_max_ratio_float32"] < 2.0
+
+
+def two_norms(q: str, k: str, seed: int) -> Case:
+    shape = (2, 4, 3, 64)
+    strides = torch.empty(shape, device="meta").stride()
+    tensors = {name: TensorSpec(shape, dtype, strides, 0, name) for name, dtype in (("q", q), ("k", k))}
+    return Case("qk_norm", tensors, {"eps": 1e-6, "casting_mode": "float32", "inplace": False}, "normal", seed)
+
+
+def judged_norms(dtypes: Sequence[tuple[str, str]], change: Callable[[Tensor], Tensor]) -> tiers.OpTier:
+    """The tier of a norm of q and k whose k is changed, over 40 cases."""
+
+    def qk_norm(*args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        q, k = reference_ops.qk_norm(*args, **kwargs)
+        return q, change(k)
+
+    ops = InProcess(OpSet("norms", {"qk_norm": qk_norm}, "norms"), select())
+    records = [judge_case(two_norms(*dtypes[seed % len(dtypes)], seed), ops) for seed in range(40)]
+    assert {record.status for record in records} == {Status.PASSED}
+    return tiers.op_tier(records)
+
+
+def noisier(k: Tensor) -> Tensor:
+    """Further from the truth by one float32 ulp in a fifth of the elements, as another order of the sum may be."""
+    bits = k.view(torch.int32)
+    off = torch.where(bits % 5 == 0, bits // 5 % 2 * 2 - 1, 0)
+    return (bits + off).view(torch.float32)
+
+
+@pytest.mark.parametrize("dtypes", [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32")])
+def test_an_output_is_held_to_the_margin_of_its_own_dtype(dtypes: tuple[str, str]) -> None:
+    found = judged_norms([dtypes], noisier)
+    assert found.tier == Tier.LOSSLESS, found.reason
+    # q is equal to the bit: of k's own dtype alone something is said.
+    assert found.ratios["mean_rms_ratio_float32"] > MARGIN["rms", "float16"] > 1.0
+    assert "mean_rms_ratio_float16" not in found.ratios
+
+
+def with_numbers(dtype: str, numbers: Numbers) -> list[Record]:
+    return [dataclasses.replace(record, numbers=numbers) for record in records_of([1.0] * 40, dtype)]
+
+
+def test_what_is_lost_in_one_of_two_outputs_shows() -> None:
+    numbers: Numbers = {
+        "output_dtypes": "float16 float32",
+        "rms_ratio": 1.3,
+        "rms_ratio_float32": 1.3,
+        "max_ratio_float32": 1.0,
+    }
+    lost: Numbers = {"rms_ratio_float16": 1.1, "max_ratio_float16": 1.0}
+    records = with_numbers("float32", numbers | lost)
+    found = tiers.op_tier(records)
+    assert (found.tier, "further from the truth: rms over 40 float16 cases is 1.100x" in found.reason) == (
+        "close",
+        True,
+    )
+    kept = with_numbers("float32", numbers | lost | {"rms_ratio_float16": 1.0})
+    assert tiers.op_tier(kept).tier == Tier.LOSSLESS
+
+
+def test_a_bias_is_that_of_outputs_of_one_dtype() -> None:
+    """A bias of a float32 output, in its own ulps, says nothing of a float16 one."""
+    numbers: Numbers = {"output_dtypes": "float16 float32", "bias_ulp_float32": 0.05, "bias_ulp_float16": 0.0}
+    numbers |= {f"baseline_bias_ulp_{dtype}": 0.0 for dtype in ("float16", "float32")}
+    records = with_numbers("float16", numbers)
+    assert tiers.bias_over_cases(records) == ""
+    records = with_numbers("float16", numbers | {"bias_ulp_float16": 0.05})
+    assert tiers.bias_over_cases(records).startswith("mean signed error over 40 float16 cases is +0.050 ulp")
+
+
+def test_two_right_outputs_are_no_further_than_one() -> None:
+    """The larger of two ratios is above 1 on average; their mean is not."""
+    right = controls.op_set("pairwise")["qk_norm"]
+    ops = InProcess(OpSet("norms", {"qk_norm": right}, "norms"), select())
+    records = [judge_case(two_norms("bfloat16", "bfloat16", seed), ops) for seed in range(30)]
+    for record in records:
+        mean, larger = record.of_outputs("rms_ratio", "bfloat16"), record.numbers["rms_ratio"]
+        assert mean is not None
+        assert isinstance(larger, float)
+        assert mean <= larger
+    assert tiers.op_tier(records).tier != Tier.CLOSE
