@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.bench.ops_results import ADAPTERS, OURS
+from validation.bench.ops_results import ARMS as TIMED
 from validation.bench.picture import share_of_roof
 from validation.bench.results import aligned, one_line, write_anew
 from validation.bench.traffic import Traffic, outputs, traffic
@@ -128,7 +129,8 @@ def chosen_arms(names: Sequence[str] = ()) -> tuple[str, ...]:
     """
     for name in names:
         if name not in ARMS:
-            raise UsageError(f"--arm: {name!r} cannot be counted without a GPU, expected some of: {', '.join(ARMS)}")
+            what = f"{name!r} cannot be counted without a GPU" if name in TIMED else f"unknown arm {name!r}"
+            raise UsageError(f"--arm: {what}, expected some of: {', '.join(ARMS)}")
     return tuple(dict.fromkeys((OURS, *names))) if names else ARMS
 
 

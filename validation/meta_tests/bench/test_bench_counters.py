@@ -37,7 +37,7 @@ def test_the_table_has_every_arm_and_says_that_its_times_are_bounds(
     lines = command[0].splitlines()
     start = next(n for n, line in enumerate(lines) if "H200 bound us" in line)
     header, *rows = (line for line in lines[start:] if line.startswith("  "))
-    assert header.endswith("H200 bound us     by  H200 %  A100 %  H100 %  B200 %")
+    assert header.split()[-12:] == ["H200", "bound", "us", "by", "H200", "%", "A100", "%", "H100", "%", "B200", "%"]
     ours = [line for line in rows if OURS in line]
     assert len(ours) == len(selection.chosen(["scale_shift"], ["shapes"]))
     assert sum("reference_ops" in line for line in rows) == len(ours)
