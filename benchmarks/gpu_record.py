@@ -5,6 +5,7 @@
 
 Runs its parts one after the other, each in a process of its own that may take `--limit` seconds (570):
 
+    predictions  ``validate confirm --gpu``: which of the bits that were predicted without a GPU hold
     parity       ``validate parity --gpu``, op by op: the declared corners, every real workload whole, offsets past
                  2^31 elements, a side stream, replay of a CUDA graph; truth in float64 on the GPU
     faults       ``validate faults --gpu``, op by op: the planted faults, those that only a GPU shows among them
@@ -46,7 +47,7 @@ from validation.errors import UsageError
 from validation.record import Environment
 
 OF_AN_OP = ("parity", "faults", "ops", "memcheck", "racecheck")
-STEPS = (*OF_AN_OP[:3], "denoise", *OF_AN_OP[3:])
+STEPS = ("predictions", *OF_AN_OP[:3], "denoise", *OF_AN_OP[3:])
 PROFILES = ("quick", "default", "nightly")
 FUSED_ARMS = {
     "helios": ("#24059", "all sites", "compact", "CUDA graph"),
@@ -54,6 +55,7 @@ FUSED_ARMS = {
 }
 DECODES = {"helios": "2", "hunyuan3d": "1"}  # a shape's field has 57 million points: some 1.9e15 operations in float32
 RESULTS = Path(__file__).resolve().parent / "results"
+PREDICTIONS = Path(__file__).resolve().parent / "predictions" / "fused_ops-sm_90.json"
 STOPPED = 124
 
 
@@ -94,6 +96,9 @@ def parts(steps: Sequence[str], ops: Sequence[str], profile: str, scratch: Path,
         return Part(name, (*validate, *sweep, profile), folder=folder)
 
     for step in steps:
+        if step == "predictions":
+            named = (word for op in ops for word in ("--op", op)) if [*ops] != [*reference_ops.OP_NAMES] else ()
+            yield Part(step, (*validate, "confirm", str(PREDICTIONS), "--gpu", *named))
         if step in OF_AN_OP:
             yield from (of_op(step, op) for op in ops)
         if step == "ops":

@@ -53,12 +53,18 @@ def names(text: str) -> tuple[str, ...] | None:
 
 # In the order of help texts.
 OPTIONS = (
-    Option("op", "this op only", ("parity", "faults", "bench ops", "pytest"), metavar="NAME", repeated=True),
+    Option(
+        "op",
+        "this op only",
+        ("parity", "faults", "bench ops", "predict", "confirm", "pytest"),
+        metavar="NAME",
+        repeated=True,
+    ),
     Option("model", f"model to sample: {MODELS} (default: all)", SAMPLED, metavar="NAME"),
     Option(
         "model",
         f"workloads of {MODELS}, or shapes that no model has (default: all)",
-        ("bench ops",),
+        ("bench ops", "predict"),
         metavar="NAME",
         repeated=True,
     ),
@@ -70,6 +76,14 @@ OPTIONS = (
         default=DEFAULT_OPS,
         metavar="MODULE_OR_FILE",
     ),
+    Option(
+        "ops",
+        "op set to predict: an importable module, a .py file or an entry point's name",
+        ("predict",),
+        default=DEFAULT_OPS,
+        metavar="MODULE_OR_FILE",
+    ),
+    Option("ops", "op set to call (default: the one that was predicted)", ("confirm",), metavar="MODULE_OR_FILE"),
     Option(
         "ops",
         "op set to judge: an importable module, a .py file or an entry point's name (default: that of the failure in "
@@ -121,6 +135,7 @@ OPTIONS = (
         type=bool,
         default=False,
     ),
+    Option("tiny", "a few tokens of each workload, not all of them", ("predict",), type=bool, default=False),
     Option("prompts", "JSON of what to sample (default: embedded)", ("quality", "pytest"), type=Path, metavar="FILE"),
     Option(
         "profile",
@@ -266,6 +281,13 @@ OPTIONS = (
     Option("out", "write a run folder with a report as well", ("compare",), type=Path, metavar="DIR"),
     Option(
         "out",
+        "file to write (default: benchmarks/predictions/<op set>-<target>.json)",
+        ("predict",),
+        type=new_file,
+        metavar="FILE",
+    ),
+    Option(
+        "out",
         "folder of the JSON and the picture",
         BENCHES,
         type=Path,
@@ -278,7 +300,7 @@ OPTIONS = (
 GPU = Option(
     "gpu",
     "run on the GPU; a usage error where there is none",
-    (*SESSIONS, "repro", "faults", *BENCHES),
+    (*SESSIONS, "repro", "faults", "confirm", *BENCHES),
     type=bool,
     default=False,
 )
@@ -286,7 +308,7 @@ COMPILED = Option(
     "compiled",
     "compile kernels for this target and execute their PTX on the CPU: sm_80, sm_90 (where no target is given) or "
     "sm_100",
-    (*SESSIONS, "repro", "faults"),
+    (*SESSIONS, "repro", "faults", "predict", "confirm"),
     metavar="TARGET",
     choices=("sm_80", "sm_90", "sm_100"),
     alone="sm_90",

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from validation.compiled.ptx import executing
+from validation.compiled.ptx.launch import Launch
 from validation.device.private import triton_module
 
 
@@ -111,9 +112,9 @@ def count_programs(counts: Counts) -> None:
         counts.program()
         return set_idx(self, *index)
 
-    def begin(programs: int) -> None:
+    def begin(launch: Launch) -> None:
         counts.launch()
-        counts.program(programs)
+        counts.program(launch.programs)
 
     builder.set_grid_dim, builder.set_grid_idx = set_grid_dim, set_grid_idx
     executing.begun.append(begin)

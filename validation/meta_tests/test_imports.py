@@ -111,6 +111,7 @@ DRIVERS = (
     "controls",
     "faults",
     "plugin",
+    "predictions",
     "session",
     "__main__",
     "test_parity",

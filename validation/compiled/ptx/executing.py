@@ -60,8 +60,8 @@ class How:
 _how = How()
 _target: str | None = None
 _watching: list[Runs] = []
-# Told of each launch before it runs: the number of its programs.
-begun: list[Callable[[int], None]] = []
+# Told of each launch before it runs.
+begun: list[Callable[[Launch], None]] = []
 
 
 def always(**changed: Any) -> None:
@@ -137,7 +137,7 @@ def execute_launches(
         kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
         launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
         for tell in begun:
-            tell(launch.programs)
+            tell(launch)
         approximation = Approximation(_how.mode)
         try:
             known = [one for runs in _watching for one in runs.known.items()]

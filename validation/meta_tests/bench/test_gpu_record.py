@@ -33,7 +33,7 @@ def record() -> Any:
 def test_every_op_and_both_models_have_their_parts(record: Any, tmp_path: Path) -> None:
     parts = list(record.parts(record.STEPS, reference_ops.OP_NAMES, "default", tmp_path, tmp_path))
     names = [part.name for part in parts]
-    assert len(names) == len(set(names)) == 5 * len(reference_ops.OP_NAMES) + 7
+    assert len(names) == len(set(names)) == 5 * len(reference_ops.OP_NAMES) + 8
     for part in parts:
         words = part.command[part.command.index("validation") + 1 :]
         if part.name == "ops table":
