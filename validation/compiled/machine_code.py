@@ -1,7 +1,6 @@
 """Reads PTX, cubin and AMDGCN: widths of loads and stores, registers, spills, roundings, flushing."""
 
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.compiled.ptx.parse import parse
-from validation.device.private import triton_module
+from validation.compiled.ptx.sass import resource_usage
 
 
 def _count(pattern: str, text: str, bits: Callable[[re.Match[str]], int]) -> dict[int, int]:
@@ -39,22 +38,6 @@ def read_ptx(ptx: str) -> dict[str, Any]:
         "roundings": dict(Counter(re.findall(r"\bcvt\.[a-z.]*b?f16(?:x2)?\.f32\b", ptx))),
         "flushes_subnormals": ".ftz" in ptx,
     }
-
-
-def tool(name: str) -> Path:
-    """A tool of CUDA in Triton's wheel: ``cuobjdump``, ``nvdisasm``, ``ptxas``."""
-    return Path(triton_module("triton.backends.nvidia").__file__).parent / "bin" / name
-
-
-def resource_usage(cubin: Path) -> dict[str, int]:
-    """Registers and local memory of a cubin, read by cuobjdump."""
-    command = (str(tool("cuobjdump")), "-res-usage", str(cubin))
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    if match is None:
-        raise RuntimeError(f"cuobjdump says nothing of registers: {text.strip()[:200]!r}")
-    registers, stack, local = map(int, match.groups())
-    return {"registers": registers, "local_bytes": stack + local, "spilled": 0}
 
 
 def read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:

@@ -208,7 +208,12 @@ def _judge_call(case: Case, candidate: Callable[..., Any], device: str, clock: _
     verdict = judge(case, result, arguments, guards, expected)
     if verdict.status in WRONG_VALUES:
         _confirm(case, outputs_of(result), expected, make)
-    verdict = dataclasses.replace(verdict, numbers={**verdict.numbers, "launches": launched.count})
+    counted: Numbers = {"launches": launched.count}
+    reason = verdict.reason
+    if launched.executed.contracted:
+        counted["contracted"] = "; ".join(sorted(launched.executed.contracted))
+        reason += f"; {counted['contracted']}: a GPU's bits may be others than those judged"
+    verdict = dataclasses.replace(verdict, reason=reason, numbers={**verdict.numbers, **counted})
     if _wants_fingerprint(case, verdict):
         verdict = _with_fingerprint(verdict, case.op, make().kwargs, outputs_of(result))
     clock.lap("judge")

@@ -12,12 +12,12 @@ from validation.cases.case import extent
 from validation.compiled.counters.footprint import sectors_of
 from validation.compiled.counters.gpus import Gpu
 from validation.compiled.counters.latency import class_of, cycles
-from validation.compiled.counters.sass import contracted, machine_code
 from validation.compiled.counters.watch import CTA_SHIFT, SECTOR, Watch
 from validation.compiled.ptx.bits import Array
 from validation.compiled.ptx.launch import Launch, bound_launch
 from validation.compiled.ptx.machine import run
 from validation.compiled.ptx.parse import Kernel
+from validation.compiled.ptx.sass import contracted, machine_code
 
 # CTAs that are counted: in runs of neighbours, since these may share sectors, over the whole grid.
 RUNS, NEIGHBOURS = 4, 8
@@ -42,7 +42,7 @@ class Counters:
         instructions: of PTX, by class.
         machine_instructions: about as many of SASS: those of PTX times the ratio of both in the kernel's text.
         cycles: of the path of one warp, the first of the grid.
-        contracted: as `validation.compiled.counters.sass.contracted` says.
+        contracted: as `validation.compiled.ptx.sass.contracted` says.
     """
 
     kernel: str
@@ -161,7 +161,7 @@ def count(launch: Launch, target: str) -> Counters:
         instructions=instructions,
         machine_instructions=round(sum(instructions.values()) * len(code.opcodes) / len(program.kernel.instructions)),
         cycles=cycles(program.kernel, trace, target),
-        contracted=contracted(program.kernel, code),
+        contracted=contracted(program.kernel, code.opcodes),
     )
 
 

@@ -14,6 +14,8 @@ from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
+from validation.compiled.ptx.program import program
+from validation.compiled.ptx.sass import contracted, opcodes_of
 from validation.compiled.ptx.target import EXECUTED, compile_for
 from validation.device.private import bound_arguments, triton_module
 
@@ -28,6 +30,8 @@ class Runs:
         launches: how many there were.
         approximate: whether a result was only known within an interval.
         not_executed: why a launch was not run; "" if all were.
+        contracted: of which kernels ptxas changed the arithmetic, as `validation.compiled.ptx.sass.contracted` says;
+            where races are looked for.
         known: further tensors by name: their elements may be accessed where they lie in a storage of an argument.
     """
 
@@ -36,6 +40,7 @@ class Runs:
     launches: int = 0
     approximate: bool = False
     not_executed: str = ""
+    contracted: set[str] = dataclasses.field(default_factory=set)
     known: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
@@ -45,7 +50,8 @@ class How:
 
     Attributes:
         mode: of `validation.compiled.ptx.approximate.Approximation`: what ``.approx`` gives.
-        races: look for races too, which takes 1.5 to 5 times as long (benchmarks/executed_time.py).
+        races: look for races too, which takes 1.5 to 5 times as long (benchmarks/executed_time.py), and at the machine
+            code of each kernel.
         backwards: as in `validation.compiled.ptx.machine.run`.
         turn: which configuration of an autotuned kernel is launched: of those that the launch allows this one, counted
             in a circle.
@@ -152,10 +158,14 @@ def execute_launches(
             for runs in _watching:
                 runs.not_executed = runs.not_executed or str(error)
             raise
+        # nvdisasm takes 0.22 s of processor time a kernel, some four times as long as a launch of a sweep.
+        look = run is None and _how.races
+        changed = contracted(program(launch.ptx).kernel, opcodes_of(launch.cubin)) if look else ""
         for runs in _watching:
             runs.violations += outcome
             runs.unordered += outcome.unordered
             runs.launches += 1
+            runs.contracted |= {changed} if changed else set()
             runs.approximate |= approximation.used
 
     def end() -> None:

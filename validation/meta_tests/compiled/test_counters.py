@@ -11,12 +11,13 @@ import pytest
 from validation.compiled.counters.footprint import sectors_of
 from validation.compiled.counters.gpus import GPUS
 from validation.compiled.counters.launch import Counters, chosen
-from validation.compiled.counters.sass import MachineCode, contracted
 from validation.compiled.counters.watch import SECTOR, wavefronts
 from validation.compiled.ptx.parse import Instruction, Kernel
+from validation.compiled.ptx.sass import contracted
 from validation.meta_tests.compiled.without_interpreter import printed_by
 
 LANES = np.arange(32)
+TWICE = "2 FFMA, expected 0 to 1; 0 FADD, expected 1 to 2"
 H200 = next(gpu for gpu in GPUS if gpu.name == "H200")
 
 
@@ -167,11 +168,15 @@ def test_some_ctas_stand_for_all() -> None:
         (["sub.rn.f32", "sqrt.rn.f32"], ["FADD", "FFMA", "FFMA", "FMUL", "FMUL"], ""),
         (["add.rn.f32x2", "sub.rn.f32.bf16"], ["FADD2", "FHADD"], ""),
         (["mul.rn.f32x2"], ["FMUL", "FMUL"], "2 FMUL, expected 0; 0 FMUL2, expected 1"),
-        (["mul.f32", "rsqrt.approx.ftz.f32"], ["FMUL", "FMUL"], ""),  # not known
+        (["div.full.f32", "mul.f32", "neg.f32"], ["FMUL"] * 5, ""),
+        (["div.full.f32", "add.f32"], ["FMUL"] * 4 + ["FFMA"], ""),  # its last product with the sum behind it
+        (["div.full.f32", "mul.f32", "mul.f32", "add.f32", "add.f32"], ["FMUL"] * 5 + ["FFMA"] * 2, TWICE),
+        (["div.full.f32"], ["FMUL"] * 6, "6 FMUL, expected 2 to 5"),
+        (["mul.f32", "rsqrt.approx.odd.f32"], ["FMUL", "FMUL"], ""),  # not known
     ],
 )
 def test_a_contraction_by_ptxas_shows_in_the_counts(ptx: list[str], code: list[str], says: str) -> None:
     instructions = tuple(Instruction(opcode, (), None, False, "", 0) for opcode in ptx)
     kernel = Kernel("k", (), 32, {}, instructions, {}, ())
-    found = contracted(kernel, MachineCode(32, 0, tuple(code)))
+    found = contracted(kernel, code)
     assert found == (f"ptxas changed the arithmetic of k: {says}" if says else "")

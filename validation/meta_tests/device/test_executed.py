@@ -59,6 +59,12 @@ EXCHANGED = CONTESTED.replace(
 )
 # 0 where rsqrt gives its correctly rounded result, of 4; next to it, 1e4 times too much.
 AMPLIFIED = KERNEL.replace("tl.div_rn(value, root)", "(tl.div_rn(value, root) + 1e4 * (tl.rsqrt(eps * 4e6) - 0.5))")
+# A product and a sum that ptxas may contract; Triton's own have a rounding each in their name.
+CONTRACTED = KERNEL.replace(
+    "tl.div_rn(value, root) * factor",
+    "tl.inline_asm_elementwise('{ .reg .f32 t; mul.f32 t, $1, $2; add.f32 $0, t, $3; }', '=f,f,f,f', "
+    "[tl.div_rn(value, root), factor, value * 0.0], tl.float32, True, 1)",
+)
 CONFIGURATIONS = "[triton.Config({'WRONG': wrong}) for wrong in (0, 1)]"
 TUNED = KERNEL.replace("@triton.jit", f"@triton.autotune({CONFIGURATIONS}, ['D'])\n@triton.jit")
 TUNED = TUNED.replace("BLOCK: tl.constexpr", "BLOCK: tl.constexpr, WRONG: tl.constexpr").replace("/ D", "/ (D - WRONG)")
@@ -156,6 +162,16 @@ def test_approximations_are_judged_over_their_whole_interval(tmp_path: Path) -> 
     assert status == 1
     assert "INCORRECT_NUMERICAL" in output
     assert "approximations: with .approx results at the low end of their intervals" in output
+
+
+def test_what_ptxas_contracts_is_told(tmp_path: Path) -> None:
+    status, output = judged(tmp_path, CONTRACTED, options=("--compiled", "--races"))
+    assert (status, "PASSED (lossless)" in output) == (0, True), output
+    assert "ptxas changed the arithmetic of kernel: " in output
+    assert "FFMA, expected " in output
+    assert "a GPU's bits may be others than those judged" in output
+    _, output = judged(tmp_path, KERNEL, options=("--compiled", "--races"))
+    assert "ptxas" not in output
 
 
 def test_each_configuration_of_a_tuned_kernel_has_its_turn(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""The machine code of a kernel as nvdisasm, of Triton's wheel, prints it."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from validation.compiled.ptx.parse import Kernel
+from validation.device.private import triton_module
+
+# "        /*0010*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;"
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+
+
+class MachineCode(NamedTuple):
+    """A kernel's machine code.
+
+    Attributes:
+        registers: of a thread. local_bytes: of a thread, spills among them.
+        opcodes: of the main path, by spelling, with repetitions, in order.
+    """
+
+    registers: int
+    local_bytes: int
+    opcodes: tuple[str, ...]
+
+
+def tool(name: str) -> Path:
+    """A tool of CUDA in Triton's wheel: ``cuobjdump``, ``nvdisasm``, ``ptxas``."""
+    return Path(triton_module("triton.backends.nvidia").__file__).parent / "bin" / name
+
+
+def resource_usage(cubin: Path) -> dict[str, int]:
+    """Registers and local memory of a cubin, read by cuobjdump."""
+    command = (str(tool("cuobjdump")), "-res-usage", str(cubin))
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if match is None:
+        raise RuntimeError(f"cuobjdump says nothing of registers: {text.strip()[:200]!r}")
+    registers, stack, local = map(int, match.groups())
+    return {"registers": registers, "local_bytes": stack + local, "spilled": 0}
+
+
+@cache
+def opcodes_of(cubin: bytes) -> tuple[str, ...]:
+    """The opcodes of a cubin's main path.
+
+    That ends with the last EXIT before the first return of a subroutine: what follows are the slow paths of divisions
+    and roots, for operands that overflow, and the padding behind the code.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = (str(tool("nvdisasm")), "-c", file.name)
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    opcodes = _INSTRUCTION.findall(text)
+    returns = [n for n, opcode in enumerate(opcodes) if opcode.startswith("RET")]
+    main = opcodes[: returns[0]] if returns else opcodes
+    exits = [n for n, opcode in enumerate(main) if opcode == "EXIT"]
+    if not exits:
+        raise RuntimeError(f"nvdisasm shows no EXIT among {len(opcodes)} instructions")
+    return tuple(main[: exits[-1] + 1])
+
+
+@cache
+def machine_code(cubin: bytes) -> MachineCode:
+    """Read a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = resource_usage(Path(file.name))
+    return MachineCode(usage["registers"], usage["local_bytes"], opcodes_of(cubin))
+
+
+# Opcodes of SASS, and those of PTX that become one of each: by their beginning and their end.
+_BECOMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "FFMA": (("fma.", ".f32"),),
+    "FADD": (("add.", ".f32"), ("sub.", ".f32")),
+    "FMUL": (("mul.", ".f32"),),
+    "FFMA2": (("fma.", ".f32x2"),),
+    "FADD2": (("add.", ".f32x2"), ("sub.", ".f32x2")),
+    "FMUL2": (("mul.", ".f32x2"),),
+    "FHADD": (("add.", ".f32.bf16"), ("sub.", ".f32.bf16"), ("add.", ".f32.f16"), ("sub.", ".f32.f16")),
+}
+# How many of them ptxas 12.8 (Triton 3.7.1) makes of other instructions, the fewest and the most: the same on the three
+# targets, measured with one to three instructions on operands of their own, and on one divisor in common, which shares
+# its scaling. A sign or a magnitude may become part of the instruction that reads it.
+_EXPANDED: dict[str, dict[str, tuple[int, int]]] = {
+    "div.rn.f32": {"FFMA": (5, 5)},
+    "sqrt.rn.f32": {"FFMA": (2, 2), "FMUL": (2, 2)},
+    "rcp.rn.f32": {"FFMA": (2, 2), "FADD": (1, 1)},
+    "lg2.approx.f32": {"FADD": (1, 1), "FMUL": (1, 1)},
+    **{f"{name}.approx{ftz}.f32": {"FMUL": (1, 1)} for name in ("sin", "cos") for ftz in ("", ".ftz")},
+    **{f"{name}{ftz}.f32": {"FADD": (0, 1)} for name in ("neg", "abs") for ftz in ("", ".ftz")},
+    **{f"{name}.approx.ftz.f32": {} for name in ("rcp", "rsqrt", "sqrt", "ex2", "lg2")},
+    "tanh.approx.f32": {},
+}
+# These end with a product, which ptxas contracts into a sum that follows: ``sum / D + eps`` of most norms is one FMA.
+# The quotient is judged over its interval, and the others' last factor is a power of two: so nothing is left out.
+for _name, _fewest, _most in (
+    ("div.full.f32", 3, 5),
+    ("div.full.ftz.f32", 2, 3),
+    ("div.approx.f32", 2, 3),
+    ("div.approx.ftz.f32", 1, 1),
+    ("rsqrt.approx.f32", 2, 2),
+    ("sqrt.approx.f32", 2, 2),
+    ("ex2.approx.f32", 2, 2),
+):
+    _EXPANDED[_name] = {"FMUL": (_fewest - 1, _most), "FFMA": (0, 1), "FADD": (-1, 0)}
+# Where one of these has another spelling, its expansion is not known.
+_FUNCTIONS = ("div", "rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh", "neg", "abs")
+
+
+def contracted(kernel: Kernel, machine_opcodes: Iterable[str]) -> str:
+    """How ptxas changed a kernel's float32 arithmetic, in words; "" if it kept every addition, product and FMA.
+
+    PTX is executed here, and a GPU runs SASS. If each of their counts is the same, but for the fixed expansions of
+    divisions and functions, ptxas contracted nothing, so that the bits are those of the PTX. That is no proof: two
+    changes might make up for each other. Nothing is said of kernels with functions whose expansions are not known.
+    """
+    opcodes = Counter(instruction.opcode for instruction in kernel.instructions)
+    kinds = Counter(opcode.partition(".")[0] for opcode in machine_opcodes)
+    functions = [one for one in opcodes if one.partition(".")[0] in _FUNCTIONS and one.rpartition(".")[2] == "f32"]
+    if not _EXPANDED.keys() >= {*functions}:
+        return ""
+    wrong = []
+    for name, forms in _BECOMES.items():
+        kept = sum(
+            number
+            for opcode, number in opcodes.items()
+            for begin, end in forms
+            if opcode.startswith(begin) and opcode.endswith(end)
+        )
+        more = [(opcodes[function] * n for n in _EXPANDED[function].get(name, (0, 0))) for function in functions]
+        low, high = (kept + sum(ends) for ends in zip(*more, strict=True)) if more else (kept, kept)
+        if not low <= kinds[name] <= high:
+            wrong.append(f"{kinds[name]} {name}, expected {low if low == high else f'{low} to {high}'}")
+    return f"ptxas changed the arithmetic of {kernel.name}: {'; '.join(wrong)}" if wrong else ""
