@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from validation.bench.ops_results import ADAPTERS, OURS
+from validation.bench.ops_results import ADAPTERS, OURS, site_of
 from validation.bench.ops_results import ARMS as TIMED
 from validation.bench.picture import share_of_roof
 from validation.bench.results import aligned, one_line, write_anew
@@ -109,13 +109,7 @@ class Row:
             for name, arm in self.arms.items()
         }
         return {
-            "model": self.workload.model,
-            "site": self.workload.site,
-            "op": self.workload.op,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "bytes_read": self.traffic.read,
-            "bytes_written": self.traffic.written,
+            **site_of(self.workload, self.shape, self.dtype, self.traffic),
             "arms": arms,
             "left_out": self.left_out,
         }

@@ -128,18 +128,25 @@ class Row:
             if OURS in self.arms:
                 arms[name]["ratio_to_fused"] = list(timed.ratio_to(self.arms[OURS]))
         return {
-            "model": self.workload.model,
-            "site": self.workload.site,
-            "op": self.workload.op,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "bytes_read": self.traffic.read,
-            "bytes_written": self.traffic.written,
+            **site_of(self.workload, self.shape, self.dtype, self.traffic),
             "argument_sets": self.sets,
             "arms": arms,
             "left_out": self.left_out,
             "shortfalls": self.shortfalls,
         }
+
+
+def site_of(workload: Workload, shape: tuple[int, ...], dtype: str, moved: Traffic) -> dict[str, Any]:
+    """Where a row was measured or counted, as JSON values: the fields of `Row` of the same names."""
+    return {
+        "model": workload.model,
+        "site": workload.site,
+        "op": workload.op,
+        "shape": list(shape),
+        "dtype": dtype,
+        "bytes_read": moved.read,
+        "bytes_written": moved.written,
+    }
 
 
 def about(timer: Timer, device: str) -> dict[str, Any]:
