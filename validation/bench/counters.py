@@ -189,6 +189,15 @@ def _add(row: Row, name: str, lines: Sequence[dict[str, Any]], targets: Sequence
     )
 
 
+def bounds_on(device: str, found: Sequence[Workload]) -> list[tuple[float, str] | None]:
+    """What our op takes at least at each workload on a GPU of this name, in seconds, and by what; None if unknown."""
+    gpu = next((gpu for gpu in GPUS if gpu.name in device), None)
+    if gpu is None:
+        return [None] * len(found)
+    rows = count(found, names=[OURS], targets=[gpu.target])
+    return [(row.arms[OURS].seconds(gpu), row.arms[OURS].named(gpu)) if OURS in row.arms else None for row in rows]
+
+
 def write(rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
     """Write ``<name>.json`` and its picture ``.svg``, replacing old ones; returns both paths.
 

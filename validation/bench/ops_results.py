@@ -61,6 +61,8 @@ class Row:
         sets: number of copies of the arguments that were rotated.
         arms: times by arm, `COPY` included.
         left_out: the reason by arm, for arms that were not timed.
+        bound: what our op takes at least on this GPU, in seconds, by its counters (`validation.bench.counters`), and by
+            what; None if it was not counted.
     """
 
     workload: Workload
@@ -70,6 +72,7 @@ class Row:
     sets: int
     arms: dict[str, Times]
     left_out: dict[str, str]
+    bound: tuple[float, str] | None = None
 
     def share(self, name: str) -> float:
         """The copy's time over the arm's."""
@@ -96,6 +99,9 @@ class Row:
             found.append(f"{self.share(OURS):.0%} of the copy, aimed at {self.goal:.0%}")
         if ours.host > HOST_GOAL:
             found.append(f"{1e6 * ours.host:.1f} us of host time, aimed at {1e6 * HOST_GOAL:.0f}")
+        if self.bound is not None and ours.device < self.bound[0]:
+            # Then the counters, a rate or a latency behind the bound are wrong.
+            found.append(f"{1e6 * ours.device:.1f} us, below the bound of {1e6 * self.bound[0]:.1f} by {self.bound[1]}")
         for name, timed in self.arms.items():
             less = name == NORM_ALONE and self.workload.op not in ("layer_norm", "rms_norm")
             if name not in (OURS, COPY) and not less and (ratio := ours.ratio_to(timed))[0] > 1:
@@ -111,7 +117,9 @@ class Row:
         }
         moved = Traffic(kept["bytes_read"], kept["bytes_written"])
         shape = tuple(kept["shape"])
-        return cls(workload, shape, kept["dtype"], moved, kept["argument_sets"], arms, kept["left_out"])
+        bound = kept.get("bound")
+        counted = None if bound is None else (bound["seconds"], bound["by"])
+        return cls(workload, shape, kept["dtype"], moved, kept["argument_sets"], arms, kept["left_out"], counted)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON values; times in seconds."""
@@ -133,6 +141,7 @@ class Row:
             "arms": arms,
             "left_out": self.left_out,
             "shortfalls": self.shortfalls,
+            "bound": None if self.bound is None else {"seconds": self.bound[0], "by": self.bound[1]},
         }
 
 
@@ -212,13 +221,13 @@ def table(rows: Sequence[Row]) -> str:
     others = [name for name in ARMS[1:] if any(name in row.arms for row in rows)]
     lines: list[str] = []
     left_out: dict[str, None] = {}
-    header = ("workload", "MB", "us", "GB/s", "copy %", "host us", *others)
+    header = ("workload", "MB", "us", "GB/s", "copy %", "host us", "x bound", *others)
     for op in dict.fromkeys(row.workload.op for row in rows):
         cells = [header]
         for row in (row for row in rows if row.workload.op == op):
             left_out |= {f"{name}: {why}": None for name, why in row.left_out.items()}
             ours = row.arms.get(OURS)
-            numbers = [f"{row.traffic.total / 1e6:.1f}", *("-" for _ in range(4 + len(others)))]
+            numbers = [f"{row.traffic.total / 1e6:.1f}", *("-" for _ in range(5 + len(others)))]
             if ours is not None:
                 numbers[1:5] = (
                     f"{1e6 * ours.device:.1f}",
@@ -226,13 +235,21 @@ def table(rows: Sequence[Row]) -> str:
                     f"{100 * row.share(OURS):.0f}",
                     f"{1e6 * ours.host:.1f}",
                 )
+                if row.bound is not None:
+                    numbers[5] = f"{ours.device / row.bound[0]:.2f} {row.bound[1]}"
                 for n, name in enumerate(others):
                     if name in row.arms:
-                        numbers[5 + n] = f"{row.arms[name].ratio_to(ours)[0]:.2f}x"
+                        numbers[6 + n] = f"{row.arms[name].ratio_to(ours)[0]:.2f}x"
             cells.append((row.workload.name, *numbers))
         lines += ["", op, *aligned(cells)]
-    lines += ["", "MB: bytes that must move. copy %: time of a copy of as many bytes over the op's. Then the time of"]
-    lines += ["others over the op's: above 1 the fused op is faster. Norm alone does less than the op."]
+    lines += [
+        "",
+        "MB: bytes that must move. copy %: time of a copy of as many bytes over the op's. x bound: the op's time",
+    ]
+    lines += [
+        "over the least that its counters imply, and by what. Then the time of others over the op's: above 1 the fused"
+    ]
+    lines += ["op is faster. Norm alone does less than the op."]
     if left_out:
         lines += ["", "left out:", *(f"  {why}" for why in left_out)]
     short = [row for row in rows if row.shortfalls]

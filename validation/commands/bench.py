@@ -22,7 +22,7 @@ def _ops(options: argparse.Namespace) -> int:
     from validation.files import require_writable
 
     device = select(options.gpu)
-    from validation.bench import ops, ops_results, selection
+    from validation.bench import counters, ops, ops_results, selection
     from validation.bench.timing import GpuTimer
 
     found = selection.chosen(options.op, options.model)
@@ -36,8 +36,11 @@ def _ops(options: argparse.Namespace) -> int:
     else:
         require_writable(options.out)
         timer = GpuTimer()
+        progress("counting, for the bounds")
+        bounds = dict(zip(found, counters.bounds_on(device.name, found), strict=True))
         rows, where = [], ops_results.about(timer, device.name)
         for row in ops.run(found, timer, whole=True, names=names, rounds=options.rounds, progress=progress):
+            row.bound = bounds[row.workload]
             rows.append(row)
             # Written after each row, so that results survive a run that is cut short.
             paths = ops_results.write(rows, where, options.out, stamp)

@@ -135,8 +135,8 @@ def contracted(kernel: Kernel, machine_opcodes: Iterable[str]) -> str:
             for begin, end in forms
             if opcode.startswith(begin) and opcode.endswith(end)
         )
-        more = [(opcodes[function] * n for n in _EXPANDED[function].get(name, (0, 0))) for function in functions]
-        low, high = (kept + sum(ends) for ends in zip(*more, strict=True)) if more else (kept, kept)
+        ends = [(opcodes[function], *_EXPANDED[function].get(name, (0, 0))) for function in functions]
+        low, high = (kept + sum(number * of[end] for number, *of in ends) for end in (0, 1))
         if not low <= kinds[name] <= high:
             wrong.append(f"{kinds[name]} {name}, expected {low if low == high else f'{low} to {high}'}")
     return f"ptxas changed the arithmetic of {kernel.name}: {'; '.join(wrong)}" if wrong else ""

@@ -117,6 +117,14 @@ def test_an_arm_that_can_only_be_timed_is_refused() -> None:
     assert counters.chosen_arms(["liger"]) == (OURS, "liger")
 
 
+def test_bounds_are_those_of_the_gpu_at_hand(rows: list[counters.Row]) -> None:
+    workload = rows[0].workload
+    h200 = next(gpu for gpu in GPUS if gpu.name == "H200")
+    arm = rows[0].arms[OURS]
+    assert counters.bounds_on("NVIDIA H200", [workload]) == [(arm.seconds(h200), arm.named(h200))]
+    assert counters.bounds_on("NVIDIA GeForce RTX 5090", [workload]) == [None]
+
+
 @pytest.mark.unit
 def test_gpus_have_targets_that_are_executed() -> None:
     assert [gpu.target for gpu in GPUS] == ["sm_80", "sm_90", "sm_90", "sm_100"]

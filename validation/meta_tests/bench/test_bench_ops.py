@@ -407,6 +407,17 @@ def test_shortfalls_are_named(row: Row, expected: list[str]) -> None:
     assert all(what in text for what in expected)
 
 
+def test_a_time_stands_beside_its_bound_and_must_not_be_below_it() -> None:
+    row = dataclasses.replace(row_of("rms_norm", {OURS: 96}), bound=(80e-6, "DRAM"))
+    assert row.shortfalls == []
+    lines = ops_results.table([row]).splitlines()
+    assert "1.20 DRAM" in next(line for line in lines if row.workload.name in line)
+    row.bound = (100e-6, "latency")
+    assert row.shortfalls == ["96.0 us, below the bound of 100.0 by latency"]
+    kept = json.loads(json.dumps(row.to_dict()))
+    assert Row.from_dict(kept, row.workload).bound == row.bound
+
+
 def test_an_op_that_was_not_timed_falls_short() -> None:
     row = row_of("rms_norm", {"reference_ops": 400})
     row.left_out[OURS] = "OutOfMemoryError: 3 GB"

@@ -165,6 +165,7 @@ def test_some_ctas_stand_for_all() -> None:
         (["mul.f32", "add.f32"], ["FMUL", "FADD.FTZ"], ""),
         (["mul.f32", "add.f32"], ["FFMA"], "1 FFMA, expected 0; 0 FADD, expected 1; 0 FMUL, expected 1"),
         (["fma.rn.f32", "div.rn.f32"], ["FFMA"] * 6, ""),
+        (["div.rn.f32", "div.rn.f32", "sqrt.rn.f32"], ["FFMA"] * 12 + ["FMUL"] * 2, ""),
         (["sub.rn.f32", "sqrt.rn.f32"], ["FADD", "FFMA", "FFMA", "FMUL", "FMUL"], ""),
         (["add.rn.f32x2", "sub.rn.f32.bf16"], ["FADD2", "FHADD"], ""),
         (["mul.rn.f32x2"], ["FMUL", "FMUL"], "2 FMUL, expected 0; 0 FMUL2, expected 1"),
