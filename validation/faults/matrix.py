@@ -12,6 +12,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -215,8 +216,17 @@ def _judges(device: Device, count: int) -> Iterator[Callable[[Sequence[Task]], I
         initializer=_begin,
         initargs=(device.options,),
     )
+
+    def judged(tasks: Sequence[Task]) -> Iterator[Record]:
+        # The first task starts the processes. `_begin` lets Ctrl-C through: before, it would end an import there.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.map(judge_one, tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     try:
-        yield lambda tasks: pool.map(judge_one, tasks)
+        yield judged
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nobody wants the others
 
@@ -228,8 +238,11 @@ def _processes(device: Device) -> int:
 
 
 def _begin(device: Mapping[str, Any]) -> None:
-    """Make a process ready, which ends with the one that started it."""
+    """Make a process ready, which ends with the one that started it, and at Ctrl-C without a word."""
     die_with(os.getppid())
+    # One that waits for a task would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
     select(**device)
     load()

@@ -49,8 +49,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import torch
 
     monkeypatch.chdir(tmp_path)
+    if torch.cuda.is_available():  # else the environment stays: for another one a fork server is started, in 1.3 s
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return tmp_path
 
 

@@ -40,6 +40,7 @@ class Alone:
         self._executor, self._command = executor, command
         self._smallest: dict[Kind, tuple[bool, float, int]] = {}
         self._pass: set[Kind] = set()
+        self._loads = True  # False: no new process can load the op set, and asking for one takes 0.25 s each time
 
     def passes(self, status: Status) -> bool:
         """Whether a failure of that status passed alone."""
@@ -59,7 +60,7 @@ class Alone:
             words = f"not tried alone: another case of this sweep with {record.status} passes alone"
             return _with_line(record, words, self._command) if kind in self._pass else record
         case = Case.from_dict(record.case)
-        alone = _last(self._executor, [case])
+        alone = self._last([case])
         if alone is None:
             return record
         self._smallest[kind] = size_of(record)
@@ -68,7 +69,7 @@ class Alone:
             return record if alone.status is record.status else _with_line(record, words, record.repro)
         self._pass.add(kind)
         words = "alone, in a new process, it passes"
-        after = _last(self._executor, [before, case]) if before is not None else None
+        after = self._last([before, case]) if before is not None else None
         if before is not None and after is not None and after.status.failed:
             words = f"{words}; after the case before it, it is {after.status}: the op keeps something between calls"
             return _with_line(record, words, case_command(before, case, executor=self._executor))
@@ -78,19 +79,26 @@ class Alone:
 
     def holds(self, record: Record) -> bool:
         """Whether the failure of a record that no case of the sweep gave (a shrunk one) shows alone too."""
-        alone = _last(self._executor, [Case.from_dict(record.case)])
+        alone = self._last([Case.from_dict(record.case)])
         return alone is None or alone.status.failed
 
+    def _last(self, cases: Sequence[Case]) -> Verdict | None:
+        """The verdict on the last of some cases, judged one after another in a new process; None if there can be none.
 
-def _last(executor: Executor, cases: Sequence[Case]) -> Verdict | None:
-    """The verdict on the last of some cases, judged one after another in a new process; None if there can be none."""
-    with contextlib.ExitStack() as stack:
-        try:
-            fresh = anew(executor)
-            stack.callback(fresh.close)
-            return [fresh.judge(case) for case in cases][-1]
-        except UsageError:  # an op set made in memory, or its files have changed
+        There can be none for an op set made in memory, or whose files have changed.
+        """
+        if not self._loads:
             return None
+        try:
+            fresh = anew(self._executor)
+        except UsageError:
+            self._loads = False
+            return None
+        with contextlib.closing(fresh):
+            try:
+                return [fresh.judge(case) for case in cases][-1]
+            except UsageError:  # it died, and the files have changed
+                return None
 
 
 def _with_line(record: Record, words: str, command: str) -> Record:
