@@ -76,7 +76,8 @@ def _counted(target: str) -> Iterator[list[Counters]]:
     found: list[Counters] = []
 
     def instead(launch: Launch) -> Outcome:
-        found.append(count(launch, target))
+        if launch.programs:
+            found.append(count(launch, target))
         return Outcome((), ())
 
     end: Callable[[], None] = execute_launches(target, run=instead)

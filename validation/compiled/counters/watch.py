@@ -1,7 +1,8 @@
 """Counts what warps ask of memory, and which blocks they run, while a chunk of CTAs is executed.
 
-A warp's access is one request. Global memory moves in sectors of 32 bytes, and shared memory gives 32 banks of 4 bytes
-a cycle (CUDA C++ Programming Guide, "Device Memory Accesses" and "Shared Memory").
+A warp's access is one request; that of a transposed matrix in shared memory counts as several. Global memory moves in
+sectors of 32 bytes, and shared memory gives 32 banks of 4 bytes a cycle (CUDA C++ Programming Guide, "Device Memory
+Accesses" and "Shared Memory").
 """
 
 import dataclasses
@@ -97,6 +98,12 @@ class Watch:
             moved, needed = wavefronts(lanes, size, whole=matrix)
             site.moved += moved
             site.needed += needed
+            return
+        if space == "local":
+            # Of neighbouring threads it lies side by side, whatever their addresses.
+            whole = (-(-(lanes >= 0).sum(1) * size // SECTOR)).sum()
+            site.moved += int(whole)
+            site.needed += int(whole)
             return
         sectors = np.where(lanes < 0, -1, lanes // SECTOR)
         site.moved += int(_distinct_of_rows(sectors).sum())

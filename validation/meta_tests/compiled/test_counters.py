@@ -11,7 +11,7 @@ import pytest
 from validation.compiled.counters.footprint import sectors_of
 from validation.compiled.counters.gpus import GPUS
 from validation.compiled.counters.launch import Counters, chosen
-from validation.compiled.counters.watch import SECTOR, wavefronts
+from validation.compiled.counters.watch import SECTOR, Watch, wavefronts
 from validation.compiled.ptx.parse import Instruction, Kernel
 from validation.compiled.ptx.sass import contracted
 from validation.meta_tests.compiled.without_interpreter import printed_by
@@ -181,3 +181,15 @@ def test_a_contraction_by_ptxas_shows_in_the_counts(ptx: list[str], code: list[s
     kernel = Kernel("k", (), 32, {}, instructions, {}, ())
     found = contracted(kernel, code)
     assert found == (f"ptxas changed the arithmetic of k: {says}" if says else "")
+
+
+@pytest.mark.unit
+def test_local_memory_of_a_warp_lies_side_by_side() -> None:
+    watch, store = Watch(), Instruction("st.local.b64", (), None, False, "", 0)
+    active = np.arange(64)[None] < 40
+    watch.access(
+        store, "local", np.full((1, 1), 16, np.uint64), active, 8, write=True, shape=(1, 64), ctas=np.zeros(1, np.int64)
+    )
+    # 32 threads of one warp and 8 of the next, 8 bytes each.
+    assert (watch.sites[store].requests, watch.sites[store].moved, watch.sites[store].needed) == (2, 8 + 2, 8 + 2)
+    assert len(watch.written) == 0
