@@ -9,10 +9,10 @@ as ones. FlagGems rounds once: less often than ``casting_mode="input"`` declares
 Cannot express: a norm in place, a rotation of part of a head. Its fused norms add the residual without a gate
 and modulate nothing.
 
-FlagGems imports only on a machine with a GPU, and its launcher takes only compiled kernels. Under Triton's
-interpreter the adapter loads the kernels' own files without that launcher, the tuned block sizes and the device
-guard: the kernels are FlagGems', their launch is not. There, kernels that take one row per program are not given more
-than 16,384 rows.
+FlagGems imports only on a machine with a GPU. Elsewhere, under Triton's interpreter and where PTX is executed on the CPU,
+the adapter loads the kernels' own files without its launcher, the tuned block sizes and the device guard: the kernels are
+FlagGems', their launch is not. Under the interpreter, kernels that take one row per program are not given more than
+16,384 rows.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from validation.adapters import CannotExpress, interpreted, one_program_each, qk_norm_of, required
+from validation.compiled.ptx import executing
 from validation.errors import UsageError
 
 INTERPRETED = interpreted()
@@ -63,7 +64,7 @@ def _without_launcher() -> None:
     sys.modules.update(shells | {runtime.__name__: runtime, extension.__name__: extension})
 
 
-if INTERPRETED:
+if INTERPRETED or executing.target() is not None:
     _without_launcher()
 else:
     required("flag_gems", "flag_gems", INSTALL)

@@ -118,6 +118,8 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
         _no_bfloat16_arithmetic("the rotation", angles)
     B, S, _, Dh = x.shape
     one_program_each(B * S)
+    if cos.shape != sin.shape:  # of both Liger's kernel takes the form of cos
+        cos, sin = (angles.expand(B, -1, -1).contiguous() for angles in (cos, sin))
     q = x if inplace else x.clone(memory_format=torch.contiguous_format)
     k = x.new_zeros(B, 1, S, Dh)
     y = liger_ops.LigerRopeFunction.apply(q.transpose(1, 2), k, cos, sin, None, 1, 2 * cos.shape[-1])[0]
