@@ -86,15 +86,15 @@ class Record:
 
     @property
     def output_dtypes(self) -> tuple[str, ...]:
-        """The dtypes of an op's outputs."""
+        """The dtype of each of an op's outputs, in order."""
         named = self.numbers.get("output_dtypes")
         return tuple(named.split()) if isinstance(named, str) else (self.dtype,)
 
-    def of_outputs(self, name: str, dtype: str) -> float | None:
-        """A number of an op's outputs of a dtype: ``rms_ratio``, ``max_ratio``, a bias; None if it has none."""
-        if dtype not in self.output_dtypes:
+    def of_output(self, name: str, output: int, dtype: str) -> float | None:
+        """A number of an op's output: ``rms_ratio``, ``max_ratio``, a bias; None without one, or without the output."""
+        if self.output_dtypes[output : output + 1] != (dtype,):
             return None
-        value = self.numbers.get(f"{name}_{dtype}" if "output_dtypes" in self.numbers else name)
+        value = self.numbers.get(f"{name}_{output}" if "output_dtypes" in self.numbers else name)
         return float(value) if isinstance(value, (int, float)) else None
 
     def to_json(self) -> str:
@@ -120,6 +120,11 @@ class Record:
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"not a record: {error}: {text[:120]!r}") from error
+
+
+def outputs_of(records: Iterable[Record]) -> list[tuple[int, str]]:
+    """The outputs that records of one op have: number and dtype of each."""
+    return sorted({one for record in records for one in enumerate(record.output_dtypes)})
 
 
 def _encode(value: Any) -> Any:

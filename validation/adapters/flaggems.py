@@ -9,10 +9,10 @@ as ones. FlagGems rounds once: less often than ``casting_mode="input"`` declares
 Cannot express: a norm in place, a rotation of part of a head. Its fused norms add the residual without a gate
 and modulate nothing.
 
-FlagGems imports only on a machine with a GPU. Elsewhere, under Triton's interpreter and where PTX is executed on the CPU,
-the adapter loads the kernels' own files without its launcher, the tuned block sizes and the device guard: the kernels are
-FlagGems', their launch is not. Under the interpreter, kernels that take one row per program are not given more than
-16,384 rows.
+FlagGems imports only on a machine with a GPU. Elsewhere, under Triton's interpreter and where PTX is executed on the
+CPU, the adapter loads the kernels' own files without its launcher, the tuned block sizes and the device guard: the
+kernels are FlagGems', their launch is not. Under the interpreter, kernels that take one row per program are not given
+more than 16,384 rows.
 """
 
 import contextlib

@@ -189,9 +189,15 @@ def _add(row: Row, name: str, lines: Sequence[dict[str, Any]], targets: Sequence
     )
 
 
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU of a device's name; None for one whose rates are not known, such as NVIDIA H100 NVL."""
+    words = device.replace("-", " ").split()
+    return next((gpu for gpu in GPUS if gpu.name in words and not {"NVL", "PCIe"} & {*words}), None)
+
+
 def bounds_on(device: str, found: Sequence[Workload]) -> list[tuple[float, str] | None]:
     """What our op takes at least at each workload on a GPU of this name, in seconds, and by what; None if unknown."""
-    gpu = next((gpu for gpu in GPUS if gpu.name in device), None)
+    gpu = gpu_of(device)
     if gpu is None:
         return [None] * len(found)
     rows = count(found, names=[OURS], targets=[gpu.target])
@@ -247,6 +253,9 @@ def table(rows: Sequence[Row]) -> str:
         lines += ["", op, *aligned(cells)]
     launches = [one for row in rows for arm in row.arms.values() for made in arm.launches.values() for one in made]
     lines += ["", *NOTES, *sorted({one.contracted for one in launches} - {""})]
+    unlike = sorted({one.kernel for one in launches if not one.alike})
+    if unlike:
+        lines += [f"CTAs that differ, of which some stand for all, so that counts are estimates: {', '.join(unlike)}"]
     if left_out:
         lines += ["", "left out:", *(f"  {why}" for why in left_out)]
     return "\n".join(lines[1:])
@@ -256,9 +265,9 @@ NOTES = (
     "Counted, not timed; nothing of it was compared with hardware. DRAM x: bytes over those that must move. L1 x:",
     "sectors of 32 bytes that warps request over the fewest that hold what they ask for. banks x: cycles of shared",
     "memory over the fewest. instr: machine instructions of a warp for 32 elements of the result. CTAs/SM: that fit at",
-    "once. Then the bound: no time can be less, by what it is, and for each GPU how much of its DRAM bandwidth that",
-    "leaves at best. A bound by latency is good to 50 %. Kernels of PyTorch (in brackets) count by their bytes of DRAM",
-    "alone, though what is small stays in L2.",
+    "once. Then the bound, by what it is, and for each GPU how much of its DRAM bandwidth that leaves at best: of what",
+    "must come from DRAM; what is small may still lie in L2. A bound by latency is an estimate, good to 50 %. Kernels",
+    "of PyTorch (in brackets) count by their bytes alone.",
 )
 
 

@@ -15,13 +15,16 @@ def _predict(options: argparse.Namespace) -> int:
 
     target = options.compiled or "sm_90"
     if options.out is None:
+        if options.op or options.model or options.tiny:
+            raise UsageError("--out: expected a file, where --op, --model or --tiny leave out some of the calls")
         require_writable(FOLDER)
-    path = options.out or FOLDER / f"{Path(options.ops).stem}-{target}.json"
+    name = Path(options.ops).stem if options.ops.endswith(".py") else options.ops.rpartition(".")[2]
+    path = options.out or FOLDER / f"{name}-{target}.json"
     device = select(compiled=target)
     from validation.bench import selection
     from validation.ops import load_op_set
     from validation.predictions.calls import calls
-    from validation.predictions.kept import Predictions
+    from validation.predictions.kept import VERSIONS, Predictions
     from validation.record import Environment
 
     ops = load_op_set(options.ops)
@@ -30,14 +33,17 @@ def _predict(options: argparse.Namespace) -> int:
     if not made:
         raise UsageError(f"--ops: {options.ops} has no op of these workloads, expected one at least")
     captured = Environment.capture(device=device.name, seed=0, profile="")
-    versions = {name: getattr(captured, name) for name in ("torch", "triton", "commit")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Predictions(target, options.ops, versions, made).write(path)
+    versions = {name: getattr(captured, name) for name in VERSIONS}
     unknown = [one for one in made if one.unknown]
     for one in unknown:
         print(f"{one.op}, {one.workload}: not predicted: {one.unknown}")
+    if len(unknown) == len(made):
+        print(f"none of {len(made)} calls predicted for {target}: nothing written")
+        return FAILED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Predictions(target, options.ops, versions, made).write(path)
     print(f"{len(made) - len(unknown)} of {len(made)} calls predicted for {target}: {path}")
-    return PASSED if len(unknown) < len(made) else FAILED
+    return PASSED
 
 
 def _confirm(options: argparse.Namespace) -> int:
@@ -58,10 +64,10 @@ def _confirm(options: argparse.Namespace) -> int:
         f"{predictions.ops} for {predictions.target} with triton {predictions.versions['triton']}, on {device.name}\n"
     )
     print(table(compared))
-    outcomes = {one.outcome for one in compared}
+    outcomes = {one.outcome for one in compared} - {Outcome.NOT_PREDICTED}
     if outcomes & {Outcome.DIFFERS, Outcome.FAILED}:
         return FAILED
-    return PASSED if outcomes & {Outcome.HELD, Outcome.HELD_OTHERWISE} else INCONCLUSIVE
+    return PASSED if outcomes and outcomes <= {Outcome.HELD, Outcome.HELD_OTHERWISE} else INCONCLUSIVE
 
 
 COMMANDS = (
@@ -78,7 +84,8 @@ COMMANDS = (
         "which predictions hold on this GPU",
         "Makes the predicted calls again, with --gpu on a GPU, and compares the hashes. The same kernel with other\n"
         "bits DIFFERS, and the exit status is 1: what the suite executes is not what the hardware does. Another\n"
-        "version of Triton may make another kernel, of which nothing was predicted.",
+        "version of Triton may make another kernel, of which nothing was predicted. Exit status 0 if all that was\n"
+        "predicted held, 3 if something else than the bits is another.",
         _confirm,
         words=(("file", "what validate predict wrote"),),
     ),

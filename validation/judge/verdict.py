@@ -1,8 +1,6 @@
 """The judge: the order of the checks, and the verdict."""
 
 import dataclasses
-import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -95,30 +93,24 @@ def judge(
         "equal_share": min(float(j.numbers["equal_share"] or 0.0) for j in judged),
         "informative_share": max(float(j.numbers["informative_share"] or 0.0) for j in judged),
     }
-    apart = _by_dtype(case, [str(output.dtype).removeprefix("torch.") for output, _ in targets], judged)
+    apart = _by_output(case, [str(output.dtype).removeprefix("torch.") for output, _ in targets], judged)
     return dataclasses.replace(worst, tier=tier, numbers={**worst.numbers, **ratios, **shares, **compared, **apart})
 
 
-def _by_dtype(case: Case, dtypes: Sequence[str], judged: Sequence[Verdict]) -> Numbers:
-    """The numbers by which an op is judged over its cases, for each dtype of its outputs: ``rms_ratio_float16``.
+def _by_output(case: Case, dtypes: Sequence[str], judged: Sequence[Verdict]) -> Numbers:
+    """The numbers by which an op is judged over its cases, for each of its outputs: ``rms_ratio_0``.
 
-    Ratios are geometric means over the outputs of that dtype: the larger of two right outputs' ratios is above 1 on
-    average. A bias is that of the output whose bias is largest. Empty if there is one output, of the case's dtype.
+    Each output is held to its own: the larger of two right outputs' ratios is above 1 on average, a mean of both halves
+    what is lost in one, and opposite biases cancel. Empty if there is one output, of the case's dtype.
     """
     if (*dtypes,) == (case.dtype,):
         return {}
-    found: Numbers = {"output_dtypes": " ".join(sorted({*dtypes}))}
-    for dtype in sorted({*dtypes}):
-        numbers = [one.numbers for one, of in zip(judged, dtypes, strict=True) if of == dtype]
-        measured = [of for of in numbers if of["baseline_rms_ulp"]]
-        for key in ("rms_ratio", "max_ratio"):
-            ratios = [
-                float(value) for of in measured if (value := of[key]) is not None and 0.0 < float(value) < math.inf
-            ]
-            found[f"{key}_{dtype}"] = statistics.geometric_mean(ratios) if ratios else None
+    found: Numbers = {"output_dtypes": " ".join(dtypes)}
+    for n, one in enumerate(judged):
+        for key in ("rms_ratio", "max_ratio", "baseline_rms_ulp"):
+            found[f"{key}_{n}"] = one.numbers[key]
         for key in ("bias_ulp", "magnitude_bias_ulp"):
-            most = max(numbers, key=lambda of: abs(float(of[key] or 0.0)))
-            found |= {f"{path}{key}_{dtype}": most[f"{path}{key}"] for path in ("", "baseline_", "ideal_")}
+            found |= {f"{path}{key}_{n}": one.numbers[f"{path}{key}"] for path in ("", "baseline_", "ideal_")}
     return found
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from validation.equivalence import MARGIN, Shown, shown
-from validation.record import Record
+from validation.record import Record, outputs_of
 from validation.verdict import Tier
 
 # Ops whose reference contracts (`torch.addcmul`): a chain that does not also rounds the second product. If that product
@@ -55,26 +55,28 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     if not records:
         return OpTier(None, math.nan, "no case passed")
     margins = MARGIN | (CONTRACTED_MARGIN if records[0].subject in CONTRACTED else {})
-    dtypes = {dtype for record in records if record.tier != Tier.BIT_EXACT for dtype in record.output_dtypes}
-    if not dtypes:
+    outputs = outputs_of(record for record in records if record.tier != Tier.BIT_EXACT)
+    if not outputs:
         return OpTier(Tier.BIT_EXACT, 1.0, f"equal to the reference path to the bit in all {len(records)} cases")
     found = {
-        (kind, dtype): shown(_ratios(records, kind, dtype), margin)
+        (kind, of, n): shown(_ratios(records, kind, n, of), margin)
         for (kind, dtype), margin in margins.items()
-        if dtype in dtypes
+        for n, of in outputs
+        if of == dtype
     }
     ratios: dict[str, float] = {}
-    for (kind, dtype), ratio in found.items():
+    # Of several outputs of a dtype the one that is nearest to its margin.
+    for (kind, dtype, _), ratio in sorted(found.items(), key=lambda one: _used(one[1])):
         if ratio.count and (ratio.mean, ratio.upper) != (1.0, 1.0):
             ratios |= {f"mean_{kind}_ratio_{dtype}": ratio.mean, f"upper_{kind}_ratio_{dtype}": ratio.upper}
     rms = max((key for key in found if key[0] == "rms"), key=lambda key: _used(found[key]))
     worst = max(found, key=lambda key: _used(found[key]))
     if not found[worst].within:
-        kind, dtype = worst
+        kind, dtype, n = worst
         ratio = found[worst]
         unshown = not ratio.mean > ratio.margin  # NaN without cases
         how = "not shown to be as near to the truth" if unshown else "further from the truth"
-        reason = f"{how}: {kind} over {ratio.count} {dtype} cases is {ratio}"
+        reason = f"{how}: {kind} over {ratio.count} {dtype} cases{_of_output(n)} is {ratio}"
         return OpTier(Tier.CLOSE, found[rms].mean, reason, ratios, unshown, unshown and ratio.count < FEWEST_OF_DTYPE)
     close = [record for record in records if record.tier == Tier.CLOSE]
     if close:
@@ -84,14 +86,18 @@ def op_tier(records: Sequence[Record]) -> OpTier:
             f"{example.dtype} {example.case.get('values')} {example.numbers.get('rms_ratio'):.3g}x the reference path"
         )
         return OpTier(Tier.CLOSE, found[rms].mean, reason, ratios)
-    reason = f"rms over {found[rms].count} {rms[1]} cases is {found[rms]}"
+    reason = f"rms over {found[rms].count} {rms[1]} cases{_of_output(rms[2])} is {found[rms]}"
     return OpTier(Tier.LOSSLESS, found[rms].mean, reason, ratios)
 
 
-def _ratios(records: Iterable[Record], kind: str, dtype: str) -> list[float]:
+def _of_output(n: int) -> str:
+    return f" of output {n}" if n else ""
+
+
+def _ratios(records: Iterable[Record], kind: str, output: int, dtype: str) -> list[float]:
     """The ratios of the cases in which both sides have an error: the others would thin out what these show."""
-    measured = (record for record in records if record.of_outputs("baseline_rms_ulp", dtype) != 0.0)
-    ratios = (record.of_outputs(f"{kind}_ratio", dtype) for record in measured)
+    measured = (record for record in records if record.of_output("baseline_rms_ulp", output, dtype) != 0.0)
+    ratios = (record.of_output(f"{kind}_ratio", output, dtype) for record in measured)
     return [ratio for ratio in ratios if ratio is not None and 0.0 < ratio < math.inf]
 
 
@@ -101,16 +107,16 @@ def _used(ratio: Shown) -> tuple[float, float]:
 
 
 def bias_over_cases(records: Sequence[Record]) -> str:
-    """Describe the first bias found in any dtype and either of the two means; "" if there is none.
+    """Describe the first bias found in any output, dtype and either of the two means; "" if there is none.
 
     It compares the mean, over cases, of the mean signed error with its own standard error over those cases and with the
     mean of the baseline or of one rounding, whichever is larger: a shift that single small cases cannot distinguish
     from chance.
     """
-    for dtype in sorted({dtype for record in records for dtype in record.output_dtypes}):
+    for output, dtype in outputs_of(records):
         for key in ("bias_ulp", "magnitude_bias_ulp"):
             values, *own = (
-                [v for r in records if (v := r.of_outputs(name, dtype)) is not None]
+                [v for r in records if (v := r.of_output(name, output, dtype)) is not None]
                 for name in (key, f"baseline_{key}", f"ideal_{key}")
             )
             if len(values) < 20:
@@ -121,5 +127,7 @@ def bias_over_cases(records: Sequence[Record]) -> str:
             )
             if abs(mean) > limit:
                 what = "mean signed error" if key == "bias_ulp" else "mean error away from zero"
-                return f"{what} over {len(values)} {dtype} cases is {mean:+.3f} ulp, over {limit:.3f}"
+                return (
+                    f"{what} over {len(values)} {dtype} cases{_of_output(output)} is {mean:+.3f} ulp, over {limit:.3f}"
+                )
     return ""

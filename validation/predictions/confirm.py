@@ -20,6 +20,7 @@ class Outcome(enum.StrEnum):
     HELD_OTHERWISE = "HELD, BY ANOTHER KERNEL"  # the same bits; another version of the compiler made other code
     DIFFERS = "DIFFERS"  # the same code, other bits: what was executed is not what the hardware does
     OTHER_KERNEL = "ANOTHER KERNEL"  # other code and other bits: nothing was predicted of it
+    OTHER_RESULT = "ANOTHER RESULT"  # of another number, dtype or shape: the Python around the kernel is another
     OTHER_INPUTS = "OTHER INPUTS"  # the same seed gave other values
     NOT_PREDICTED = "NOT PREDICTED"
     FAILED = "FAILED"  # the call raised
@@ -65,11 +66,9 @@ def confirm(
             yield Compared(one, Outcome.NOT_PREDICTED, one.unknown)
             continue
         try:
-            found = call(one.op, one.workload, one.case, ops, device)
+            yield compare(one, call(one.op, one.workload, one.case, ops, device))
         except Exception as error:  # of any kind: the other predictions are still compared
             yield Compared(one, Outcome.FAILED, one_line(error))
-            continue
-        yield compare(one, found)
 
 
 def compare(predicted: Call, found: Call) -> Compared:
@@ -79,6 +78,9 @@ def compare(predicted: Call, found: Call) -> Compared:
         return Compared(predicted, Outcome.OTHER_INPUTS, f"{', '.join(others)} of this seed differ here")
     if found.unknown:
         return Compared(predicted, Outcome.FAILED, found.unknown)
+    forms, before = ([(of.dtype, [*of.shape]) for of in made.outputs] for made in (found, predicted))
+    if forms != before:
+        return Compared(predicted, Outcome.OTHER_RESULT, f"{_forms(forms)}, predicted {_forms(before)}")
     same_code, same_bits = predicted.kernels == found.kernels, predicted.outputs == found.outputs
     if same_bits:
         return Compared(predicted, Outcome.HELD if same_code else Outcome.HELD_OTHERWISE)
@@ -90,9 +92,11 @@ def compare(predicted: Call, found: Call) -> Compared:
     return Compared(predicted, Outcome.DIFFERS if same_code else Outcome.OTHER_KERNEL, reason)
 
 
+def _forms(forms: Sequence[tuple[str, list[int]]]) -> str:
+    return " and ".join(f"{dtype} {shape}" for dtype, shape in forms) or "nothing"
+
+
 def _difference(n: int, before: Output, after: Output) -> str:
-    if (before.dtype, before.shape) != (after.dtype, after.shape):
-        return f"output {n} is {after.dtype} {[*after.shape]}, predicted {before.dtype} {[*before.shape]}"
     parts = [k + 1 for k, (a, b) in enumerate(zip(before.parts, after.parts, strict=True)) if a != b]
     return f"output {n}: {len(parts)} of its {len(before.parts)} parts differ, the first is {parts[0]}" if parts else ""
 

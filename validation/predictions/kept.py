@@ -20,6 +20,7 @@ from validation.files import write_text
 SCHEMA = 1
 # An output is hashed in so many parts of about as many elements, so that what differs has a place.
 PARTS = 16
+VERSIONS = ("torch", "triton", "commit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +68,13 @@ class Call:
         """What `to_dict` made."""
         outputs = tuple(Output(one["dtype"], tuple(one["shape"]), tuple(one["parts"])) for one in data["outputs"])
         case = Case.from_json(json.dumps(data["case"]))
-        kernels = tuple(data["kernels"])
-        return cls(data["op"], data["workload"], case, data["inputs"], kernels, outputs, data["unknown"])
+        inputs, kernels = dict(data["inputs"]), tuple(data["kernels"])
+        made = cls(data["op"], data["workload"], case, inputs, kernels, outputs, data["unknown"])
+        if case.op != made.op or inputs.keys() != case.tensors.keys():
+            raise ValueError(f"a call of {made.op} with a case of {case.op} and inputs {', '.join(inputs) or 'none'}")
+        if not made.unknown and not (outputs and kernels and all(len(one.parts) == PARTS for one in outputs)):
+            raise ValueError(f"a call of {made.op} without outputs of {PARTS} parts, or without kernels")
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +113,11 @@ class Predictions:
         try:
             data = json.loads(path.read_text())
             if data["schema"] != SCHEMA:
-                raise UsageError(f"{path} has schema {data['schema']}, expected {SCHEMA}")
+                raise ValueError(f"schema {data['schema']}, expected {SCHEMA}")
             calls = [Call.from_dict(one) for one in data["calls"]]
-            return cls(data["target"], data["ops"], data["versions"], calls)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            versions = {name: str(data["versions"][name]) for name in VERSIONS}
+            return cls(str(data["target"]), str(data["ops"]), versions, calls)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise UsageError(
                 f"{path}: {type(error).__name__}: {error}, expected what validate predict wrote"
             ) from error

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from validation.record import Level, Record, size_of
+from validation.record import Level, Record, outputs_of, size_of
 from validation.report.unfinished import NOTHING, UNFINISHED, Left
 from validation.verdict import REPORT_ORDER, UNREACHED, Status, Tier
 
@@ -88,8 +88,12 @@ class Row:
         """
         means = [
             statistics.geometric_mean(ratios)
-            for dtype in sorted({dtype for record in self.records for dtype in record.output_dtypes})
-            if (ratios := [r for one in self.records if (r := one.of_outputs("rms_ratio", dtype)) and r < math.inf])
+            for output, dtype in outputs_of(self.records)
+            if (
+                ratios := [
+                    r for one in self.records if (r := one.of_output("rms_ratio", output, dtype)) and r < math.inf
+                ]
+            )
         ]
         return max(means, default=None)
 

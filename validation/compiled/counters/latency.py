@@ -28,6 +28,8 @@ CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("move", ("mov", "ld.param", "cvta", "prmt", "selp", "createpolicy")),
 )
 FLOAT, INTEGER = "float arithmetic", "integer and predicate"
+# Each of these is one instruction of SASS.
+ONE_EACH = ("global memory", "shared memory", "shuffle", "barrier", FLOAT)
 _FLOAT_TYPES = ("f32", "f16", "bf16", "f64", "f32x2", "f16x2", "bf16x2")
 
 # Cycles from the issue of an instruction to the first use of its result.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from validation.cases.case import extent
 from validation.compiled.counters.footprint import sectors_of
 from validation.compiled.counters.gpus import Gpu
-from validation.compiled.counters.latency import class_of, cycles
+from validation.compiled.counters.latency import ONE_EACH, class_of, cycles
 from validation.compiled.counters.watch import CTA_SHIFT, SECTOR, Watch
 from validation.compiled.ptx.bits import Array
 from validation.compiled.ptx.launch import Launch, bound_launch
@@ -40,8 +40,10 @@ class Counters:
         common_bytes: of those that every CTA reads, once; each SM must read them at least once.
         shared_requests, wavefronts, needed_wavefronts: of shared memory.
         instructions: of PTX, by class.
-        machine_instructions: about as many of SASS: those of PTX times the ratio of both in the kernel's text.
-        cycles: of the path of one warp, the first of the grid.
+        machine_instructions: about as many of SASS: those of PTX times the ratio of both in the kernel's text. Of a
+            kernel with loops, which ptxas unrolls, those alone that become one each (`ONE_EACH`).
+        cycles: of the path of one warp, the first of the grid; 0 for a kernel with loops, where it is not known.
+        alike: whether the counted CTAs, but for the last, ran as many blocks and made as many requests each.
         contracted: as `validation.compiled.ptx.sass.contracted` says.
     """
 
@@ -66,6 +68,7 @@ class Counters:
     machine_instructions: int
     cycles: int
     contracted: str
+    alike: bool
 
     @property
     def dram_bytes(self) -> int:
@@ -77,9 +80,13 @@ class Counters:
         return gpu.resident(self.threads, self.registers, self.shared_bytes)
 
     def bounds(self, gpu: Gpu) -> dict[str, float]:
-        """Seconds that the launch takes at least, by what it waits for: each as if all else were free."""
+        """Seconds that the launch takes at least, by what it waits for: each as if all else were free.
+
+        That of latency is an estimate: it assumes that DRAM answers each load, and without load.
+        """
         sms = min(gpu.sms, self.programs)
-        l2 = self.l2_bytes + self.common_bytes * min(gpu.sms, self.programs)
+        # To the SMs together each sector must come once, and what every CTA reads once to each: L1 may keep the rest.
+        l2 = self.dram_bytes + self.common_bytes * (sms - 1)
         # Waves of CTAs, not rounded up: the next CTA starts when any one ends.
         waves = max(1.0, self.programs / (gpu.sms * self.ctas_of_sm(gpu)))
         return {
@@ -151,18 +158,25 @@ def count(launch: Launch, target: str) -> Counters:
         requests=of_space(memories, "requests"),
         sectors=of_space(memories, "moved"),
         needed=of_space(memories, "needed"),
-        read_bytes=SECTOR * _touched(others.read, last.read, at_addresses, scale),
-        written_bytes=SECTOR * _touched(others.written, last.written, at_addresses, scale),
+        read_bytes=SECTOR * _touched(others.read, last.read, at_addresses, scale, common),
+        written_bytes=SECTOR * _touched(others.written, last.written, at_addresses, scale, common[:0]),
         l2_bytes=SECTOR * (sum(once) - len(common) * launch.programs),
         common_bytes=SECTOR * len(common),
         shared_requests=of_space(("shared",), "requests"),
         wavefronts=of_space(("shared",), "moved"),
         needed_wavefronts=of_space(("shared",), "needed"),
         instructions=instructions,
-        machine_instructions=round(sum(instructions.values()) * len(code.opcodes) / len(program.kernel.instructions)),
-        cycles=cycles(program.kernel, trace, target),
+        machine_instructions=_machine_instructions(program.kernel, instructions, len(code.opcodes)),
+        cycles=0 if program.kernel.loops else cycles(program.kernel, trace, target),
+        alike=len({*others.work.values()}) <= 1,
         contracted=contracted(program.kernel, code.opcodes),
     )
+
+
+def _machine_instructions(kernel: Kernel, instructions: Mapping[str, int], of_text: int) -> int:
+    if kernel.loops:
+        return sum(number for name, number in instructions.items() if name in ONE_EACH)
+    return round(sum(instructions.values()) * of_text / len(kernel.instructions))
 
 
 def _by_class(kernel: Kernel, watch: Watch) -> Counter[str]:
@@ -179,9 +193,11 @@ def _common(keys: Array, ctas: int) -> Array:
     return sectors[times == ctas]
 
 
-def _touched(of_others: Array, of_last: Array, tensors: Iterable[tuple[int, Tensor]], scale: float) -> int:
+def _touched(
+    of_others: Array, of_last: Array, tensors: Iterable[tuple[int, Tensor]], scale: float, common: Array
+) -> int:
     """How many sectors the whole grid touches: all that hold elements of what the counted CTAs touch, or as many as
-    these do times the CTAs that they stand for, if that is much less.
+    these do times the CTAs that they stand for, if that is much less. What every CTA reads counts once.
 
     Tensors that lie within one another, as q and k of a packed buffer do, are one in this.
     """
@@ -198,7 +214,7 @@ def _touched(of_others: Array, of_last: Array, tensors: Iterable[tuple[int, Tens
             spans.append([begin, end, held])
     found = 0
     for begin, end, held in spans:
-        here, more = (int(((sectors >= begin) & (sectors <= end)).sum()) for sectors in (others, last))
-        estimate = here * scale + more
+        here, more, once = (int(((sectors >= begin) & (sectors <= end)).sum()) for sectors in (others, last, common))
+        estimate = (here - once) * scale + more + once
         found += held if estimate > WHOLE * held else round(estimate)
     return found

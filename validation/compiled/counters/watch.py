@@ -44,6 +44,7 @@ class Watch:
         sites: by instruction.
         warps: by block of the program, how many warps ran it.
         trace: the blocks that the first warp ran, in order.
+        work: by CTA, how often its warps ran a block or made a request of global memory.
         read, written: sectors of global memory by CTA, ``CTA << CTA_SHIFT | sector``, each once.
     """
 
@@ -51,6 +52,7 @@ class Watch:
         self.sites: dict[Instruction, Site] = {}
         self.warps: Counter[int] = Counter()
         self.trace: list[int] = []
+        self.work: Counter[int] = Counter()
         self._first: int | None = None
         self._read: list[Array] = []
         self._written: list[Array] = []
@@ -69,13 +71,11 @@ class Watch:
         """Threads of some CTAs run a block; None: all of them."""
         if self._first is None:
             self._first = int(ctas[0])
-        if active is None:
-            self.warps[number] += shape[0] * shape[1] // WARP
-            runs = True
-        else:
-            warps = active.reshape(-1, WARP).max(axis=1)
-            self.warps[number] += int(warps.sum())
-            runs = bool(warps[0])
+        whole = np.ones(shape, bool) if active is None else np.broadcast_to(active, shape)
+        warps = whole.reshape(shape[0], -1, WARP).max(axis=2)
+        self.warps[number] += int(warps.sum())
+        runs = bool(warps[0, 0])
+        self.work.update(dict(zip(ctas.tolist(), warps.sum(1).tolist(), strict=True)))
         if runs and ctas[0] == self._first:
             self.trace.append(number)
 
@@ -112,6 +112,7 @@ class Watch:
             of_cta = np.repeat(ctas, shape[1] // WARP)
             if active is not None:
                 of_cta = of_cta[active.any(1)]
+            self.work.update(of_cta.tolist())
             keys = (of_cta[:, None].astype(np.int64) << CTA_SHIFT) | sectors
             (self._written if write else self._read).append(np.unique(keys[sectors >= 0]))
 

@@ -71,6 +71,15 @@ class Kernel:
     local_bytes: int = 0
 
     @cached_property
+    def loops(self) -> bool:
+        """Whether a branch goes back."""
+        return any(
+            self.labels.get(one.operands[0], len(self.instructions)) <= n
+            for n, one in enumerate(self.instructions)
+            if one.opcode in BRANCHES
+        )
+
+    @cached_property
     def blocks(self) -> tuple[range, ...]:
         """Basic blocks as ranges of instructions, in order."""
         starts = {0, *self.labels.values()}

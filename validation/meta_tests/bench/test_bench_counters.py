@@ -122,7 +122,10 @@ def test_bounds_are_those_of_the_gpu_at_hand(rows: list[counters.Row]) -> None:
     h200 = next(gpu for gpu in GPUS if gpu.name == "H200")
     arm = rows[0].arms[OURS]
     assert counters.bounds_on("NVIDIA H200", [workload]) == [(arm.seconds(h200), arm.named(h200))]
-    assert counters.bounds_on("NVIDIA GeForce RTX 5090", [workload]) == [None]
+    for other in ("NVIDIA GeForce RTX 5090", "NVIDIA H100 NVL", "NVIDIA GH200 480GB"):
+        assert counters.bounds_on(other, [workload]) == [None]
+    named = {device: counters.gpu_of(device) for device in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3")}
+    assert [gpu and gpu.name for gpu in named.values()] == ["A100", "H100"]
 
 
 @pytest.mark.unit

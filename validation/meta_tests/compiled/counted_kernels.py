@@ -42,6 +42,17 @@ def summed(x, w, y, n, BLOCK: tl.constexpr):
     tl.store(y + row, tl.sum(value, 0))
 
 
+@triton.jit
+def repeated(x, y, n, RAGGED: tl.constexpr = False):
+    """y = a sum over n blocks of 32 elements, or in the first programs over fewer."""
+    if RAGGED:
+        n = tl.minimum(n, 1 + tl.program_id(0))
+    value = tl.zeros((32,), tl.float32)
+    for k in range(n):
+        value += tl.load(x + k * 32 + tl.arange(0, 32))
+    tl.store(y + tl.program_id(0), tl.sum(value, 0))
+
+
 def _counted(call: Callable[[], Any], also: Callable[[Launch], object] = lambda _: None) -> Counters:
     """The counters of the one launch that a call makes; `also` is told of the launch."""
     found: list[Counters] = []
@@ -74,6 +85,9 @@ def known() -> None:
         "twice": _copy(twice=True),
         "large": _copy(size=100 * N),
         "sum": _counted(lambda: summed[(100,)](x, w, y, 2000, 2048)),
+        "table": _counted(lambda: summed[(100,)](x, torch.empty(1_000_000), y, 2000, 2048)),
+        "loop": _counted(lambda: repeated[(100,)](x, y, 50)),
+        "ragged": _counted(lambda: repeated[(100,)](x, y, 50, RAGGED=True)),
     }
     print(json.dumps({name: one.to_dict() for name, one in found.items()}))
 

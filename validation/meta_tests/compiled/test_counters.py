@@ -1,5 +1,6 @@
 """What is counted of a kernel: against counts made by hand, by brute force, and over all CTAs."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -129,6 +130,27 @@ def test_what_every_program_reads_comes_from_dram_once_and_to_each_sm_once(known
     assert one.instructions["shuffle"] > 0
 
 
+def test_of_a_table_that_ctas_have_in_common_what_they_read_counts_once(known: dict[str, Counters]) -> None:
+    table, one = known["table"], known["sum"]
+    assert table.common_bytes == 8000
+    assert table.read_bytes == one.read_bytes
+
+
+def test_of_a_loop_no_more_is_said_than_is_sure(known: dict[str, Counters]) -> None:
+    loop = known["loop"]
+    # 50 loads of one warp or, of the same 32 elements, of all four.
+    assert loop.requests >= 100 * 50
+    assert loop.cycles == 0
+    sure = ("global memory", "shared memory", "shuffle", "barrier", "float arithmetic")
+    assert loop.machine_instructions == sum(loop.instructions.get(name, 0) for name in sure)
+    assert loop.contracted == ""
+    assert loop.bounds(H200)["latency"] == 0.0
+
+
+def test_ctas_that_differ_are_told(known: dict[str, Counters]) -> None:
+    assert [known[name].alike for name in ("copy", "large", "sum", "loop", "ragged")] == [True] * 4 + [False]
+
+
 def test_bounds_are_the_counts_over_the_rates(known: dict[str, Counters]) -> None:
     large = known["large"]
     bounds = large.bounds(H200)
@@ -181,6 +203,18 @@ def test_a_contraction_by_ptxas_shows_in_the_counts(ptx: list[str], code: list[s
     kernel = Kernel("k", (), 32, {}, instructions, {}, ())
     found = contracted(kernel, code)
     assert found == (f"ptxas changed the arithmetic of k: {says}" if says else "")
+
+
+@pytest.mark.unit
+def test_nothing_is_said_of_loops_and_of_unknown_expansions() -> None:
+    again = Instruction("bra", ("$L",), None, False, "", 0)
+    added = Instruction("add.f32", (), None, False, "", 0)
+    looping = Kernel("k", (), 32, {}, (added, again), {"$L": 0}, ())
+    assert (looping.loops, contracted(looping, ["FADD"] * 4)) == (True, "")
+    onward = dataclasses.replace(looping, instructions=(again, added), labels={"$L": 1})
+    assert (onward.loops, contracted(onward, ["FADD"] * 4) != "") == (False, True)
+    divided = dataclasses.replace(onward, instructions=(Instruction("div.rn.f64", (), None, False, "", 0),))
+    assert contracted(divided, ["FFMA"] * 2) == ""
 
 
 @pytest.mark.unit

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +75,64 @@ def test_what_is_approximate_is_not_predicted(folder: Path) -> None:
     done = validate(folder, "predict", "--ops", "approximate.py", *NARROW, "--out", "approximate.json")
     assert done.returncode == 1
     assert "scale_shift, shapes width 3072, one row of modulation: not predicted: it has .approx" in done.stdout
-    assert "0 of 4 calls predicted" in done.stdout
-    again = validate(folder, "confirm", "approximate.json", "--compiled")
-    assert (again.returncode, "4 not predicted" in again.stdout) == (3, True), again.stdout
+    assert "none of 4 calls predicted for sm_90: nothing written" in done.stdout
+    assert not (folder / "approximate.json").exists()
+
+
+AROUND = """
+from mine import scale_shift as inner
+import torch
+
+def scale_shift(*args, **kwargs):
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return torch.empty_like(args[0] if args else kwargs['x'])", "it launches no kernel"),
+        ("return inner(*args, **kwargs).float() * 2", "PyTorch computes in it: _to_copy, mul"),
+        ("raise ValueError('planted')", "it raised ValueError: planted"),
+        ("inner(*args, **kwargs)", "it returned a NoneType"),
+    ],
+    ids=["no kernel", "torch", "raises", "none"],
+)
+def test_what_a_gpu_may_do_otherwise_is_not_predicted(folder: Path, body: str, says: str) -> None:
+    (folder / "around.py").write_text(AROUND.format(body=body))
+    done = validate(folder, "predict", "--ops", "around.py", *NARROW, "--out", "around.json")
+    assert (done.returncode, f"not predicted: {says}" in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+def test_another_result_is_told_as_such(folder: Path) -> None:
+    (folder / "around.py").write_text(AROUND.format(body="return inner(*args, **kwargs)[:, :1]"))
+    done = validate(folder, "confirm", "mine.json", "--ops", "around.py", "--compiled")
+    assert (done.returncode, "4 another result" in done.stdout) == (3, True), done.stdout
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data["versions"].clear(),
+        lambda data: data["calls"][0].update(inputs={}),
+        lambda data: data["calls"][0].update(inputs=[]),
+        lambda data: data["calls"][0].update(op="rms_norm"),
+        lambda data: data["calls"][0].update(outputs=[]),
+        lambda data: data["calls"][0]["outputs"][0].update(parts=["1"]),
+        lambda data: data["calls"][0].update(case={}),
+    ],
+)
+@pytest.mark.unit
+def test_a_spoilt_file_is_refused_by_name(tmp_path: Path, spoil: Callable[[Any], None]) -> None:
+    data: dict[str, Any] = {"schema": 1, "target": "sm_90", "ops": "mine.py"}
+    data |= {"versions": {"torch": "1", "triton": "2", "commit": "3"}}
+    data["calls"] = [json.loads(json.dumps(a_call().to_dict()))]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    assert Predictions.read(tmp_path / "a.json").calls == [a_call()]
+    spoil(data)
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=r"a\.json: .*expected what validate predict wrote"):
+        Predictions.read(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +142,8 @@ def test_what_is_approximate_is_not_predicted(folder: Path) -> None:
         (("confirm", "nothing.json", "--compiled"), "nothing.json: FileNotFoundError"),
         (("confirm", "mine.py", "--compiled"), "mine.py: JSONDecodeError"),
         (("confirm", "mine.json", "--compiled", "--op", "rms_norm"), "nothing was predicted of 'rms_norm'"),
-        (("predict", "--op", "odd"), "unknown op 'odd'"),
+        (("predict", "--op", "odd", "--out", "a.json"), "unknown op 'odd'"),
+        (("predict", "--tiny"), "--out: expected a file"),
         (("predict", "--out", "nowhere/a.json"), "cannot write nowhere/a.json"),
         (
             ("predict", "--ops", "mine.py", "--op", "rms_norm", "--tiny", "--out", "b.json"),
@@ -128,8 +186,8 @@ def test_each_outcome_has_its_reason() -> None:
         (dataclasses.replace(call, unknown="mma"), Outcome.FAILED, "mma"),
         (
             dataclasses.replace(call, outputs=(Output.of(torch.zeros(2)),)),
-            Outcome.DIFFERS,
-            "output 0 is float32 [2], predicted float32 [4, 16]",
+            Outcome.OTHER_RESULT,
+            "float32 [2], predicted float32 [4, 16]",
         ),
     ):
         compared = compare(call, found)
