@@ -158,7 +158,7 @@ def execute_launches(
             for runs in _watching:
                 runs.not_executed = runs.not_executed or str(error)
             raise
-        # nvdisasm takes 0.22 s of processor time a kernel, some four times as long as a launch of a sweep.
+        # nvdisasm takes 0.22 s of processor time a new kernel, some four times as long as a launch of a sweep.
         look = run is None and _how.races
         changed = contracted(program(launch.ptx).kernel, opcodes_of(launch.cubin)) if look else ""
         for runs in _watching:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from validation.compiled.counters.footprint import sectors_of
 from validation.compiled.counters.gpus import GPUS
 from validation.compiled.counters.launch import Counters, chosen
 from validation.compiled.counters.watch import SECTOR, wavefronts
+from validation.compiled.ptx import sass
 from validation.compiled.ptx.parse import Instruction, Kernel
 from validation.compiled.ptx.sass import contracted
 from validation.meta_tests.compiled.without_interpreter import printed_by
@@ -181,3 +183,21 @@ def test_a_contraction_by_ptxas_shows_in_the_counts(ptx: list[str], code: list[s
     kernel = Kernel("k", (), 32, {}, instructions, {}, ())
     found = contracted(kernel, code)
     assert found == (f"ptxas changed the arithmetic of k: {says}" if says else "")
+
+
+def test_nvdisasm_reads_a_cubin_once_and_another_one_reads_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    asked, nvdisasm = tmp_path / "asked", tmp_path / "nvdisasm"
+    nvdisasm.write_text(f'#!/bin/sh\necho >>{asked}\ncat "$2"\n')
+    nvdisasm.chmod(0o755)
+    monkeypatch.setattr(sass, "tool", tmp_path.__truediv__)
+    opcodes_of = sass.opcodes_of.__wrapped__  # as a new process would
+    for opcode, times in (("FADD", 1), ("FADD", 1), ("FFMA", 2), ("FADD", 2)):
+        code = f"        /*0000*/   {opcode} R1, R2, R3 ;\n        /*0010*/   EXIT ;\n"
+        assert opcodes_of(code.encode()) == (opcode, "EXIT")
+        assert len(asked.read_text()) == times
+    nvdisasm.write_text(nvdisasm.read_text() + "# another\n")
+    assert opcodes_of(code.encode()) == ("FADD", "EXIT")
+    assert len(asked.read_text()) == 3
