@@ -174,7 +174,7 @@ TRITON: Mapping[str, tuple[str, ...]] = {
         "runtime.launch_enter_hook.remove",
     ),
     "triton.runtime.autotuner": ("Autotuner.prune_configs", "Autotuner.run"),
-    "triton.runtime.cache": ("triton_key",),
+    "triton.runtime.cache": ("get_cache_manager", "triton_key"),
     "triton.runtime.driver": ("driver.set_active",),
     "triton.runtime.interpreter": (
         "GridExecutor.__call__",

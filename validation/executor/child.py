@@ -13,6 +13,7 @@ from typing import Any
 from validation.cases.case import Case
 from validation.cases.errors import bad_calls, good_case
 from validation.device import launches, select
+from validation.device.private import triton_module
 from validation.errors import UsageError
 from validation.executor.in_process import InProcess
 from validation.executor.protocol import Defect
@@ -23,7 +24,7 @@ from validation.ops import load_op_set, reference_op, reference_op_names
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     # A fork server imports this module, and its children find there what is imported here: 0.1 s less each.
-    import triton.runtime.interpreter  # noqa: F401
+    triton_module("triton.runtime.interpreter")
 
 
 def serve(requests: int, replies: int, trace: int, counts: int) -> None:

@@ -15,7 +15,7 @@ from validation.cases.workloads import Workload
 from validation.compiled.ptx import executing
 from validation.compiled.ptx.launch import Launch
 from validation.compiled.ptx.parse import parse
-from validation.compiled.ptx.sass import contracted, opcodes_of
+from validation.compiled.ptx.sass import contracted
 from validation.device import Device
 from validation.device.private import DispatchMode, schema_of, tree_leaves, triton_module
 from validation.errors import CannotExpress, NotExecutedError
@@ -34,7 +34,7 @@ class Kernel:
     def contracted(self) -> str:
         """As `validation.compiled.ptx.sass.contracted`; "" for PTX that is not parsed."""
         try:
-            return contracted(parse(self.ptx), opcodes_of(self.cubin))
+            return contracted(parse(self.ptx), self.cubin)
         except NotExecutedError:
             return ""
 

@@ -169,7 +169,7 @@ def count(launch: Launch, target: str) -> Counters:
         machine_instructions=_machine_instructions(program.kernel, instructions, len(code.opcodes)),
         cycles=0 if program.kernel.loops else cycles(program.kernel, trace, target),
         alike=len({*others.work.values()}) <= 1,
-        contracted=contracted(program.kernel, code.opcodes),
+        contracted=contracted(program.kernel, launch.cubin),
     )
 
 

@@ -15,7 +15,7 @@ from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
 from validation.compiled.ptx.program import program
-from validation.compiled.ptx.sass import contracted, opcodes_of
+from validation.compiled.ptx.sass import contracted
 from validation.compiled.ptx.target import EXECUTED, compile_for
 from validation.device.private import bound_arguments, triton_module
 
@@ -158,9 +158,8 @@ def execute_launches(
             for runs in _watching:
                 runs.not_executed = runs.not_executed or str(error)
             raise
-        # nvdisasm takes 0.22 s of processor time a kernel, some four times as long as a launch of a sweep.
-        look = run is None and _how.races
-        changed = contracted(program(launch.ptx).kernel, opcodes_of(launch.cubin)) if look else ""
+        # nvdisasm takes 0.22 s of processor time a new kernel, some four times as long as a launch of a sweep.
+        changed = contracted(program(launch.ptx).kernel, launch.cubin) if run is None and _how.races else ""
         for runs in _watching:
             runs.violations += outcome
             runs.unordered += outcome.unordered

@@ -1,11 +1,14 @@
 """The machine code of a kernel as nvdisasm, of Triton's wheel, prints it."""
 
+import contextlib
+import hashlib
 import re
 import subprocess
 import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +48,28 @@ def resource_usage(cubin: Path) -> dict[str, int]:
     return {"registers": registers, "local_bytes": stack + local, "spilled": 0}
 
 
+def _disassembled(cubin: bytes) -> str:
+    """What nvdisasm prints of a cubin.
+
+    It takes 0.22 s of processor time, most of it before it reads the cubin; so its text is kept in Triton's cache, as
+    the cubin is.
+    """
+    nvdisasm = tool("nvdisasm")
+    # Another wheel has another nvdisasm.
+    size, key = nvdisasm.stat().st_size, hashlib.sha256(cubin)
+    key.update(f"nvdisasm -c of {size} bytes, Triton {version('triton')}".encode())
+    kept, name = triton_module("triton.runtime.cache").get_cache_manager(key.hexdigest()), "sass.zlib"
+    if (path := kept.get_file(name)) is not None:
+        return zlib.decompress(Path(path).read_bytes()).decode()
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run((str(nvdisasm), "-c", file.name), capture_output=True, text=True, check=True).stdout
+    with contextlib.suppress(OSError):  # a full or read-only cache costs time alone
+        kept.put(zlib.compress(text.encode()), name)
+    return text
+
+
 @cache
 def opcodes_of(cubin: bytes) -> tuple[str, ...]:
     """The opcodes of a cubin's main path.
@@ -52,12 +77,7 @@ def opcodes_of(cubin: bytes) -> tuple[str, ...]:
     That ends with the last EXIT before the first return of a subroutine: what follows are the slow paths of divisions
     and roots, for operands that overflow, and the padding behind the code.
     """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = (str(tool("nvdisasm")), "-c", file.name)
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    opcodes = _INSTRUCTION.findall(text)
+    opcodes = _INSTRUCTION.findall(_disassembled(cubin))
     returns = [n for n, opcode in enumerate(opcodes) if opcode.startswith("RET")]
     main = opcodes[: returns[0]] if returns else opcodes
     exits = [n for n, opcode in enumerate(main) if opcode == "EXIT"]
@@ -115,7 +135,7 @@ for _name, _fewest, _most in (
 _FUNCTIONS = ("div", "rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh", "neg", "abs")
 
 
-def contracted(kernel: Kernel, machine_opcodes: Iterable[str]) -> str:
+def contracted(kernel: Kernel, cubin: bytes) -> str:
     """How ptxas changed a kernel's float32 arithmetic, in words; "" if it kept every addition, product and FMA.
 
     PTX is executed here, and a GPU runs SASS. If each of their counts is the same, but for the fixed expansions of
@@ -127,12 +147,12 @@ def contracted(kernel: Kernel, machine_opcodes: Iterable[str]) -> str:
     if kernel.loops:
         return ""
     opcodes = Counter(instruction.opcode for instruction in kernel.instructions)
-    kinds = Counter(opcode.partition(".")[0] for opcode in machine_opcodes)
     functions = [
         one for one in opcodes if one.partition(".")[0] in _FUNCTIONS and one.rpartition(".")[2] in ("f32", "f64")
     ]
     if not _EXPANDED.keys() >= {*functions}:
         return ""
+    kinds = Counter(opcode.partition(".")[0] for opcode in opcodes_of(cubin))
     wrong = []
     for name, forms in _BECOMES.items():
         kept = sum(

@@ -289,3 +289,11 @@ FUNCTIONS = {
     "fast cos": libdevice.fast_cosf, "fast exp": libdevice.fast_expf, "fast log": libdevice.fast_logf,
 }  # fmt: skip
 PAIRS = {name: getattr(libdevice, name) for name in ("pow", "atan2", "hypot", "copysign", "fmod", "nextafter")}
+
+ATOMICS = {name: getattr(tl, f"atomic_{name}") for name in ("add", "max", "min", "xchg", "and", "or", "xor")}
+
+# Triton's cache on disk takes the text of what is no kernel: of a function of Triton's, its address, which differs
+# between processes. 68 of 213 kernels were compiled anew for each target in each run of the tests.
+for _function in (*FUNCTIONS.values(), *PAIRS.values(), *ATOMICS.values()):
+    if not hasattr(_function, "cache_key"):
+        _function.cache_key = f"{_function.__module__}.{_function.__qualname__}"

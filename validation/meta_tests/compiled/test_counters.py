@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from validation.compiled.counters.footprint import sectors_of
 from validation.compiled.counters.gpus import GPUS
 from validation.compiled.counters.launch import Counters, chosen
 from validation.compiled.counters.watch import SECTOR, Watch, wavefronts
+from validation.compiled.ptx import sass
 from validation.compiled.ptx.parse import Instruction, Kernel
 from validation.compiled.ptx.sass import contracted
 from validation.meta_tests.compiled.without_interpreter import printed_by
@@ -198,23 +200,27 @@ def test_some_ctas_stand_for_all() -> None:
         (["mul.f32", "rsqrt.approx.odd.f32"], ["FMUL", "FMUL"], ""),  # not known
     ],
 )
-def test_a_contraction_by_ptxas_shows_in_the_counts(ptx: list[str], code: list[str], says: str) -> None:
+def test_a_contraction_by_ptxas_shows_in_the_counts(
+    ptx: list[str], code: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sass, "opcodes_of", lambda _: code)
     instructions = tuple(Instruction(opcode, (), None, False, "", 0) for opcode in ptx)
     kernel = Kernel("k", (), 32, {}, instructions, {}, ())
-    found = contracted(kernel, code)
+    found = contracted(kernel, b"")
     assert found == (f"ptxas changed the arithmetic of k: {says}" if says else "")
 
 
 @pytest.mark.unit
-def test_nothing_is_said_of_loops_and_of_unknown_expansions() -> None:
+def test_nothing_is_said_of_loops_and_of_unknown_expansions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sass, "opcodes_of", lambda _: ["FADD"] * 4)
     again = Instruction("bra", ("$L",), None, False, "", 0)
     added = Instruction("add.f32", (), None, False, "", 0)
     looping = Kernel("k", (), 32, {}, (added, again), {"$L": 0}, ())
-    assert (looping.loops, contracted(looping, ["FADD"] * 4)) == (True, "")
+    assert (looping.loops, contracted(looping, b"")) == (True, "")
     onward = dataclasses.replace(looping, instructions=(again, added), labels={"$L": 1})
-    assert (onward.loops, contracted(onward, ["FADD"] * 4) != "") == (False, True)
+    assert (onward.loops, contracted(onward, b"") != "") == (False, True)
     divided = dataclasses.replace(onward, instructions=(Instruction("div.rn.f64", (), None, False, "", 0),))
-    assert contracted(divided, ["FFMA"] * 2) == ""
+    assert contracted(divided, b"") == ""
 
 
 @pytest.mark.unit
@@ -227,3 +233,21 @@ def test_local_memory_of_a_warp_lies_side_by_side() -> None:
     # 32 threads of one warp and 8 of the next, 8 bytes each.
     assert (watch.sites[store].requests, watch.sites[store].moved, watch.sites[store].needed) == (2, 8 + 2, 8 + 2)
     assert len(watch.written) == 0
+
+
+def test_nvdisasm_reads_a_cubin_once_and_another_one_reads_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    asked, nvdisasm = tmp_path / "asked", tmp_path / "nvdisasm"
+    nvdisasm.write_text(f'#!/bin/sh\necho >>{asked}\ncat "$2"\n')
+    nvdisasm.chmod(0o755)
+    monkeypatch.setattr(sass, "tool", tmp_path.__truediv__)
+    opcodes_of = sass.opcodes_of.__wrapped__  # as a new process would
+    for opcode, times in (("FADD", 1), ("FADD", 1), ("FFMA", 2), ("FADD", 2)):
+        code = f"        /*0000*/   {opcode} R1, R2, R3 ;\n        /*0010*/   EXIT ;\n"
+        assert opcodes_of(code.encode()) == (opcode, "EXIT")
+        assert len(asked.read_text()) == times
+    nvdisasm.write_text(nvdisasm.read_text() + "# another\n")
+    assert opcodes_of(code.encode()) == ("FADD", "EXIT")
+    assert len(asked.read_text()) == 3

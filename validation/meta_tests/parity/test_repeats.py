@@ -1,5 +1,6 @@
 """A fault of few calls: a sweep makes as many calls as it says, and each of them shows the fault."""
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -54,6 +55,21 @@ def swept(candidate: Wrong, device: Device, profile: str) -> list[Record]:
     return list(Sweep(executor, PROFILES[profile], 0, shrink=False).of_op(OP))
 
 
+@functools.cache
+def swept_right(profile: str) -> tuple[list[Record], dict[str, int], int]:
+    """The records of a right candidate's sweep, its calls when each kind of record came, and its calls in all.
+
+    Two tests ask for the default sweep, of 3 s of processor time.
+    """
+    candidate = Wrong(lambda _: False)
+    executor = InProcess(OpSet("wrong in few calls", {OP: candidate}, ""), select(gpu=False))
+    records, calls = [], {}
+    for record in Sweep(executor, PROFILES[profile], 0, shrink=False).of_op(OP):
+        records.append(record)
+        calls[record.check] = candidate.calls
+    return records, calls, candidate.calls
+
+
 def test_a_profile_says_what_its_calls_are_worth() -> None:
     assert chance(0) == 0.0
     assert chance(300) == pytest.approx(0.633, abs=1e-3)
@@ -65,13 +81,12 @@ def test_a_profile_says_what_its_calls_are_worth() -> None:
 
 @pytest.mark.parametrize("profile", ["quick", "default"])
 def test_a_sweep_makes_the_calls_that_it_counts(profile: str, device: Device) -> None:
-    candidate = Wrong(lambda _: False)
-    records = swept(candidate, device, profile)
+    records, _, made = swept_right(profile)
     summary = records[-1]
     assert summary.status is Status.PASSED
     counted = int(summary.numbers["calls"] or 0)
     # Not counted: empty tensors, and the calls that check refusals.
-    assert counted <= candidate.calls
+    assert counted <= made
     assert counted >= PROFILES[profile].calls
     assert summary.numbers["chance_of_one_in_300"] == pytest.approx(1.0 - (299 / 300) ** counted, abs=1e-4)
     again = [record for record in records if record.check == "repeated calls"]
@@ -92,10 +107,7 @@ def test_every_300th_call_wrong_is_caught_whichever_is_the_first(device: Device)
 
 
 def test_a_fault_of_the_repeats_alone_is_caught(device: Device) -> None:
-    right = Wrong(lambda _: False)
-    executor = InProcess(OpSet("right", {OP: right}, ""), device)
-    sweep = Sweep(executor, PROFILES["default"], 0, shrink=False).of_op(OP)
-    calls = {record.check: right.calls for record in sweep}["repeated calls"]
+    calls = swept_right("default")[1]["repeated calls"]
     # The same calls in the same order: the last of the repeats is wrong.
     records = swept(Wrong(lambda call: call == calls), device, "default")
     (failed,) = [record for record in records if record.status.failed]

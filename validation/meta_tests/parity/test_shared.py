@@ -1,6 +1,7 @@
 """What the failing cases of a sweep share is said, with counts, and nothing is said of what shares nothing."""
 
 import dataclasses
+import functools
 import random
 
 import pytest
@@ -36,11 +37,12 @@ CAUSES = {
 }
 
 
-def swept(name: str) -> list[Record]:
+@functools.cache
+def swept(name: str) -> tuple[Record, ...]:
     fault = faults.load()[name]
     executor = InProcess(fault.op_set(), select(gpu=False))
     with remembered.remembering():
-        return list(Sweep(executor, PROFILES["quick"], 0, DEFAULT_TIER, shrink=False).of_op(fault.op))
+        return tuple(Sweep(executor, PROFILES["quick"], 0, DEFAULT_TIER, shrink=False).of_op(fault.op))
 
 
 @pytest.mark.parametrize("name", CAUSES)
