@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reference_ops import IndexedRows
 from validation.bench.forward_bytes import StepBytes, fake_tensors
 from validation.bench.forward_bytes import count as count_operators
 from validation.bench.results import one_line
@@ -58,15 +59,25 @@ def _of_arm(module: str, case: Case, found: list[Counters], *, fake: bool) -> di
     }
 
 
+def arguments_of(case: Case) -> dict[str, Any]:
+    """Uninitialised arguments of a workload. Runs of tokens share a row of an index, as history and current ones do."""
+    kwargs = unwritten(case).kwargs
+    for value in kwargs.values():
+        if isinstance(value, IndexedRows):
+            tokens = value.index.shape[1]
+            value.index.copy_(torch.arange(tokens) * value.table.shape[-2] // tokens)
+    return kwargs
+
+
 def _operators(function: Op, case: Case, *, fake: bool) -> StepBytes:
     """What PyTorch's own kernels move in a call."""
     with torch.no_grad():
         if fake:
             # Errors are of many kinds: what looks at values cannot be done without any.
             with contextlib.suppress(Exception), fake_tensors():
-                kwargs = unwritten(case).kwargs
+                kwargs = arguments_of(case)
                 return count_operators(lambda: function(**kwargs))
-        kwargs = unwritten(case).kwargs
+        kwargs = arguments_of(case)
         return count_operators(lambda: function(**kwargs))
 
 

@@ -156,10 +156,7 @@ def _call_of(case: Case) -> Callable[[], Any]:
 
 
 def unwritten(case: Case) -> Arguments:
-    """Uninitialised arguments of a case on the CPU; only an index is set, since ops read it before they launch.
-
-    Runs of tokens share a row of its table, as history and current tokens do.
-    """
+    """Uninitialised arguments of a case on the CPU; only an index is set, to zeros: ops read it before they launch."""
     sizes: dict[str, int] = {}
     for spec in case.tensors.values():
         sizes[spec.storage] = max(sizes.get(spec.storage, 0), spec.extent)
@@ -168,10 +165,6 @@ def unwritten(case: Case) -> Arguments:
         make = torch.zeros if name.endswith(".index") else torch.empty
         whole = memory.setdefault(spec.storage, make(sizes[spec.storage], dtype=spec.torch_dtype))
         tensors[name] = whole.as_strided(spec.shape, spec.strides, spec.offset)
-    for name, view in tensors.items():
-        if name.endswith(".index"):
-            rows, tokens = case.tensors[f"{name.removesuffix('.index')}.table"].shape[-2], view.shape[1]
-            view.copy_(torch.arange(tokens) * rows // max(tokens, 1))
     kwargs = keyword_arguments(case, tensors)
     return Arguments(kwargs | absent(case, kwargs), tensors, {})
 

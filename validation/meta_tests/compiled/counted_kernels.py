@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from validation.bench import selection
+from validation.bench.counting import arguments_of
 from validation.bench.traffic import traffic
-from validation.compiled.aot import unwritten
 from validation.compiled.counters.launch import Counters, count
 from validation.compiled.counters.watch import CTA_SHIFT, SECTOR, Watch
 from validation.compiled.ptx.executing import execute_launches
@@ -122,7 +122,7 @@ def sampled() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for op in ("layer_norm_scale_shift", "qk_norm", "residual_gate_add", "rotary_embedding"):
         case = min((one.make(True) for one in selection.chosen([op])), key=lambda case: traffic(case).total)
-        call = partial(getattr(fused_ops, op), **unwritten(case).kwargs)
+        call = partial(getattr(fused_ops, op), **arguments_of(case))
         launches: list[Launch] = []
         counted = _counted(call, also=launches.append).to_dict()
         counted["instructions"] = sum(counted["instructions"].values())
