@@ -33,6 +33,7 @@ TARGETS = tuple(dict.fromkeys(one.target for one in GPUS))
 SHOWN = next(gpu for gpu in GPUS if gpu.name == "H200")
 # Of these more is worse.
 WORSE = ("sectors", "read_bytes", "written_bytes", "wavefronts", "machine_instructions", "registers", "local_bytes")
+OF_ANY_COMPILER = ("read_bytes", "written_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,8 +313,13 @@ def kept(rows: Iterable[Row]) -> str:
     return f'{{"schema": {SCHEMA}, "triton": "{version("triton")}", "rows": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
-def regressions(rows: Iterable[Row], before: str) -> list[str]:
+def regressions(rows: Iterable[Row], before: str, names: Sequence[str] = WORSE) -> list[str]:
     """Where a counter of ours is worse than one that `kept` wrote, in words; empty if nowhere.
+
+    Args:
+        rows: counted now.
+        before: what `kept` wrote.
+        names: the counters that are compared, and the number of launches.
 
     Raises:
         UsageError: what was kept has another form, or lacks a row.
@@ -329,7 +335,7 @@ def regressions(rows: Iterable[Row], before: str) -> list[str]:
                 if len(made) > len(of_row[target]):
                     found.append(f"{where}: {len(made)} launches, {len(of_row[target])} before")
                 for one, old in zip(made, of_row[target], strict=False):
-                    worse = [name for name in WORSE if getattr(one, name) > old[name]]
+                    worse = [name for name in names if getattr(one, name) > old[name]]
                     found += [f"{where}: {name} {getattr(one, name)}, {old[name]} before" for name in worse]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"counters: {one_line(error)}, expected those that this version wrote") from error

@@ -5,7 +5,7 @@ Every rate is one that the hardware does not exceed, so that what is made of it 
 * DRAM bytes a second: NVIDIA's datasheets of the A100 80GB SXM, H100 SXM, H200 SXM and DGX B200 (64 TB/s of 8 GPUs).
 * SMs: NVIDIA's whitepapers of the A100 and H100, the datasheet of the H200 (a GH100), and for the B200 148, which
   Chips and Cheese ("Nvidia's B200: Keeping the CUDA Juggernaut Rolling", 2025) read from the device. Clocks: the
-  highest that the device reports: 1410 MHz (A100 whitepaper), 1980 MHz (H100 and H200), 1965 MHz (B200).
+  highest that the device reports: 1410 MHz (A100), 1980 MHz (H100 and H200); a B200's is said to be similar.
 * An SM issues four warp instructions a cycle, one a scheduler; its L1, which is its shared memory too, gives 128 bytes
   a cycle, and 64 bytes a cycle come to it from L2 (CUDA C++ Programming Guide, "Compute Capabilities"; Jia et al.,
   "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", 2018, tables 3.1 and 3.2). All of an A100's SMs
@@ -54,5 +54,5 @@ GPUS = (
     Gpu("A100", "sm_80", 2.039e12, 108, 1410 * CLOCK, 5120, 164 * 1024),
     Gpu("H100", "sm_90", 3.35e12, 132, 1980 * CLOCK, 64 * 132, 228 * 1024),
     Gpu("H200", "sm_90", 4.8e12, 132, 1980 * CLOCK, 64 * 132, 228 * 1024),
-    Gpu("B200", "sm_100", 8.0e12, 148, 1965 * CLOCK, 64 * 148, 228 * 1024),
+    Gpu("B200", "sm_100", 8.0e12, 148, 1980 * CLOCK, 64 * 148, 228 * 1024),
 )

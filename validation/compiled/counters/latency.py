@@ -1,10 +1,12 @@
 """How many cycles one warp takes from its first instruction to its last, if it never waits for another.
 
-Instructions are issued in order, one a cycle at most, each when what it reads is ready. The latencies are those that
-were measured on hardware: memory (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture",
-arXiv 2402.13499, table of latency clocks: H100 PCIe global 479, L2 263, shared 29 cycles; A100 466, 262, 29), shuffles
-and arithmetic (Jia et al., 2018: 23 to 24, and 4 to 6 cycles on Turing and Volta). They are latencies without load:
-under load memory answers later, so what is made of them is a bound from below, and a rough one.
+Instructions are issued in order, one a cycle at most, each when what it reads is ready. Latencies were measured on
+hardware by others: of main memory on A100 SXM, H100 SXM and B200 (550, 700 and 860 cycles: the table of
+github.com/markdewing/AI_kernels, latency/README.md). The others are of the order that Jia et al. ("Dissecting the
+NVIDIA Volta GPU Architecture via Microbenchmarking", 2018) and Luo et al. (arXiv 2402.13499) measured: shared memory
+some 29, shuffles 23, arithmetic 4 to 6 cycles. Their tables were not at hand when this was written, and divisions,
+conversions and barriers are guesses. Without load memory answers sooner than under it; so a time made of this is an
+estimate.
 """
 
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ ONE_EACH = ("global memory", "shared memory", "shuffle", "barrier", FLOAT)
 _FLOAT_TYPES = ("f32", "f16", "bf16", "f64", "f32x2", "f16x2", "bf16x2")
 
 # Cycles from the issue of an instruction to the first use of its result.
-GLOBAL = {"sm_80": 466, "sm_90": 479, "sm_100": 479}
+GLOBAL = {"sm_80": 550, "sm_90": 700, "sm_100": 860}
 CYCLES = {
     "local memory": 33, "shared memory": 29, "shuffle": 23, "barrier": 20, "control": 5, "conversion": 6,
     "division and functions": 40, "move": 4, FLOAT: 4, INTEGER: 4,

@@ -158,7 +158,7 @@ def execute_launches(
             for runs in _watching:
                 runs.not_executed = runs.not_executed or str(error)
             raise
-        # nvdisasm takes 0.22 s of processor time a new kernel, some four times as long as a launch of a sweep.
+        # nvdisasm takes 0.22 s of processor time for each new kernel.
         changed = contracted(program(launch.ptx).kernel, launch.cubin) if run is None and _how.races else ""
         for runs in _watching:
             runs.violations += outcome

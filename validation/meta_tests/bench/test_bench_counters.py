@@ -79,9 +79,10 @@ def rows() -> list[counters.Row]:
     return counters.count([*first.values()], names=[OURS], targets=["sm_90"])
 
 
-@pytest.mark.skipif(version("triton") != json.loads(KEPT.read_text())["triton"], reason="counted with another Triton")
 def test_no_counter_of_ours_is_worse_than_the_committed_one(rows: list[counters.Row]) -> None:
-    assert counters.regressions(rows, KEPT.read_text()) == []
+    # Another version of Triton compiles otherwise; what must come from DRAM, and in how many launches, stays.
+    same = version("triton") == json.loads(KEPT.read_text())["triton"]
+    assert counters.regressions(rows, KEPT.read_text(), counters.WORSE if same else counters.OF_ANY_COMPILER) == []
     assert len(rows) > 20
 
 

@@ -12,6 +12,8 @@ import torch
 
 from validation.cases.case import Case, TensorSpec
 from validation.errors import UsageError
+from validation.forking.forked import start_call
+from validation.forking.server import Order
 from validation.meta_tests import in_a_fork
 from validation.predictions.confirm import Outcome, compare, table
 from validation.predictions.kept import PARTS, Call, Output, Predictions, as_bytes, hash_of, inputs_of
@@ -35,6 +37,7 @@ def scale_shift(x, shift, scale, *args, **kwargs):
     return y
 """
 EXACT, OTHER, APPROXIMATE = "value * 3.0 + 1.0", "value * 3.0 + 2.0", "tl.math.rsqrt(value)"
+CONFIRM = ("confirm", "mine.json", "--compiled")
 NARROW = ("--op", "scale_shift", "--model", "shapes", "--tiny")
 
 
@@ -56,6 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_was_predicted_holds_when_it_is_executed_again(folder: Path) -> None:
     done = validate(folder, "confirm", "mine.json", "--compiled")
     assert (done.returncode, "\n4 held\n" in done.stdout) == (0, True), done.stdout
+
+
+def test_the_same_kernel_with_other_bits_differs(folder: Path) -> None:
+    order = Order("validation.meta_tests.predictions.wrong_opcode", "main", CONFIRM, str(folder), {})
+    done = start_call(order, without=("TRITON_INTERPRET",)).ended()
+    assert (done.returncode, "4 differs" in done.stdout) == (1, True), done.stdout + done.stderr
+    assert "DIFFERS, scale_shift: output 0: " in done.stdout
 
 
 def test_another_kernel_with_other_bits_is_told_as_such(folder: Path) -> None:
