@@ -60,7 +60,8 @@ class Shown:
 
     def __str__(self) -> str:
         most = f"at most {self.upper:.3f}x" if self.upper < math.inf else "without a bound"
-        return f"{self.mean:.3f}x the reference path's, {most} with {100 * CONFIDENCE:.0f} %, margin {self.margin}x"
+        sure = f"{100 * CONFIDENCE:.0f} %"
+        return f"{self.mean:.3f}x the reference path's, {most} with {sure}, margin {self.margin}x (at it {sure} fail)"
 
 
 def shown(ratios: Iterable[float], margin: float) -> Shown:

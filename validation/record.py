@@ -122,7 +122,7 @@ class Record:
             raise UsageError(f"not a record: {error}: {text[:120]!r}") from error
 
 
-def outputs_of(records: Iterable[Record]) -> list[tuple[int, str]]:
+def numbered_outputs(records: Iterable[Record]) -> list[tuple[int, str]]:
     """The outputs that records of one op have: number and dtype of each."""
     return sorted({one for record in records for one in enumerate(record.output_dtypes)})
 

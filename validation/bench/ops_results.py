@@ -245,11 +245,9 @@ def table(rows: Sequence[Row]) -> str:
     lines += [
         "",
         "MB: bytes that must move. copy %: time of a copy of as many bytes over the op's. x bound: the op's time",
+        "over the least that its counters imply, and by what. Then the time of others over the op's: above 1 the fused",
+        "op is faster. Norm alone does less than the op.",
     ]
-    lines += [
-        "over the least that its counters imply, and by what. Then the time of others over the op's: above 1 the fused"
-    ]
-    lines += ["op is faster. Norm alone does less than the op."]
     if left_out:
         lines += ["", "left out:", *(f"  {why}" for why in left_out)]
     short = [row for row in rows if row.shortfalls]

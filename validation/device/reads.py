@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from traceback import walk_stack
 from typing import Any
 
@@ -56,6 +56,8 @@ class Outside:
     frames: tuple[tuple[str, int, str], ...]
 
 
+# A tensor without elements has address 0, and no memory lies below this.
+NOWHERE = 1 << 16
 # `bisect` in the four bounds of each piece of memory: before its first element (1), in its elements (2), after its last
 # (3); 0 is between two pieces.
 _BEFORE, _AFTER, _SIDES = 1, 3, 4
@@ -68,8 +70,9 @@ class Reads:
         outside: lanes outside of all elements, by the name of the nearest and the side (before, after).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nowhere: str) -> None:
         self.outside: dict[tuple[str, str], Outside] = {}
+        self._nowhere = nowhere
         self._known: list[Memory] = []
         self._bounds: list[int] = []
 
@@ -78,25 +81,38 @@ class Reads:
         self._known = sorted(known, key=lambda memory: memory.start)
         self._bounds = [bound for m in self._known for bound in (m.start, m.first, m.end, m.stop)]
 
-    def look(self, ptrs: Any, mask: npt.NDArray[np.bool_] | None) -> None:
+    def look(self, ptrs: Any, mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
         """Look at the addresses of a load or an atomic.
 
         Args:
             ptrs: Triton's handle of the pointers.
             mask: the lanes that are read; None: all.
+
+        Returns:
+            The lanes that must not be read, where no memory lies, for the process would die of it; None: there is none.
         """
         lanes, size = ptrs.data, max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
         if self._fine(lanes, size):  # masked lanes included
-            return
+            return None
+        nowhere = lanes < NOWHERE
         if mask is not None:
-            lanes = lanes[np.broadcast_to(mask, lanes.shape).astype(bool)]
+            read = np.broadcast_to(mask, lanes.shape).astype(bool)
+            nowhere = nowhere & read
+            lanes = lanes[read]
+        if nowhere.any():
+            addresses = ptrs.data[nowhere]
+            away = [int(at) // size + 1 for at in (addresses.min(), addresses.max())]
+            self._note((self._nowhere, "after"), addresses.size, away)
+            lanes = lanes[lanes >= NOWHERE]
         if lanes.size and not self._fine(lanes, size):
             self._keep(lanes.ravel(), size)
+        return nowhere if nowhere.any() else None
 
     def _fine(self, lanes: npt.NDArray[np.uint64], size: int) -> bool:
         """Whether all lie in the elements of one piece of memory, or between two pieces: most loads do."""
-        low = bisect_right(self._bounds, int(np.minimum.reduce(lanes, axis=None)))
-        if low % _SIDES in (_BEFORE, _AFTER):
+        least = int(np.minimum.reduce(lanes, axis=None))
+        low = bisect_right(self._bounds, least)
+        if least < NOWHERE or low % _SIDES in (_BEFORE, _AFTER):
             return False
         return low == bisect_right(self._bounds, int(np.maximum.reduce(lanes, axis=None)) + size - 1)
 
@@ -113,35 +129,42 @@ class Reads:
             memory, before = self._known[(int(at) - 1) // _SIDES], side == _BEFORE
             past = [memory.first - int(a) if before else int(a) + size - memory.end for a in (hit.min(), hit.max())]
             away = sorted(-(-bytes_past // memory.element) for bytes_past in past)
-            key = (memory.names[not before], "before" if before else "after")
-            kept = self.outside.get(key)
-            if kept is None:
-                frames = walk_stack(sys._getframe())
-                stack = tuple((f.f_code.co_filename, line, f.f_code.co_name) for f, line in frames)
-                self.outside[key] = Outside(hit.size, away[0], away[1], stack)
-            else:
-                kept.lanes += hit.size
-                kept.nearest, kept.furthest = min(kept.nearest, away[0]), max(kept.furthest, away[1])
+            self._note((memory.names[not before], "before" if before else "after"), hit.size, away)
+
+    def _note(self, key: tuple[str, str], lanes: int, away: Sequence[int]) -> None:
+        """Count lanes outside: how many elements away the nearest and the furthest are."""
+        kept = self.outside.get(key)
+        if kept is None:
+            frames = walk_stack(sys._getframe())
+            stack = tuple((f.f_code.co_filename, line, f.f_code.co_name) for f, line in frames)
+            self.outside[key] = Outside(lanes, away[0], away[1], stack)
+        else:
+            kept.lanes += lanes
+            kept.nearest, kept.furthest = min(kept.nearest, away[0]), max(kept.furthest, away[1])
 
 
 @contextlib.contextmanager
-def watched(known: Callable[[], Collection[Memory]]) -> Iterator[Reads]:
+def watched(known: Callable[[], Collection[Memory]], nowhere: str = "a tensor without elements") -> Iterator[Reads]:
     """Look at all loads of the kernels that are interpreted while this is active.
 
     Args:
         known: the pieces of memory to hold them to, asked at each launch.
+        nowhere: the name of what has no elements.
     """
     interpreter = triton_module("triton.runtime.interpreter")
-    builder, executor, reads = interpreter.InterpreterBuilder, interpreter.GridExecutor, Reads()
+    builder, executor, reads = interpreter.InterpreterBuilder, interpreter.GridExecutor, Reads(nowhere)
     load, rmw, cas = builder.create_masked_load, builder.create_atomic_rmw, builder.create_atomic_cas
     launch = executor.__call__
 
     def masked_load(self: Any, ptrs: Any, mask: Any, *rest: Any, **options: Any) -> Any:
-        reads.look(ptrs, np.asarray(mask.data))  # a handle, or an array: of a block pointer
+        nothing = reads.look(ptrs, np.asarray(mask.data))  # a handle, or an array: of a block pointer
+        if nothing is not None:
+            mask = mask & ~nothing if isinstance(mask, np.ndarray) else type(mask)(mask.data & ~nothing, mask.dtype)
         return load(self, ptrs, mask, *rest, **options)
 
     def atomic_rmw(self: Any, op: Any, ptr: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        reads.look(ptr, mask.data)
+        nothing = reads.look(ptr, mask.data)
+        mask = mask if nothing is None else type(mask)(mask.data & ~nothing, mask.dtype)
         return rmw(self, op, ptr, value, mask, *rest)
 
     def atomic_cas(self: Any, ptr: Any, *rest: Any) -> Any:

@@ -48,7 +48,8 @@ def watched(arguments: Arguments, allocations: Collection[Guarded]) -> Iterator[
         ours = ("what the call allocated",) * 2
         return of_arguments + [_memory(a.memory, a.start, a.start + a.size, ours) for a in allocations]
 
-    with watched_loads(known) as reads:
+    empty = [name for name, t in arguments.tensors.items() if not t.numel()]
+    with watched_loads(known, " or ".join(empty) or "a tensor without elements") as reads:
         yield lambda: "; ".join(_words(*key, outside) for key, outside in reads.outside.items())
 
 

@@ -51,8 +51,9 @@ def test_a_nearer_case_makes_nobody_less_sure() -> None:
 
 
 def test_words() -> None:
-    assert str(shown([1.0, 1.02], 1.5)) == "1.010x the reference path's, at most 1.075x with 95 %, margin 1.5x"
-    assert str(shown([1.0], 1.5)) == "1.000x the reference path's, without a bound with 95 %, margin 1.5x"
+    end = "with 95 %, margin 1.5x (at it 95 % fail)"
+    assert str(shown([1.0, 1.02], 1.5)) == f"1.010x the reference path's, at most 1.075x {end}"
+    assert str(shown([1.0], 1.5)) == f"1.000x the reference path's, without a bound {end}"
 
 
 # From tables of the t distribution.

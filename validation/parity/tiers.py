@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from validation.equivalence import MARGIN, Shown, shown
-from validation.record import Record, outputs_of
+from validation.record import Record, numbered_outputs
 from validation.verdict import Tier
 
 # Ops whose reference contracts (`torch.addcmul`): a chain that does not also rounds the second product. If that product
@@ -55,7 +55,7 @@ def op_tier(records: Sequence[Record]) -> OpTier:
     if not records:
         return OpTier(None, math.nan, "no case passed")
     margins = MARGIN | (CONTRACTED_MARGIN if records[0].subject in CONTRACTED else {})
-    outputs = outputs_of(record for record in records if record.tier != Tier.BIT_EXACT)
+    outputs = numbered_outputs(record for record in records if record.tier != Tier.BIT_EXACT)
     if not outputs:
         return OpTier(Tier.BIT_EXACT, 1.0, f"equal to the reference path to the bit in all {len(records)} cases")
     found = {
@@ -113,7 +113,7 @@ def bias_over_cases(records: Sequence[Record]) -> str:
     mean of the baseline or of one rounding, whichever is larger: a shift that single small cases cannot distinguish
     from chance.
     """
-    for output, dtype in outputs_of(records):
+    for output, dtype in numbered_outputs(records):
         for key in ("bias_ulp", "magnitude_bias_ulp"):
             values, *own = (
                 [v for r in records if (v := r.of_output(name, output, dtype)) is not None]

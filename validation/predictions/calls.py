@@ -40,7 +40,7 @@ class Kernel:
 
 
 def call(op: str, name: str, case: Case, ops: OpSet, device: Device) -> Call:
-    """Make a call.
+    """Make a call; what an op raises, or returns that is no result, is told as `Call.unknown`.
 
     Args:
         op: the op.
@@ -48,8 +48,6 @@ def call(op: str, name: str, case: Case, ops: OpSet, device: Device) -> Call:
         case: what to call.
         ops: has the op.
         device: selected.
-
-    What an op raises or returns that is no result is told as `Call.unknown`.
     """
     arguments = materialise(case, device.torch)
     inputs = inputs_of(arguments.tensors)

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from validation.record import Level, Record, outputs_of, size_of
+from validation.record import Level, Record, numbered_outputs, size_of
 from validation.report.unfinished import NOTHING, UNFINISHED, Left
 from validation.verdict import REPORT_ORDER, UNREACHED, Status, Tier
 
@@ -88,7 +88,7 @@ class Row:
         """
         means = [
             statistics.geometric_mean(ratios)
-            for output, dtype in outputs_of(self.records)
+            for output, dtype in numbered_outputs(self.records)
             if (
                 ratios := [
                     r for one in self.records if (r := one.of_output("rms_ratio", output, dtype)) and r < math.inf

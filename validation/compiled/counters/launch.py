@@ -17,7 +17,7 @@ from validation.compiled.ptx.bits import Array
 from validation.compiled.ptx.launch import Launch, bound_launch
 from validation.compiled.ptx.machine import run
 from validation.compiled.ptx.parse import Kernel
-from validation.compiled.ptx.sass import contracted, machine_code
+from validation.compiled.ptx.sass import contracted, differences, machine_code
 
 # CTAs that are counted: in runs of neighbours, since these may share sectors, over the whole grid.
 RUNS, NEIGHBOURS = 4, 8
@@ -44,7 +44,7 @@ class Counters:
             kernel with loops, which ptxas unrolls, those alone that become one each (`ONE_EACH`).
         cycles: of the path of one warp, the first of the grid; 0 for a kernel with loops, where it is not known.
         alike: whether the counted CTAs, but for the last, ran as many blocks and made as many requests each.
-        contracted: as `validation.compiled.ptx.sass.contracted` says.
+        contracted: as `validation.compiled.ptx.sass.contracted` says. differences: by opcode, as `differences` there.
     """
 
     kernel: str
@@ -68,6 +68,7 @@ class Counters:
     machine_instructions: int
     cycles: int
     contracted: str
+    differences: dict[str, tuple[int, int, int]]
     alike: bool
 
     @property
@@ -170,6 +171,7 @@ def count(launch: Launch, target: str) -> Counters:
         cycles=0 if program.kernel.loops else cycles(program.kernel, trace, target),
         alike=len({*others.work.values()}) <= 1,
         contracted=contracted(program.kernel, launch.cubin),
+        differences=differences(program.kernel, launch.cubin),
     )
 
 

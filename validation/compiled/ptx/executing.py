@@ -30,8 +30,7 @@ class Runs:
         launches: how many there were.
         approximate: whether a result was only known within an interval.
         not_executed: why a launch was not run; "" if all were.
-        contracted: of which kernels ptxas changed the arithmetic, as `validation.compiled.ptx.sass.contracted` says;
-            where races are looked for.
+        contracted: what ptxas contracted (`validation.compiled.ptx.sass.contracted`), where races are looked for.
         known: further tensors by name: their elements may be accessed where they lie in a storage of an argument.
     """
 

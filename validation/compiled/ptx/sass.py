@@ -135,25 +135,22 @@ for _name, _fewest, _most in (
 _FUNCTIONS = ("div", "rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh", "neg", "abs")
 
 
-def contracted(kernel: Kernel, cubin: bytes) -> str:
-    """How ptxas changed a kernel's float32 arithmetic, in words; "" if it kept every addition, product and FMA.
+def differences(kernel: Kernel, cubin: bytes) -> dict[str, tuple[int, int, int]]:
+    """By opcode of float32 arithmetic: how many the machine code has, and the fewest and the most that the PTX implies.
 
-    PTX is executed here, and a GPU runs SASS. If each of their counts is the same, but for the fixed expansions of
-    divisions and functions, ptxas contracted nothing, so that the bits are those of the PTX. That is no proof: two
-    changes might make up for each other, and beside each approximate division one contraction is taken for that of its
-    last product. Only float32 is looked at. Nothing is said of kernels with loops, which ptxas unrolls, nor with
-    functions whose expansions are not known.
+    Empty if all are as many, but for the expansions of divisions and functions; or if that cannot be said: of kernels
+    with loops, which ptxas unrolls, and with functions whose expansions are not known.
     """
     if kernel.loops:
-        return ""
+        return {}
     opcodes = Counter(instruction.opcode for instruction in kernel.instructions)
     functions = [
         one for one in opcodes if one.partition(".")[0] in _FUNCTIONS and one.rpartition(".")[2] in ("f32", "f64")
     ]
     if not _EXPANDED.keys() >= {*functions}:
-        return ""
+        return {}
     kinds = Counter(opcode.partition(".")[0] for opcode in opcodes_of(cubin))
-    wrong = []
+    found = {}
     for name, forms in _BECOMES.items():
         kept = sum(
             number
@@ -164,5 +161,22 @@ def contracted(kernel: Kernel, cubin: bytes) -> str:
         ends = [(opcodes[function], *_EXPANDED[function].get(name, (0, 0))) for function in functions]
         low, high = (kept + sum(number * of[end] for number, *of in ends) for end in (0, 1))
         if not low <= kinds[name] <= high:
-            wrong.append(f"{kinds[name]} {name}, expected {low if low == high else f'{low} to {high}'}")
-    return f"ptxas changed the arithmetic of {kernel.name}: {'; '.join(wrong)}" if wrong else ""
+            found[name] = kinds[name], low, high
+    return found
+
+
+def contracted(kernel: Kernel, cubin: bytes) -> str:
+    """Which products and sums of a kernel ptxas contracted, in words; "" if none.
+
+    PTX is executed here, and a GPU runs SASS. If that has no more FMAs than the PTX implies, the bits are those of the
+    PTX; fewer instructions are dead code. That is no proof: two changes might make up for each other, and beside each
+    approximate division one contraction is taken for that of its last product. Only float32 is looked at.
+    """
+    found = differences(kernel, cubin)
+    if not any(name in found and found[name][0] > found[name][2] for name in ("FFMA", "FFMA2")):
+        return ""
+    words = (
+        f"{number} {name}, expected {low if low == high else f'{low} to {high}'}"
+        for name, (number, low, high) in found.items()
+    )
+    return f"ptxas contracted products and sums of {kernel.name}: {'; '.join(words)}"

@@ -106,7 +106,7 @@ def test_a_worse_counter_is_named(rows: list[counters.Row]) -> None:
 def test_nothing_of_ours_is_contracted_spilled_or_read_twice(rows: list[counters.Row]) -> None:
     for row in rows:
         for launch in row.arms[OURS].launches["sm_90"]:
-            assert launch.contracted == "", row.workload
+            assert (launch.contracted, launch.differences) == ("", {}), row.workload
             assert launch.local_bytes == 0, row.workload
             assert launch.dram_bytes <= 1.07 * row.traffic.total, row.workload  # gaps in cos and sin of a rotation
             assert launch.wavefronts == launch.needed_wavefronts, row.workload

@@ -167,7 +167,7 @@ def test_approximations_are_judged_over_their_whole_interval(tmp_path: Path) -> 
 def test_what_ptxas_contracts_is_told(tmp_path: Path) -> None:
     status, output = judged(tmp_path, CONTRACTED, options=("--compiled", "--races"))
     assert (status, "PASSED (lossless)" in output) == (0, True), output
-    assert "ptxas changed the arithmetic of kernel: " in output
+    assert "ptxas contracted products and sums of kernel: " in output
     assert "FFMA, expected " in output
     assert "a GPU's bits may be others than those judged" in output
     _, output = judged(tmp_path, KERNEL, options=("--compiled", "--races"))

@@ -99,6 +99,7 @@ RIGHT: dict[str, Callable[..., Any]] = {
     "tensor descriptor": lambda t: _peek_descriptor[(1,)](t.weight, 16, 12, BLOCK=16),
     "pairs of float32": lambda t: _peek_pairs[(1,)](t.weight, 8, BLOCK=8),
     "lanes of two arguments": lambda t: _select[(1,)](t.weight, t.x, 16, BLOCK=32),
+    "no lane of nothing": lambda _: _peek[(1,)](torch.empty(0), 0, 0, BLOCK=8),
     "what the call allocates": own,
     "a table of the module": lambda _: peek(TABLE, 0, 64),
     "what torch computes": lambda t: peek(t.x + 1.0, 0, 96),
@@ -144,6 +145,18 @@ WRONG: dict[str, tuple[Callable[..., Any], str]] = {
     "compare and swap": (
         lambda _: _add[(1,)](torch.zeros(2, dtype=torch.int32), -1, SWAP=True),
         "what the call allocated: 1 lane of loads before its first element (1 before)",
+    ),
+    "nothing at all": (
+        lambda _: peek(torch.empty(0), 0, 3),
+        "a tensor without elements: 3 lanes of loads after its last element (from 1 to 3 after)",
+    ),
+    "nothing, by a block pointer": (
+        lambda _: _peek_pointer[(1,)](torch.empty(0), 0, 8, BLOCK=16, CHECK=()),
+        "a tensor without elements: 16 lanes of loads after its last element (from 9 to 24 after)",
+    ),
+    "nothing, by an atomic": (
+        lambda _: _add[(1,)](torch.zeros(0, dtype=torch.int32), 2, SWAP=False),
+        "a tensor without elements: 1 lane of loads after its last element (3 after)",
     ),
     "lanes of two arguments": (
         lambda t: _select[(1,)](t.weight, t.x, 20, BLOCK=32),
