@@ -1,13 +1,16 @@
 """`torch_native` under ``torch.compile``: Inductor's C++ on the CPU, its Triton kernels on a GPU.
 
+With ``--compiled`` Inductor's Triton kernels of that GPU, executed on the CPU (`validation.compiled.inductor`).
+
 Compiled with ``emulate_precision_casts``. Without it Inductor (torch 2.13) fuses the gated sum into the norm
 and normalises the sum before its rounding to 16 bits: y is then not the norm of the residual_out returned with it
 (1.6 times the budget on four bfloat16 numbers), and the suite reports it.
 
 Expresses all twelve ops with every argument. Memory that a compiled function allocates has no guards around it
 (Dynamo compiles no frame while a dispatch mode is active, so the modes are disabled for the call): that memory is not
-judged, but the values and the inputs' memory are. Each new combination of dtypes, rank and layout compiles in 0.7 to
-2 s on two cores; the same case costs 5 ms otherwise.
+judged, but the values and the inputs' memory are; with ``--compiled`` each access of a kernel is held to its arguments'
+elements, that memory's too. Each new combination of dtypes, rank and layout compiles in 0.7 to 2 s on two cores; the
+same case costs 5 ms otherwise.
 """
 
 import functools
@@ -17,6 +20,8 @@ from typing import Any
 import torch
 
 from validation.adapters import torch_native
+from validation.compiled.inductor import backend
+from validation.compiled.ptx import executing
 from validation.device.private import disable_current_modes, dynamo
 from validation.ops import reference_op, reference_op_names
 
@@ -34,7 +39,10 @@ def compiled(function: Callable[..., Any], *, emulate_precision_casts: bool = Tr
     """
     # fullgraph: a frame that Dynamo cannot compile raises instead of running uncompiled.
     options: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": emulate_precision_casts}
-    fused: Callable[..., Any] = torch.compile(function, fullgraph=True, options=options)
+    if executing.target() is None:
+        fused: Callable[..., Any] = torch.compile(function, fullgraph=True, options=options)
+    else:
+        fused = torch.compile(function, fullgraph=True, backend=backend(**options))
     limits = {"recompile_limit": GRAPHS, "accumulated_recompile_limit": GRAPHS}
 
     @functools.wraps(function)

@@ -5,11 +5,13 @@ Any release may remove such a name. The guard then raises not an AttributeError 
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from validation.errors import UsageError
@@ -40,6 +42,7 @@ def known(package: str) -> Iterator[None]:
 
 
 with known("torch"):
+    import torch
     from torch import UntypedStorage
     from torch._C import (
         DispatchKey,
@@ -66,12 +69,14 @@ __all__ = [
     "bound_arguments",
     "cuda_sleep",
     "decomposition_table",
+    "device_guard_for_cuda",
     "disable_current_modes",
     "dispatch_key_for_device",
     "dispatch_keys",
     "dynamo",
     "fake_tensor_mode",
     "has_kernel",
+    "inductor_module",
     "keys_after",
     "known",
     "library_impls",
@@ -205,13 +210,75 @@ def triton_module(name: str) -> Any:
     Raises:
         PrivateNameError: a name is missing.
     """
-    with known("triton"):
+    return _module("triton", name, TRITON[name])
+
+
+def _module(package: str, name: str, paths: Sequence[str]) -> Any:
+    with known(package):
         module = importlib.import_module(name)
-        for path in TRITON[name]:
+        for path in paths:
             value: Any = module
             for part in path.split("."):
                 value = getattr(value, part)
         return module
+
+
+# Numbers of c10's device types (torch's c10/core/DeviceType.h).
+_CUDA, _META = 1, 14
+
+
+def device_guard_for_cuda() -> None:
+    """Let torch's C++ code enter a GPU's device guard where torch has none, for tensors without memory that say cuda.
+
+    ``FakeTensorMode`` does so in a build for GPUs that finds none. In a build for the CPU ``contiguous`` and indexing
+    of such a tensor raise "not linked with support for cuda devices"; the guard of ``meta`` tensors, which does
+    nothing, then stands in.
+    """
+    with known("torch"):
+        try:
+            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+            guards = (ctypes.c_void_p * (_META + 1)).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+        except (OSError, ValueError) as error:
+            raise AttributeError(f"c10's registry of device guards: {error}") from error
+        if guards[_META] is None:
+            raise AttributeError("c10's device guard of meta tensors")
+    if guards[_CUDA] is None:
+        guards[_CUDA] = guards[_META]
+
+
+# The names that the suite reads, replaces, calls or subclasses, by module of `torch._inductor` and `torch._dynamo`.
+INDUCTOR: Mapping[str, tuple[str, ...]] = {
+    "torch._dynamo.device_interface": ("CudaInterface.Worker", "register_interface_for_device"),
+    "torch._guards": ("TracingContext.get",),
+    "torch._inductor.codegen.common": (
+        "DeviceOpOverrides",
+        "get_device_op_overrides",
+        "init_backend_registration",
+        "register_backend_for_device",
+        "register_device_op_overrides",
+    ),
+    "torch._inductor.codegen.triton": ("TritonScheduling",),
+    "torch._inductor.codegen.wrapper": ("PythonWrapperCodegen.create", "PythonWrapperCodegen.write_header"),
+    "torch._inductor.compile_fx": ("compile_fx",),
+    "torch._inductor.config": ("patch",),
+    "torch._inductor.runtime.triton_helpers": ("set_driver_to_gpu",),
+    "torch._inductor.runtime.triton_heuristics": (
+        "CachingAutotuner._interpret_args_grid",
+        "CachingAutotuner._precompile_config",
+        "CachingAutotuner.precompile",
+        "CachingAutotuner.run",
+    ),
+    "torch.utils._triton": ("has_triton.cache_clear",),
+}
+
+
+def inductor_module(name: str) -> Any:
+    """Import a module of torch's compiler, and check that it has every name listed in `INDUCTOR`.
+
+    Raises:
+        PrivateNameError: a name is missing.
+    """
+    return _module("torch", name, INDUCTOR[name])
 
 
 def bound_arguments(function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Mapping[str, Any]:

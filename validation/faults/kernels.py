@@ -84,8 +84,8 @@ class RightKernel(RightOps):
             INPUT_CASTING=casting_mode == "input",
             BLOCK_R=block_r,
             BLOCK_D=block_d,
-            # As 4 warps, four rows of 8192 lanes are 86 KB of PTX, as 16 they are 36, for which ptxas takes an eighth of
-            # the processor time.
+            # As 4 warps, four rows of 8192 lanes are 86 KB of PTX, as 16 they are 36, for which ptxas takes an eighth
+            # of the processor time.
             num_warps=max(4, min(block_r * block_d // 1024, 16)),
             **self.switches,
         )

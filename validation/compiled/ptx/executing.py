@@ -111,6 +111,42 @@ def watched(known: Mapping[str, Tensor] | None = None) -> Iterator[Runs]:
         _watching.remove(runs)
 
 
+def run_as_told(launch: Launch, run: Callable[[Launch], Outcome] | None = None) -> None:
+    """Run a launch as `how` says, and tell `begun` and `watched` of it.
+
+    Args:
+        launch: the launch.
+        run: runs it instead.
+
+    Raises:
+        NotExecutedError: something in it is not executed.
+    """
+    for tell in begun:
+        tell(launch)
+    approximation = Approximation(_how.mode)
+    try:
+        known = [one for runs in _watching for one in runs.known.items()]
+        outcome = (
+            run(launch)
+            if run is not None
+            else run_launch(
+                launch, approximation=approximation, races=_how.races, backwards=_how.backwards, known=known
+            )
+        )
+    except NotExecutedError as error:
+        for runs in _watching:
+            runs.not_executed = runs.not_executed or str(error)
+        raise
+    # nvdisasm takes 0.22 s of processor time for each new kernel.
+    changed = contracted(program(launch.ptx).kernel, launch.cubin) if run is None and _how.races else ""
+    for runs in _watching:
+        runs.violations += outcome
+        runs.unordered += outcome.unordered
+        runs.launches += 1
+        runs.contracted |= {changed} if changed else set()
+        runs.approximate |= approximation.used
+
+
 def execute_launches(
     target: str,
     *,
@@ -141,30 +177,7 @@ def execute_launches(
         keywords |= options or {}
         kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
         launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
-        for tell in begun:
-            tell(launch)
-        approximation = Approximation(_how.mode)
-        try:
-            known = [one for runs in _watching for one in runs.known.items()]
-            outcome = (
-                run(launch)
-                if run is not None
-                else run_launch(
-                    launch, approximation=approximation, races=_how.races, backwards=_how.backwards, known=known
-                )
-            )
-        except NotExecutedError as error:
-            for runs in _watching:
-                runs.not_executed = runs.not_executed or str(error)
-            raise
-        # nvdisasm takes 0.22 s of processor time for each new kernel.
-        changed = contracted(program(launch.ptx).kernel, launch.cubin) if run is None and _how.races else ""
-        for runs in _watching:
-            runs.violations += outcome
-            runs.unordered += outcome.unordered
-            runs.launches += 1
-            runs.contracted |= {changed} if changed else set()
-            runs.approximate |= approximation.used
+        run_as_told(launch, run)
 
     def end() -> None:
         global _target
