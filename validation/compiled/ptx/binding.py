@@ -23,6 +23,7 @@ class Binder:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.shared = {one.name: one.start for one in kernel.shared}
         self.number = {name: n for n, name in enumerate(kernel.registers)}
 
     def step(self, instruction: Instruction) -> Step:
@@ -102,8 +103,10 @@ class Binder:
         return lambda _: constant
 
     def _constant(self, text: str, dtype: np.dtype[Any]) -> Any:
-        if text in self.kernel.symbols or (text and text == self.kernel.depot):
-            return dtype.type(0)  # shared and local memory start at 0
+        if text in self.shared:
+            return dtype.type(self.shared[text])
+        if text and text == self.kernel.depot:
+            return dtype.type(0)  # local memory starts at 0
         if text[:2] in _FLOAT:
             raw: Any = _FLOAT[text[:2]](int("0x" + text[2:], 0))
             if raw.dtype.itemsize != dtype.itemsize:

@@ -14,7 +14,6 @@ from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
-from validation.compiled.ptx.program import program
 from validation.compiled.ptx.sass import contracted
 from validation.compiled.ptx.target import EXECUTED, compile_for
 from validation.device.private import bound_arguments, triton_module
@@ -111,6 +110,51 @@ def watched(known: Mapping[str, Tensor] | None = None) -> Iterator[Runs]:
         _watching.remove(runs)
 
 
+@contextlib.contextmanager
+def refusals_noted() -> Iterator[None]:
+    """Note for all who watch that a launch is not executed: a candidate may catch the error and call another op."""
+    try:
+        yield
+    except NotExecutedError as error:
+        for runs in _watching:
+            runs.not_executed = runs.not_executed or str(error)
+        raise
+
+
+def execute(launch: Launch, run: Callable[[Launch], Outcome] | None = None) -> None:
+    """Run a launch on the CPU as `how` says, and note what it does for all who watch (`watched`).
+
+    `execute_launches` does so with Triton's launches; others are handed over here.
+
+    Args:
+        launch: the launch, whose results are written into its tensors.
+        run: runs it; by default as `how` says.
+
+    Raises:
+        NotExecutedError: something in it is not executed; its tensors are as they were.
+    """
+    for tell in begun:
+        tell(launch)
+    approximation = Approximation(_how.mode)
+    with refusals_noted():
+        known = [one for runs in _watching for one in runs.known.items()]
+        outcome = (
+            run(launch)
+            if run is not None
+            else run_launch(
+                launch, approximation=approximation, races=_how.races, backwards=_how.backwards, known=known
+            )
+        )
+    # nvdisasm takes 0.22 s of processor time for each new kernel.
+    changed = contracted(launch.program.kernel, launch.cubin) if run is None and _how.races else ""
+    for runs in _watching:
+        runs.violations += outcome
+        runs.unordered += outcome.unordered
+        runs.launches += 1
+        runs.contracted |= {changed} if changed else set()
+        runs.approximate |= approximation.used
+
+
 def execute_launches(
     target: str,
     *,
@@ -140,31 +184,7 @@ def execute_launches(
         assert not warmup
         keywords |= options or {}
         kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
-        launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
-        for tell in begun:
-            tell(launch)
-        approximation = Approximation(_how.mode)
-        try:
-            known = [one for runs in _watching for one in runs.known.items()]
-            outcome = (
-                run(launch)
-                if run is not None
-                else run_launch(
-                    launch, approximation=approximation, races=_how.races, backwards=_how.backwards, known=known
-                )
-            )
-        except NotExecutedError as error:
-            for runs in _watching:
-                runs.not_executed = runs.not_executed or str(error)
-            raise
-        # nvdisasm takes 0.22 s of processor time for each new kernel.
-        changed = contracted(program(launch.ptx).kernel, launch.cubin) if run is None and _how.races else ""
-        for runs in _watching:
-            runs.violations += outcome
-            runs.unordered += outcome.unordered
-            runs.launches += 1
-            runs.contracted |= {changed} if changed else set()
-            runs.approximate |= approximation.used
+        execute(Launch.of(kernel, bound_arguments(self, arguments, keywords), grid), run)
 
     def end() -> None:
         global _target
