@@ -197,6 +197,8 @@ class Configured:
 
 def _passed(name: str, type_: str, value: Any) -> tuple[str, str, Any]:
     """A parameter of a launch: its name, its type as `Launch` calls it and its value."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        raise TypeError(f"{name} is a tensor on {value.device}, expected one on the CPU, where PTX is executed")
     bits = int(type_[1:])
     if bits == 64 and type_[0] != "f" and (value is None or isinstance(value, Tensor)):
         return (name, "*", value) if value is not None else (name, "i64", 0)

@@ -116,7 +116,10 @@ class Binder:
             return np.bool_(int(text) != 0)
         if dtype.kind == "f":
             raise ValueError(f"{text} is no number of {dtype}")
-        value = int(text.removesuffix("U"), 0)
+        try:
+            value = int(text.removesuffix("U"), 0)
+        except ValueError:
+            raise ValueError(f"{text} is no register, no number and no variable of a kind that is executed") from None
         if not -(1 << (8 * dtype.itemsize - 1)) <= value < 1 << (8 * dtype.itemsize):
             raise ValueError(f"{text} does not fit {8 * dtype.itemsize} bits")
         return np.uint64(value & 0xFFFFFFFFFFFFFFFF).astype(UNSIGNED[dtype.itemsize]).view(dtype)

@@ -96,7 +96,7 @@ class Kernel:
         return tuple(map(range, ordered, [*ordered[1:], len(self.instructions)]))
 
 
-_DECLARED = re.compile(r"\.reg\s+\.(pred|[bsuf]\d+)\s+(.*)")
+_DECLARED = re.compile(r"\.reg\s*\.(pred|[bsuf]\d+)\s+(.*)")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
 _GUARDED = re.compile(r"@(!?)([%\w$]+)\s+(.*)", re.DOTALL)
 _NAME = re.compile(r"(?<![\w$.%])%?[A-Za-z_$][\w$]*")

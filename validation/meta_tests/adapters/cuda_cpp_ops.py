@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_ops.contract import Modulation, expand_modulation
+from reference_ops.contract import (
+    Modulation,
+    check_casting_mode,
+    check_inplace,
+    check_modulated_norm,
+    check_no_grad,
+    check_norm,
+    check_qk,
+    expand_modulation,
+)
 from validation.adapters import CannotExpress, cuda_cpp
 
 SOURCE = r"""
@@ -58,7 +67,7 @@ __global__ void rms_norm(const T* __restrict__ x, const W* __restrict__ weight, 
     }
 }
 
-// A row a block, kept in shared memory as float32; modulations are float32 with a stride of 0 or 1.
+// A row a block, kept in shared memory as float32; modulations are float32, a row each.
 template <typename T, typename W>
 __global__ void layer_norm_scale_shift(const T* __restrict__ x, const float* __restrict__ shift,
                                        const float* __restrict__ scale, const W* __restrict__ weight,
@@ -101,7 +110,6 @@ __global__ void head_norm(const T* x, const W* __restrict__ weight, T* y, int he
 """
 
 TYPES = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
-THREADS = 256
 # Of shared memory of a block, in float32.
 WIDEST = 200 * 256
 
@@ -112,11 +120,19 @@ def kernel(name: str, *arguments: Any) -> cuda_cpp.Kernel:
     return cuda_cpp.kernel(SOURCE, f"{name}<{', '.join(TYPES.get(one, str(one)) for one in arguments)}>")
 
 
+def threads_for(width: int) -> int:
+    """A row of a few elements takes a warp, a long one eight."""
+    return min(256, -(-width // 32) * 32)
+
+
 def dtype_of(weight: Tensor | None) -> torch.dtype:
     return torch.float32 if weight is None else weight.dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32") -> Tensor:
+    check_no_grad("rms_norm", x=x, weight=weight)
+    check_norm("rms_norm", x, {"weight": weight}, eps, float64=False)
+    check_casting_mode("rms_norm", casting_mode)
     D = x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -126,7 +142,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, cast
     V = 16 // x.element_size()
     if rows.data_ptr() % 16 or rows.stride(0) % V:
         V = 1
-    launch = kernel("rms_norm", x.dtype, dtype_of(weight), V)[len(rows), THREADS]
+    launch = kernel("rms_norm", x.dtype, dtype_of(weight), V)[len(rows), threads_for(D)]
     launch(rows, weight, y, rows.stride(0), D, eps, casting_mode == "input")
     return y
 
@@ -141,6 +157,9 @@ def layer_norm_scale_shift(
     *,
     casting_mode: str = "float32",
 ) -> Tensor:
+    op, modulations = "layer_norm_scale_shift", {"shift": shift, "scale": scale}
+    check_no_grad(op, x=x, weight=weight, bias=bias, **modulations)
+    check_modulated_norm(op, x, modulations, {"weight": weight, "bias": bias}, eps, casting_mode, float64=False)
     D = x.shape[-1]
     if casting_mode != "float32":
         raise CannotExpress("casting_mode='input'")
@@ -152,10 +171,10 @@ def layer_norm_scale_shift(
     if y.numel() == 0:
         return y
     rows = x.contiguous()
-    modulations = [expand_modulation(m, x).float().expand(x.shape).contiguous() for m in (shift, scale)]
+    expanded = [expand_modulation(m, x).float().expand(x.shape).contiguous() for m in (shift, scale)]
     affine = [None if one is None else one.contiguous() for one in (weight, bias)]
     launch = kernel("layer_norm_scale_shift", x.dtype, dtype_of(bias if weight is None else weight))
-    launch[x.numel() // D, THREADS, 4 * D](rows, *modulations, *affine, y, D, eps)
+    launch[x.numel() // D, threads_for(D), 4 * D](rows, *expanded, *affine, y, D, eps)
     return y
 
 
@@ -169,6 +188,11 @@ def qk_norm(
     casting_mode: str = "float32",
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    check_no_grad("qk_norm", q=q, k=k, q_weight=q_weight, k_weight=k_weight)
+    check_qk("qk_norm", q, k, q_weight, k_weight, eps, casting_mode, inplace, rank=None, float64=False)
+    if inplace:
+        check_inplace("qk_norm", {"q": q, "k": k}, {"q_weight": q_weight, "k_weight": k_weight})
+
     def normalised(x: Tensor, weight: Tensor | None) -> Tensor:
         rows, D = x.contiguous(), x.shape[-1]
         y = rows if inplace else torch.empty_like(rows)
