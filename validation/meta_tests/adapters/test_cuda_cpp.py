@@ -10,19 +10,27 @@ import pytest
 import torch
 
 from validation.adapters import CannotExpress, cuda_cpp, nvrtc
+from validation.cases.case import Case
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
+from validation.device import select
 from validation.errors import UsageError
+from validation.executor import InProcess
 from validation.meta_tests import in_a_fork
+from validation.ops import load_op_set
+from validation.parity.one_case import judge_case
+from validation.verdict import Status
 
-OPS = Path(__file__).with_name("cuda_cpp_ops.py").read_text()
+FILE = Path(__file__).with_name("cuda_cpp_ops.py")
+OPS = FILE.read_text()
+OPS_OF = ("rms_norm", "layer_norm_scale_shift", "qk_norm")
 BARRIER = "    __syncthreads();  // all partial sums are there\n"
 ALIGNED = "    if rows.data_ptr() % 16 or rows.stride(0) % V:\n        V = 1\n"
-PADDED = "(width + 31) / 32 * 32"
-
-
-RACES = ("--compiled", "--races")
+# The last line of the kernel of heads.
+HEADS = 'wide(weight[i]));\n    }\n}\n"""\n'
+# As the compiler mangles rms_norm<float, float, 4>.
+INSTANCE = "IffLi4EEvPKT_PKT0_PS0_xifb"
 
 
 def tensor(name: str, *shape: int, dtype: str = "float32") -> dict[str, Any]:
@@ -30,29 +38,32 @@ def tensor(name: str, *shape: int, dtype: str = "float32") -> dict[str, Any]:
     return {name: {"shape": [*shape], "dtype": dtype, "strides": strides, "offset": 0, "storage": name}}
 
 
-def case(op: str = "rms_norm", width: int = 1000, **flags: Any) -> str:
+def case(op: str = "rms_norm", width: int = 1000) -> str:
     tensors = tensor("x", 3, width) | tensor("weight", width)
+    flags: dict[str, Any] = {"eps": 1e-6, "casting_mode": "float32"}
     if op == "layer_norm_scale_shift":
         tensors = tensor("x", 1, 3, width, dtype="bfloat16") | tensor("shift", 1, width) | tensor("scale", 1, width)
-    flags = {"eps": 1e-6, "casting_mode": "float32"} | flags
     if op == "qk_norm":
         tensors = tensor("q", 1, 3, 2, width) | tensor("k", 1, 3, 3, width, dtype="bfloat16")
-        flags |= {"inplace": False}
+        tensors, flags = tensors | tensor("q_weight", width), flags | {"inplace": False}
     return json.dumps({"op": op, "tensors": tensors, "flags": flags, "values": "normal", "seed": 0})
 
 
-def judged(folder: Path, ops: str, *cases: str, options: tuple[str, ...] = RACES) -> tuple[int, str]:
+def judged(folder: Path, ops: str, *cases: str) -> tuple[int, str]:
     """Exit status and output of ``validate repro`` on an op file."""
     (folder / "mine.py").write_text(ops)
-    done = in_a_fork.run(
-        "run_cli", "repro", *cases, "--ops", "mine.py", *options, folder=folder, interpreted="--compiled" not in options
-    )
+    arguments = ("repro", *cases, "--ops", "mine.py", "--compiled", "--races")
+    done = in_a_fork.run("run_cli", *arguments, folder=folder, interpreted=False)
     return done.returncode, done.stdout + done.stderr
 
 
-def changed(old: str, new: str) -> str:
-    assert old in OPS
-    return OPS.replace(old, new, 1)
+def changed(*changes: tuple[str, str]) -> str:
+    """The op file with some texts replaced, each of which it has once."""
+    ops = OPS
+    for old, new in changes:
+        assert ops.count(old) == 1, old
+        ops = ops.replace(old, new)
+    return ops
 
 
 def line_of(ops: str, text: str) -> int:
@@ -66,45 +77,56 @@ def test_right_kernels_pass(tmp_path: Path) -> None:
     assert "ptxas" not in output
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "says", "line"),
-    [
-        (BARRIER, "", "RACE in _Z8rms_norm", "partial[lane] : 0.0f"),
-        ("wide(weight[i])", "wide(weight[i + 1])", "0 bytes behind the end of weight (1001,)", "weight[i + 1]"),
-        (ALIGNED, "", "MISALIGNED in _Z8rms_norm", "const Pack<T, V> pack ="),
-        ("block_sum(squares) / width", f"block_sum(squares) / ({PADDED})", "INCORRECT_NUMERICAL", ""),
-        (
-            "lane < warps ? partial[lane] : 0.0f",
-            "partial[lane]",
-            "UNINITIALISED_READ in _Z8rms_norm",
-            "return warp_sum(partial[lane])",
-        ),
-    ],
-    ids=["no barrier", "past the weight", "misaligned row", "padded width", "not written"],
-)
-def test_a_planted_fault_is_told_with_its_line(tmp_path: Path, old: str, new: str, says: str, line: str) -> None:
-    ops = changed(old, new)
-    status, output = judged(tmp_path, ops, case(width=1001))
-    assert (status, says in output) == (1, True), output
-    if line:
-        assert f"mine.py:{line_of(ops, line)}" in output, output
+def test_a_barrier_left_out_is_a_race(tmp_path: Path) -> None:
+    ops = changed((BARRIER, ""))
+    status, output = judged(tmp_path, ops, case())
+    assert (status, "rms_norm  mine  fp32  RACE\n" in output) == (1, True), output
+    assert f"RACE in _Z8rms_norm{INSTANCE}, " in output
+    assert f"mine.py:{line_of(ops, 'partial[lane] : 0.0f')} in mine.py:" in output
 
 
-def test_the_interpreter_is_told_that_it_has_no_cuda(tmp_path: Path) -> None:
-    status, output = judged(tmp_path, OPS, case(), options=())
-    assert (status, "NOT_EXPRESSED" in output) == (1, True), output
-    assert "rms_norm<float, float, 4> is CUDA C++, which is judged as compiled alone: --compiled" in output
+def test_shared_memory_that_no_thread_has_written_is_told_where_it_is_read(tmp_path: Path) -> None:
+    ops = changed(("lane < warps ? partial[lane] : 0.0f", "partial[lane]"))
+    status, output = judged(tmp_path, ops, case())
+    assert (status, f"UNINITIALISED_READ in _Z8rms_norm{INSTANCE}, " in output) == (1, True), output
+    assert f"mine.py:{line_of(ops, 'return warp_sum(partial[lane])')} in mine.py:" in output
+
+
+def test_faults_of_three_kernels_are_told_each_with_its_line(tmp_path: Path) -> None:
+    ops = changed(
+        (ALIGNED, ""),
+        (" = sqrtf(block_sum(squares) / width", " = sqrtf(block_sum(squares) / ((width + 31) / 32 * 32)"),
+        (HEADS, HEADS.replace("weight[i]", "weight[i + 1]")),
+    )
+    cases = case(width=1001), case("layer_norm_scale_shift", 1001), case("qk_norm", 60)
+    status, output = judged(tmp_path, ops, *cases)
+    assert status == 1
+    misaligned, padded, outside = (output[output.index(f"{op}  mine") :] for op in OPS_OF)
+    assert f"MISALIGNED in _Z8rms_norm{INSTANCE}, " in misaligned.partition("\nrepeat: ")[0], output
+    assert f"mine.py:{line_of(ops, 'const Pack<T, V> pack =')}: ld.global" in misaligned.partition("\nrepeat: ")[0]
+    assert padded.startswith("layer_norm_scale_shift  mine  bf16  INCORRECT_NUMERICAL\n"), output
+    assert "OUT_OF_BOUNDS_READ in _Z9head_norm" in outside
+    assert f"mine.py:{line_of(ops, 'weight[i + 1]')}: ld.global" in outside
+    assert "0 bytes behind the end of q_weight (60,)" in outside
+
+
+def test_the_interpreter_is_told_that_it_has_no_cuda() -> None:
+    device = select(gpu=False)
+    record = judge_case(Case.from_json(case()), InProcess(load_op_set(str(FILE)), device))
+    assert record.status is Status.NOT_EXPRESSED
+    assert "rms_norm<float, float, 4> is CUDA C++, which is judged as compiled alone: --compiled" in record.reason
 
 
 def test_a_fallback_from_what_is_not_executed_is_no_result(tmp_path: Path) -> None:
-    ops = changed("    float squares = 0.0f;\n", "    float squares = 0.0f;\n    __threadfence();\n")
     launch = '    launch(rows, weight, y, rows.stride(0), D, eps, casting_mode == "input")\n'
-    assert launch in ops
-    ops = ops.replace(
-        launch,
-        f"    try:\n    {launch}    except Exception:\n        import reference_ops\n"
-        "        return reference_ops.rms_norm(x, weight, eps)\n",
-    )
+    caught = f"""\
+    try:
+    {launch}
+    except Exception:
+        import reference_ops
+        return reference_ops.rms_norm(x, weight, eps)
+"""
+    ops = changed((BARRIER, f"{BARRIER}    __threadfence();\n"), (launch, caught))
     status, output = judged(tmp_path, ops, case())
     assert (status, "rms_norm  mine  NOT_EXECUTED\n" in output) == (1, True), output
     assert f"mine.py:{line_of(ops, '__threadfence')}" in output
