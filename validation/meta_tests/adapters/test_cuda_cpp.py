@@ -185,6 +185,12 @@ __global__ void dynamic(float* y, int at) {
     y[threadIdx.x] = first[0] + rest[threadIdx.x + at].w;
 }
 
+__device__ float table[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+
+__global__ void looked_up(float* y) { y[threadIdx.x] = table[threadIdx.x % 4]; }
+
+__global__ void remembered(float* y) { y[threadIdx.x] = table[threadIdx.x % 4]++; }
+
 __global__ void typed(float* y, double d, float f, long long l, bool b, short s) {
     y[threadIdx.x] = doubled(float(d + l + b + s) + f);
 }
@@ -244,6 +250,14 @@ def test_what_cuda_would_not_launch_is_not_launched(configuration: tuple[Any, ..
 def test_a_configuration_of_another_form_is_refused(configuration: Any) -> None:
     with pytest.raises(TypeError, match="expected"):
         launched("bounded", configuration, torch.zeros(64))
+
+
+def test_a_variable_of_the_module_is_read_but_not_kept_from_launch_to_launch() -> None:
+    y = torch.zeros(32)
+    assert not launched("looked_up", (1, 32), y)
+    assert y.tolist() == [1.0, 2.0, 3.0, 4.0] * 8
+    with pytest.raises(NotExecutedError, match=r"remembered\w* writes to table, which would last"):
+        launched("remembered", (1, 32), y)
 
 
 def test_a_block_of_a_part_of_a_warp_is_not_executed() -> None:
