@@ -63,6 +63,8 @@ class How:
 
 _how = How()
 _target: str | None = None
+# Runs the launches, if not as `_how` says.
+_run: Callable[[Launch], Outcome] | None = None
 _watching: list[Runs] = []
 # Told of each launch before it runs.
 begun: list[Callable[[Launch], None]] = []
@@ -121,18 +123,16 @@ def refusals_noted() -> Iterator[None]:
         raise
 
 
-def execute(launch: Launch, run: Callable[[Launch], Outcome] | None = None) -> None:
+def execute(launch: Launch) -> None:
     """Run a launch on the CPU as `how` says, and note what it does for all who watch (`watched`).
 
-    `execute_launches` does so with Triton's launches; others are handed over here.
-
-    Args:
-        launch: the launch, whose results are written into its tensors.
-        run: runs it; by default as `how` says.
+    `execute_launches` does so with Triton's launches; others are handed over here. The results are written into the
+    launch's tensors.
 
     Raises:
         NotExecutedError: something in it is not executed; its tensors are as they were.
     """
+    run = _run
     for tell in begun:
         tell(launch)
     approximation = Approximation(_how.mode)
@@ -184,14 +184,15 @@ def execute_launches(
         assert not warmup
         keywords |= options or {}
         kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
-        execute(Launch.of(kernel, bound_arguments(self, arguments, keywords), grid), run)
+        execute(Launch.of(kernel, bound_arguments(self, arguments, keywords), grid))
 
     def end() -> None:
-        global _target
-        jit_function.run, _target = compile_, None
+        global _target, _run
+        jit_function.run, _target, _run = compile_, None, before
 
-    global _target
-    jit_function.run, _target = launch_here, target
+    global _target, _run
+    before = _run
+    jit_function.run, _target, _run = launch_here, target, run
     return end
 
 

@@ -14,6 +14,7 @@ from validation.cases.case import Case
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
+from validation.compiled.ptx.sass import contracted, opcodes_of
 from validation.device import select
 from validation.errors import UsageError
 from validation.executor import InProcess
@@ -157,6 +158,8 @@ SMALL = """
 __device__ float doubled(float v) { return 2.0f * v; }
 
 __global__ void other(float* y) { y[0] = 1.0f; }
+
+__global__ void fused(float* y) { y[0] = y[1] * y[2] + y[3]; }
 
 // every thread: its number /* as the hardware counts */, its block's number, and the block's size
 __global__ void numbered(int* __restrict__ y, const int per_block /* threads, (all axes) */) {
@@ -314,6 +317,17 @@ __global__ void k(float* y) {
     # A text that does not stand in this file has a name of its own.
     elsewhere = lines_of(cuda_cpp.kernel(source.replace("outer", "next"), "k"))
     assert {one.rpartition("/")[2] for one in elsewhere("ld.global")} == {"k.cu:6"}
+
+
+def test_the_machine_code_of_one_kernel_of_several_is_read() -> None:
+    """`other` has no FMA, and `fused` has one, in PTX and in machine code."""
+    for name, count in (("fused", 1), ("other", 0)):
+        made = cuda_cpp.kernel(SMALL, name).compiled("sm_90")
+        kernel = Launch(made.ptx, (1, 1, 1), (), 0, made.cubin, made.entry, (32, 1, 1)).program.kernel
+        assert opcodes_of(made.cubin, made.entry).count("FFMA") == count
+        assert contracted(kernel, made.cubin) == ""
+    with pytest.raises(RuntimeError, match="nvdisasm shows no 'k' among"):
+        opcodes_of(made.cubin, "k")
 
 
 def test_options_reach_the_compiler() -> None:
