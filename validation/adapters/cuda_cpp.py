@@ -180,7 +180,7 @@ class Configured:
         if math.prod(self.block) > MOST_THREADS or any(n > m for n, m in zip(self.block, MOST_OF_AXES, strict=True)):
             raise RuntimeError(f"{where}: a block of more than {MOST_THREADS} threads or {MOST_OF_AXES} along its axes")
         made = self.kernel.compiled(target)
-        unbound = Launch(made.ptx, self.grid, (), 0, made.cubin, made.entry, self.block)
+        unbound = Launch(made.ptx, self.grid, (), 0, made.cubin, made.entry, self.block, self.kernel.name)
         bound = unbound.program.kernel
         shared = static_bytes(bound.shared) + self.shared_bytes
         if not 0 <= self.shared_bytes <= shared <= MOST_SHARED[target]:

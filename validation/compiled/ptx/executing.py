@@ -148,7 +148,7 @@ def execute(launch: Launch) -> None:
     # nvdisasm takes 0.22 s of processor time for each new kernel.
     changed = contracted(launch.program.kernel, launch.cubin) if run is None and _how.races else ""
     for runs in _watching:
-        runs.violations += outcome
+        runs.violations += [dataclasses.replace(one, kernel=launch.name or one.kernel) for one in outcome]
         runs.unordered += outcome.unordered
         runs.launches += 1
         runs.contracted |= {changed} if changed else set()

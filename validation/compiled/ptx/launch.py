@@ -40,6 +40,7 @@ class Launch:
         shared_bytes: shared memory of a program.
         cubin: its machine code.
         entry, block: of a kernel of CUDA C++, as `validation.compiled.ptx.parse.parse` takes them.
+        name: the kernel's name in the source, if PTX has another.
     """
 
     ptx: str
@@ -49,6 +50,7 @@ class Launch:
     cubin: bytes = dataclasses.field(default=b"", repr=False)
     entry: str = ""
     block: tuple[int, int, int] | None = None
+    name: str = ""
 
     @classmethod
     def of(cls, kernel: Any, bound: Mapping[str, Any], grid: Any) -> Self:
