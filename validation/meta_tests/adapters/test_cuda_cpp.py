@@ -163,7 +163,7 @@ __global__ void fused(float* y) { y[0] = y[1] * y[2] + y[3]; }
 __global__ void numbered(int* __restrict__ y, const int per_block /* threads, (all axes) */) {
     const int n = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     const int block = blockIdx.x + gridDim.x * blockIdx.y;
-    y[block * per_block + n] = n + 1000 * block;
+    y[block * per_block + n] = threadIdx.x + 64 * threadIdx.y + 4096 * threadIdx.z + (block << 20);
 }
 
 __global__ void __launch_bounds__(64) bounded(float* y) { y[threadIdx.x] = 1.0f; }
@@ -207,7 +207,16 @@ def launched(name: str, configuration: tuple[Any, ...], *arguments: Any, races: 
 def test_threads_and_blocks_are_numbered_as_launched(block: tuple[int, ...]) -> None:
     y = torch.zeros(6, 64, dtype=torch.int32)
     assert not launched("numbered", ((3, 2), block), y, 64)
-    assert torch.equal(y, torch.arange(64, dtype=torch.int32) + 1000 * torch.arange(6, dtype=torch.int32)[:, None])
+    X, Y, _ = (*block, 1, 1)[:3]
+    n = torch.arange(64, dtype=torch.int32)
+    threads = n % X + 64 * (n // X % Y) + 4096 * (n // (X * Y))
+    assert torch.equal(y, threads + (torch.arange(6, dtype=torch.int32)[:, None] << 20))
+
+
+def test_parameters_are_named_as_in_the_source() -> None:
+    assert cuda_cpp.kernel(SMALL, "numbered").parameters == ("y", "per_block")
+    assert cuda_cpp.kernel(OPS, "head_norm<float, float>").parameters[:3] == ("x", "weight", "y")
+    assert cuda_cpp.kernel(SMALL, "doubled").parameters == ()  # no kernel
 
 
 def test_a_parameter_takes_the_type_that_the_source_gives_it() -> None:
