@@ -211,4 +211,4 @@ def _run(self: Any, *arguments: Any, stream: Any = None, **keywords: Any) -> Non
     names = [parameter.name for parameter in self.fn.params if not parameter.is_constexpr]
     given = dict(zip(names, values, strict=True))
     bound = {name: given.get(name) for name in kernel.src.signature}
-    executing.run_as_told(Launch.of(kernel, bound, grid))
+    executing.execute(Launch.of(kernel, bound, grid))

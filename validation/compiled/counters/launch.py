@@ -141,7 +141,7 @@ def count(launch: Launch, target: str) -> Counters:
 
     of_others, of_last = (_by_class(program.kernel, watch) for watch in (others, last))
     instructions = {name: total(of_others[name], of_last[name]) for name in sorted({*of_others, *of_last})}
-    code = machine_code(launch.cubin)
+    code = machine_code(launch.cubin, program.kernel.name)
     read = np.concatenate([others.read, last.read])
     common = _common(read, len(counted)) if len(counted) > 1 else np.zeros(0, np.int64)
     at_addresses = [(memory.address(t), t) for t in launch.tensors.values()]

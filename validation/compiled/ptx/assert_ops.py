@@ -12,7 +12,9 @@ from validation.compiled.ptx.bits import DTYPES, read_as
 from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.table import Bound, Step, add, elementwise
 
-elementwise("Data Movement and Conversion Instructions: cvta", "cvta.global.u64", "u64 u64", lambda x: x)
+# A generic address of global memory is its own, so both directions are a move.
+elementwise("Data Movement and Conversion Instructions: cvta", ("cvta.global.u64", "cvta.to.global.u64"), "u64 u64",
+            lambda x: x)  # fmt: skip
 
 
 def _argument(instruction: Instruction, binder: Any, type_: str) -> Step:

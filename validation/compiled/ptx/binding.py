@@ -23,6 +23,7 @@ class Binder:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.shared = {one.name: one.start for one in kernel.shared}
         self.number = {name: n for n, name in enumerate(kernel.registers)}
 
     def step(self, instruction: Instruction) -> Step:
@@ -102,8 +103,10 @@ class Binder:
         return lambda _: constant
 
     def _constant(self, text: str, dtype: np.dtype[Any]) -> Any:
-        if text in self.kernel.symbols or (text and text == self.kernel.depot):
-            return dtype.type(0)  # shared and local memory start at 0
+        if text in self.shared:
+            return dtype.type(self.shared[text])
+        if text and text == self.kernel.depot:
+            return dtype.type(0)  # local memory starts at 0
         if text[:2] in _FLOAT:
             raw: Any = _FLOAT[text[:2]](int("0x" + text[2:], 0))
             if raw.dtype.itemsize != dtype.itemsize:
@@ -113,7 +116,10 @@ class Binder:
             return np.bool_(int(text) != 0)
         if dtype.kind == "f":
             raise ValueError(f"{text} is no number of {dtype}")
-        value = int(text.removesuffix("U"), 0)
+        try:
+            value = int(text.removesuffix("U"), 0)
+        except ValueError:
+            raise ValueError(f"{text} is no register, no number and no variable of a kind that is executed") from None
         if not -(1 << (8 * dtype.itemsize - 1)) <= value < 1 << (8 * dtype.itemsize):
             raise ValueError(f"{text} does not fit {8 * dtype.itemsize} bits")
         return np.uint64(value & 0xFFFFFFFFFFFFFFFF).astype(UNSIGNED[dtype.itemsize]).view(dtype)

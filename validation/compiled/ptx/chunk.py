@@ -1,6 +1,7 @@
 """A running chunk of CTAs, what its threads do to memory, and what of that they must not do."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.program import Program
 from validation.compiled.ptx.races import Races
+from validation.compiled.ptx.shared import Variable, between
+from validation.compiled.ptx.shared import where as place_of
 
 # A loop that has tried an atomic so often, and changed nothing, waits for another CTA.
 MOST_IDLE = 1 << 12
@@ -62,7 +65,8 @@ class Chunk:
         shape: CTAs and threads of a CTA.
         ctas: numbers of the CTAs in the grid.
         special: arrays of the special registers. parameters: bits of each parameter, by name.
-        shared: shared memory, [CTAs, bytes]. shared_bytes: how many the launch asked for.
+        shared: shared memory, [CTAs, bytes]. shared_bytes: how many a CTA has. variables: those that lie there.
+        between: which of the bytes of shared memory belong to none of them; None: all belong to one.
         symbols: addresses of the module's variables. local: local memory, [threads of all CTAs, bytes].
         gone: the threads that returned; None: none.
         carry: the condition code of extended-precision arithmetic.
@@ -82,6 +86,8 @@ class Chunk:
     memory: Memory
     shared: Array
     shared_bytes: int
+    variables: tuple[Variable, ...]
+    between: Array | None
     approximation: Approximation
     found: Found
     races: Races | None
@@ -122,11 +128,13 @@ class Chunk:
             active=None,
             shape=(len(ctas), threads),
             ctas=ctas,
-            special=_special_registers(threads, grid, ctas),
+            special=_special_registers(program.kernel.block, grid, ctas),
             parameters=parameters or {},
             memory=memory,
             shared=np.full((len(ctas), -(-max(shared_bytes, 16) // 16) * 16), 0xFF, np.uint8),
             shared_bytes=shared_bytes,
+            variables=program.kernel.shared,
+            between=between(program.kernel.shared, shared_bytes),
             approximation=approximation,
             found=found or Found(program.kernel.name),
             races=races,
@@ -155,8 +163,11 @@ class Chunk:
         whole = np.broadcast_to(lanes, self.shape)
         cta, thread = np.argwhere(whole)[0]
         at = int(np.broadcast_to(address, self.shape)[cta, thread])
-        size = self.shared_bytes if space == "shared" else self.local_bytes
-        where = self.memory.where(at) if space == "global" else f"byte {at} of {size} of {space} memory"
+        where = f"byte {at} of {self.local_bytes} of local memory"
+        if space == "global":
+            where = self.memory.where(at)
+        elif space == "shared":
+            where = place_of(self.variables, at, self.shared_bytes)
         self.found.add(kind, instruction, int(self.ctas[cta]), int(thread), int(whole.sum()), where + more)
 
     def _offsets(
@@ -179,6 +190,10 @@ class Chunk:
         else:
             offset, end = address, U8.type(self.shared_bytes if space == "shared" else self.local_bytes)
             outside = (address >= end) | (address + U8.type(size) > end)
+            if space == "shared" and self.between is not None:
+                for n in (0, size - 1):
+                    at = np.minimum(address + U8.type(n), end - U8.type(1))
+                    outside = outside | self.between[at.astype(np.int64)]
             if mask is not None:
                 outside = outside & mask
         if outside.any():
@@ -341,12 +356,16 @@ def _without(mask: Array | None, wrong: Array | None) -> Array | None:
     return ~wrong if mask is None else mask & ~wrong
 
 
-def _special_registers(threads: int, grid: tuple[int, int, int], ctas: Array) -> dict[str, Array]:
-    zero, one = np.zeros((1, 1), np.uint32), np.ones((1, 1), np.uint32)
-    thread = np.arange(threads, dtype=np.uint32)[None, :]
-    axes = (ctas % grid[0], ctas // grid[0] % grid[1], ctas // (grid[0] * grid[1]))
-    special = {"%tid.x": thread, "%tid.y": zero, "%tid.z": zero, "%laneid": thread & np.uint32(31)}
-    special |= {"%ntid.x": one * np.uint32(threads), "%ntid.y": one, "%ntid.z": one}
-    special |= {f"%ctaid.{a}": n.astype(np.uint32)[:, None] for a, n in zip("xyz", axes, strict=True)}
-    special |= {f"%nctaid.{a}": one * np.uint32(n) for a, n in zip("xyz", grid, strict=True)}
+def _special_registers(block: tuple[int, int, int], grid: tuple[int, int, int], ctas: Array) -> dict[str, Array]:
+    one = np.ones((1, 1), np.uint32)
+    thread = np.arange(math.prod(block))
+    special = {"%laneid": (thread & 31).astype(np.uint32)[None, :]}
+    for name, sizes, number in (("tid", block, thread[None, :]), ("ctaid", grid, ctas[:, None])):
+        axes = (number % sizes[0], number // sizes[0] % sizes[1], number // (sizes[0] * sizes[1]))
+        # One value where no thread differs.
+        special |= {
+            f"%{name}.{axis}": n.astype(np.uint32) if name == "ctaid" or size > 1 else 0 * one
+            for axis, n, size in zip("xyz", axes, sizes, strict=True)
+        }
+        special |= {f"%n{name}.{axis}": one * np.uint32(n) for axis, n in zip("xyz", sizes, strict=True)}
     return special

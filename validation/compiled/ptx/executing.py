@@ -14,7 +14,6 @@ from validation.compiled.ptx.approximate import Approximation
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
-from validation.compiled.ptx.program import program
 from validation.compiled.ptx.sass import contracted
 from validation.compiled.ptx.target import EXECUTED, compile_for
 from validation.device.private import bound_arguments, triton_module
@@ -64,6 +63,8 @@ class How:
 
 _how = How()
 _target: str | None = None
+# Runs the launches, if not as `_how` says.
+_run: Callable[[Launch], Outcome] | None = None
 _watching: list[Runs] = []
 # Told of each launch before it runs.
 begun: list[Callable[[Launch], None]] = []
@@ -111,20 +112,31 @@ def watched(known: Mapping[str, Tensor] | None = None) -> Iterator[Runs]:
         _watching.remove(runs)
 
 
-def run_as_told(launch: Launch, run: Callable[[Launch], Outcome] | None = None) -> None:
-    """Run a launch as `how` says, and tell `begun` and `watched` of it.
+@contextlib.contextmanager
+def refusals_noted() -> Iterator[None]:
+    """Note for all who watch that a launch is not executed: a candidate may catch the error and call another op."""
+    try:
+        yield
+    except NotExecutedError as error:
+        for runs in _watching:
+            runs.not_executed = runs.not_executed or str(error)
+        raise
 
-    Args:
-        launch: the launch.
-        run: runs it instead.
+
+def execute(launch: Launch) -> None:
+    """Run a launch on the CPU as `how` says, and note what it does for all who watch (`watched`).
+
+    `execute_launches` does so with Triton's launches; others are handed over here. The results are written into the
+    launch's tensors.
 
     Raises:
-        NotExecutedError: something in it is not executed.
+        NotExecutedError: something in it is not executed; its tensors are as they were.
     """
+    run = _run
     for tell in begun:
         tell(launch)
     approximation = Approximation(_how.mode)
-    try:
+    with refusals_noted():
         known = [one for runs in _watching for one in runs.known.items()]
         outcome = (
             run(launch)
@@ -133,14 +145,10 @@ def run_as_told(launch: Launch, run: Callable[[Launch], Outcome] | None = None) 
                 launch, approximation=approximation, races=_how.races, backwards=_how.backwards, known=known
             )
         )
-    except NotExecutedError as error:
-        for runs in _watching:
-            runs.not_executed = runs.not_executed or str(error)
-        raise
     # nvdisasm takes 0.22 s of processor time for each new kernel.
-    changed = contracted(program(launch.ptx).kernel, launch.cubin) if run is None and _how.races else ""
+    changed = contracted(launch.program.kernel, launch.cubin) if run is None and _how.races else ""
     for runs in _watching:
-        runs.violations += outcome
+        runs.violations += [dataclasses.replace(one, kernel=launch.name or one.kernel) for one in outcome]
         runs.unordered += outcome.unordered
         runs.launches += 1
         runs.contracted |= {changed} if changed else set()
@@ -176,15 +184,15 @@ def execute_launches(
         assert not warmup
         keywords |= options or {}
         kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
-        launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
-        run_as_told(launch, run)
+        execute(Launch.of(kernel, bound_arguments(self, arguments, keywords), grid))
 
     def end() -> None:
-        global _target
-        jit_function.run, _target = compile_, None
+        global _target, _run
+        jit_function.run, _target, _run = compile_, None, before
 
-    global _target
-    jit_function.run, _target = launch_here, target
+    global _target, _run
+    before = _run
+    jit_function.run, _target, _run = launch_here, target, run
     return end
 
 

@@ -39,6 +39,8 @@ class Launch:
         arguments: name, Triton's type and value of each parameter of the PTX, but for the scratch pointers at its end.
         shared_bytes: shared memory of a program.
         cubin: its machine code.
+        entry, block: of a kernel of CUDA C++, as `validation.compiled.ptx.parse.parse` takes them.
+        name: the kernel's name in the source, if PTX has another.
     """
 
     ptx: str
@@ -46,6 +48,9 @@ class Launch:
     arguments: tuple[tuple[str, str, Any], ...]
     shared_bytes: int
     cubin: bytes = dataclasses.field(default=b"", repr=False)
+    entry: str = ""
+    block: tuple[int, int, int] | None = None
+    name: str = ""
 
     @classmethod
     def of(cls, kernel: Any, bound: Mapping[str, Any], grid: Any) -> Self:
@@ -60,14 +65,22 @@ class Launch:
             RuntimeError: the grid is larger than CUDA allows.
         """
         sizes = tuple(grid(bound) if callable(grid) else grid)
-        if any(size > most for size, most in zip(sizes, MOST_PROGRAMS, strict=False)):
-            raise RuntimeError(f"a grid of {sizes} programs, expected at most {MOST_PROGRAMS}: CUDA does not launch it")
+        check_grid(sizes)
         flat = [
             one
             for (name, type_), value in zip(kernel.src.signature.items(), bound.values(), strict=True)
             for one in _flat(name, type_, value)
         ]
         return cls(kernel.asm["ptx"], (*sizes, 1, 1)[:3], tuple(flat), kernel.metadata.shared, kernel.asm["cubin"])
+
+    @property
+    def program(self) -> Program:
+        """The kernel, bound.
+
+        Raises:
+            NotExecutedError: something in it is not executed.
+        """
+        return program(self.ptx, self.entry, self.block)
 
     @property
     def programs(self) -> int:
@@ -82,6 +95,16 @@ class Launch:
             NotExecutedError: there is none.
         """
         return {name: _tensor_behind(name, one) for name, _, one in self.arguments if hasattr(one, "data_ptr")}
+
+
+def check_grid(sizes: tuple[int, ...]) -> None:
+    """Check the numbers of programs of a launch, x first.
+
+    Raises:
+        RuntimeError: they are more than CUDA allows.
+    """
+    if any(size > most for size, most in zip(sizes, MOST_PROGRAMS, strict=False)):
+        raise RuntimeError(f"a grid of {sizes} programs, expected at most {MOST_PROGRAMS}: CUDA does not launch it")
 
 
 def run_launch(
@@ -135,7 +158,7 @@ def bound_launch(
     Raises:
         NotExecutedError: something in it is not executed.
     """
-    bound = program(launch.ptx)
+    bound = launch.program
     tensors = launch.tensors
     memory = Memory(tensors.items(), known, addresses_alone=addresses_alone)
     parameters = [

@@ -16,7 +16,7 @@ from validation.compiled.ptx.assert_ops import TrapError
 from validation.compiled.ptx.chunk import Chunk, Counting, Found
 from validation.compiled.ptx.errors import NotExecutedError, Violation
 from validation.compiled.ptx.harmless import AstrayError, Poison
-from validation.compiled.ptx.memory import Memory
+from validation.compiled.ptx.memory import BASE, Memory
 from validation.compiled.ptx.program import Program
 from validation.compiled.ptx.races import Races
 
@@ -120,6 +120,10 @@ def run(
         found = once(approximation, watch)
         if watch is not None and watch.racing and not watch.decisive:
             _forget_harmless(program, memory, approximation, watch, found, once)
+        for name, content in program.kernel.constants.items():
+            at = int(symbols[name][0, 0]) - BASE
+            if memory.bytes[at : at + len(content)].tobytes() != content:
+                raise NotExecutedError(f"{program.kernel.name} writes to {name}, which would last till the next launch")
     return Outcome(found.by_instruction.values(), found.unordered)
 
 

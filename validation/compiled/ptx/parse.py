@@ -1,11 +1,14 @@
 """PTX text to instructions, registers and basic blocks. Nothing is guessed: a line of unknown form is an error."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 from validation.compiled.ptx.errors import NotExecutedError
+from validation.compiled.ptx.shared import Variable, laid_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +19,8 @@ class Instruction:
         opcode: its exact spelling, ``ld.global.v4.b32``.
         operands: as written; ``{%r1, %r2}`` and ``[%rd1+4]`` are one each.
         guard: the predicate register before it, if any. negated: whether it is ``@!``.
-        path, line: the Python line that it was compiled from; "" and 0 if the PTX does not say.
-        callers: the lines that the compiler inlined it into, as the compiler's comment lists them.
+        path, line: the line of Python or CUDA C++ that it was compiled from; "" and 0 if the PTX does not say.
+        callers: the lines that the compiler inlined it into.
     """
 
     opcode: str
@@ -51,24 +54,29 @@ class Kernel:
     Attributes:
         name: its name.
         parameters: type (``u64``) and name of each, in order.
-        threads: of a CTA.
+        block: threads of a CTA in x, y and z.
         registers: bits of each register, 1 for a predicate.
         instructions: in order. labels: index of the instruction after each label.
-        symbols: names of shared memory; each starts at address 0, so there is one at most.
+        shared: the variables of shared memory that its instructions name.
         constants: bytes of each variable in global memory that an instruction names.
         depot: the name of its local memory, which starts at address 0; "" if it has none. local_bytes: of a thread.
     """
 
     name: str
     parameters: tuple[tuple[str, str], ...]
-    threads: int
+    block: tuple[int, int, int]
     registers: dict[str, int]
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
-    symbols: tuple[str, ...]
+    shared: tuple[Variable, ...]
     constants: dict[str, bytes] = dataclasses.field(default_factory=dict)
     depot: str = ""
     local_bytes: int = 0
+
+    @cached_property
+    def threads(self) -> int:
+        """Of a CTA."""
+        return math.prod(self.block)
 
     @cached_property
     def loops(self) -> bool:
@@ -88,62 +96,92 @@ class Kernel:
         return tuple(map(range, ordered, [*ordered[1:], len(self.instructions)]))
 
 
-_DECLARED = re.compile(r"\.reg\s+\.(pred|[bsuf]\d+)\s+(.*)")
+_DECLARED = re.compile(r"\.reg\s*\.(pred|[bsuf]\d+)\s+(.*)")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+")
 _GUARDED = re.compile(r"@(!?)([%\w$]+)\s+(.*)", re.DOTALL)
 _NAME = re.compile(r"(?<![\w$.%])%?[A-Za-z_$][\w$]*")
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", re.DOTALL)
 _PARAMETER = re.compile(r"\.param\s+\.(\w+)((?:\s+\.\w+(?:\s+\d+)?)*)\s+([\w$]+)(\[\d+\])?$")
-_SHARED = re.compile(
-    r"^\s*(?:\.extern\s+|\.visible\s+)*\.shared\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[\d*\];", re.MULTILINE
-)
+_SHARED = r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[bsuf](\d+)\s+([\w$]+)(\[\d*\])?"
+_OF_MODULE = re.compile(rf"^\s*(?:\.(?:extern|visible|weak)\s+)*{_SHARED};", re.MULTILINE)
+_OF_KERNEL = re.compile(_SHARED)
 _CONSTANT = re.compile(
     r"^\s*\.global\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[(\d+)\]\s*=\s*\{([\d,\s]*)\};", re.MULTILINE
 )
 _DEPOT = re.compile(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]")
 _PASSED = re.compile(r"\.param\s+\.\w+\s+[\w$]+")  # of a call
 _FUNCTION = re.compile(r"(\.extern\s+)?\.func\b")
+_INLINED = re.compile(r"inlined_at\s+(\d+)\s+(\d+)\s+(\d+)")
+_THREADS = re.compile(r"\.(req|max)ntid\s+(\d+(?:\s*,\s*\d+)*)\s")
 _IGNORED = (".pragma", ".file", ".section")
 
 
-def parse(ptx: str) -> Kernel:
-    """Read the one kernel of a PTX module.
+def parse(ptx: str, entry: str = "", block: tuple[int, int, int] | None = None) -> Kernel:
+    """Read a kernel of a PTX module.
+
+    Args:
+        ptx: the module.
+        entry: the kernel's name; "" for the only one.
+        block: threads of a CTA in x, y and z as the launch says, of a kernel that does not declare them.
 
     Raises:
-        NotExecutedError: the text has a form that is not known, or other than one kernel without functions.
+        NotExecutedError: the text has a form that is not known, or functions, or other than one kernel of that name.
+        RuntimeError: the kernel declares another block.
     """
     entries = list(_ENTRY.finditer(ptx))
+    chosen = [match for match in entries if entry in ("", match[1])]
     # A function that is only declared is refused where it is called.
-    if len(entries) != 1 or not all(match[1] for match in _FUNCTION.finditer(ptx)):
+    if len(chosen) != 1 or not all(match[1] for match in _FUNCTION.finditer(ptx)):
         raise NotExecutedError(f"a module of {len(entries)} kernels or with functions is not executed")
-    name, declared, directives = entries[0].groups()
-    threads = re.search(r"\.(?:req|max)ntid\s+(\d+(?:\s*,\s*1)*)\s", directives)
-    if threads is None:
-        raise NotExecutedError(f"{name} declares no CTA of one dimension: {' '.join(directives.split())!r}")
+    name, declared, directives = chosen[0].groups()
     paths = {int(number): path for number, path in _FILE.findall(ptx)}
-    symbols = tuple(_SHARED.findall(ptx[: entries[0].start()]))
-    if len(symbols) > 1:
-        raise NotExecutedError(f"{name} has shared memory of several names: {', '.join(symbols)}")
+    before = ptx[: entries[0].start()]
     reader = _Reader(paths)
-    reader.read(ptx[entries[0].end() :])
-    named = {operand for instruction in reader.instructions for operand in instruction.operands}
+    reader.read(ptx[chosen[0].end() :])
+    named = {word for one in reader.instructions for operand in one.operands for word in _NAME.findall(operand)}
     constants = {
         name: bytes(map(int, values.split(","))).ljust(int(size), b"\0")
-        for name, size, values in _CONSTANT.findall(ptx[: entries[0].start()])
+        for name, size, values in _CONSTANT.findall(before)
         if name in named
     }
+    shared = [*map(_variable, _OF_MODULE.finditer(before)), *reader.shared]
     return Kernel(
         name,
         tuple(_parameters(declared)),
-        int(threads[1].split(",")[0]),
+        _block(name, directives, block),
         reader.registers,
         tuple(reader.instructions),
         reader.labels,
-        symbols,
+        laid_out(one for one in shared if one.name in named),
         constants,
         *reader.depot,
     )
+
+
+def _block(name: str, directives: str, launched: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The threads of a CTA, from a kernel's directives and its launch."""
+    if "cluster" in directives:
+        raise NotExecutedError(f"{name} is launched in clusters, which is not executed")
+    match = _THREADS.search(directives + " ")
+    sizes = [int(size) for size in match[2].split(",")] if match else []
+    x, y, z = (*sizes, 1, 1, 1)[:3]
+    if launched is None:
+        if match is None or (y, z) != (1, 1):
+            raise NotExecutedError(f"{name} declares no CTA of one dimension: {' '.join(directives.split())!r}")
+        return x, y, z
+    if match and (launched != (x, y, z) if match[1] == "req" else math.prod(launched) > x * y * z):
+        most = "" if match[1] == "req" else "at most "
+        raise RuntimeError(f"a block of {launched} threads, expected {most}{(x, y, z)}, as {name} declares")
+    return launched
+
+
+def _variable(match: re.Match[str]) -> Variable:
+    """A declaration of shared memory; an array of unknown size is as large as the launch says."""
+    align, bits, name, count = match.groups()
+    size = int(bits) // 8
+    number = None if count == "[]" else int(count.strip("[]")) if count else 1
+    return Variable(name, int(align or size), None if number is None else number * size)
 
 
 def _parameters(text: str) -> Iterator[tuple[str, str]]:
@@ -163,6 +201,9 @@ class _Reader:
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
         self.path, self.line, self.callers = "", 0, ""
+        self.shared: list[Variable] = []
+        # By file, line and column, the lines that this place was last inlined into.
+        self._inlined: dict[tuple[str, ...], str] = {}
         self.depot = ("", 0)
         # Names that an open scope of inline assembly declared, and the registers that they are.
         self._scopes: list[dict[str, str]] = []
@@ -175,7 +216,7 @@ class _Reader:
             line = line.strip()
             if match := _LOC.match(line):
                 self.path, self.line = self.paths.get(int(match[1]), ""), int(match[2])
-                self.callers = _callers(comment)
+                self.callers = _callers(comment) or self._callers(line)
                 continue
             if not statement and line.startswith(_IGNORED):
                 continue
@@ -195,6 +236,16 @@ class _Reader:
                     self._statement(one.strip())
                     statement = statement.lstrip()
         raise NotExecutedError("the kernel's body has no end")
+
+    def _callers(self, line: str) -> str:
+        """The lines that a place of ``.loc`` was inlined into: the attribute names the first, which has its own."""
+        file, number, column = line.split()[1:4]
+        match, callers = _INLINED.search(line), ""
+        if match:
+            outer = f"{Path(self.paths.get(int(match[1]), '?')).name}:{match[2]}"
+            callers = ", ".join(filter(None, (outer, self._inlined.get(match.groups(), ""))))
+        self._inlined[file, number, column.rstrip(",")] = callers
+        return callers
 
     def _scope(self, brace: str) -> int:
         """Open or close a scope; what that adds to the depth."""
@@ -231,6 +282,9 @@ class _Reader:
             if self.depot[0]:
                 raise NotExecutedError("local memory of several names is not executed")
             self.depot = match[1], int(match[2])
+            return
+        if match := _OF_KERNEL.fullmatch(text.replace("\t", " ")):
+            self.shared.append(_variable(match))
             return
         match = _DECLARED.fullmatch(text.replace("\t", " "))
         if match is None:

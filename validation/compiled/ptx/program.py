@@ -47,23 +47,24 @@ class Program:
 
 
 @cache
-def program(ptx: str) -> Program:
-    """Parse and bind a PTX module.
+def program(ptx: str, entry: str = "", block: tuple[int, int, int] | None = None) -> Program:
+    """Parse and bind a kernel of a PTX module; the arguments are those of `validation.compiled.ptx.parse.parse`.
 
     Raises:
         NotExecutedError: something in it is not executed; nothing has run then.
+        RuntimeError: the kernel declares another block.
     """
-    kernel = parse(ptx)
+    kernel = parse(ptx, entry, block)
     binder = Binder(kernel)
     if kernel.threads % 32:
         raise kernel.instructions[0].refuse(f"{kernel.threads} threads are no whole warps")
     steps = [binder.step(instruction) for instruction in kernel.instructions]
     used = [binder.reads_and_writes(instruction) for instruction in kernel.instructions]
     end = len(kernel.blocks)
-    start = {block.start: n for n, block in enumerate(kernel.blocks)} | {len(kernel.instructions): end}
+    start = {part.start: n for n, part in enumerate(kernel.blocks)} | {len(kernel.instructions): end}
     goes: list[tuple[int, int]] = []
-    for n, block in enumerate(kernel.blocks):
-        last = kernel.instructions[block[-1]]
+    for n, part in enumerate(kernel.blocks):
+        last = kernel.instructions[part[-1]]
         target = n + 1
         if last.opcode in ENDS:
             target = end
@@ -85,22 +86,22 @@ def program(ptx: str) -> Program:
 
     live = _live_out(kernel, used, goes)
     blocks, waits = [], False
-    for n, block in enumerate(kernel.blocks):
-        last = kernel.instructions[block[-1]]
+    for n, part in enumerate(kernel.blocks):
+        last = kernel.instructions[part[-1]]
         predicate = last.guard if last.opcode in (*BRANCHES, *ENDS) else None
         condition = None if predicate is None else binder.get(predicate, "pred")
         alive = set(live[n])
         bound: list[tuple[Step, tuple[int, ...]]] = []
-        for at in reversed(block):
+        for at in reversed(part):
             read, written = used[at]
             waits = waits or (kernel.instructions[at].opcode.startswith("atom.") and bool(written & alive) and loops(n))
             # The machine reads the branch's predicate after the last step.
-            dead = set() if at == block[-1] and predicate else (read | written) - alive
+            dead = set() if at == part[-1] and predicate else (read | written) - alive
             bound.append((steps[at], tuple(sorted(dead))))
             alive = (alive - written) | read
         blocks.append(Block(tuple(reversed(bound)), condition, last.negated, *goes[n]))
     atomic = any(instruction.opcode.startswith(("atom.", "red.")) for instruction in kernel.instructions)
-    traps = tuple(n for n, block in enumerate(kernel.blocks) if kernel.instructions[block[-1]].opcode == "trap")
+    traps = tuple(n for n, part in enumerate(kernel.blocks) if kernel.instructions[part[-1]].opcode == "trap")
     swapped = {i.operands[1] for i in kernel.instructions if i.opcode.startswith("atom.") and ".cas." in i.opcode}
     guesses = frozenset(i for i in kernel.instructions if i.opcode.startswith("ld.") and i.operands[1] in swapped)
     return Program(kernel, tuple(blocks), guesses, traps, atomic, waits)

@@ -18,6 +18,9 @@ from validation.device.private import triton_module
 # "        /*0010*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;"
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
+# ".section	.text._Z1kPf,"ax",@progbits": the code of a kernel begins.
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.([\w$]+),.*$", re.MULTILINE)
+
 
 class MachineCode(NamedTuple):
     """A kernel's machine code.
@@ -37,11 +40,12 @@ def tool(name: str) -> Path:
     return Path(triton_module("triton.backends.nvidia").__file__).parent / "bin" / name
 
 
-def resource_usage(cubin: Path) -> dict[str, int]:
-    """Registers and local memory of a cubin, read by cuobjdump."""
+def resource_usage(cubin: Path, kernel: str = "") -> dict[str, int]:
+    """Registers and local memory of a cubin's kernel, read by cuobjdump; "": of the only one."""
     command = (str(tool("cuobjdump")), "-res-usage", str(cubin))
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    function = rf"Function {re.escape(kernel)}:\s+" if kernel else ""
+    match = re.search(rf"{function}REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if match is None:
         raise RuntimeError(f"cuobjdump says nothing of registers: {text.strip()[:200]!r}")
     registers, stack, local = map(int, match.groups())
@@ -71,13 +75,20 @@ def _disassembled(cubin: bytes) -> str:
 
 
 @cache
-def opcodes_of(cubin: bytes) -> tuple[str, ...]:
-    """The opcodes of a cubin's main path.
+def opcodes_of(cubin: bytes, kernel: str = "") -> tuple[str, ...]:
+    """The opcodes of a kernel's main path; `kernel` says which, where the cubin has several.
 
     That ends with the last EXIT before the first return of a subroutine: what follows are the slow paths of divisions
     and roots, for operands that overflow, and the padding behind the code.
     """
-    opcodes = _INSTRUCTION.findall(_disassembled(cubin))
+    text = _disassembled(cubin)
+    parts = _SECTION.split(text)
+    if len(parts) > 3:
+        named = dict(zip(parts[1::2], parts[2::2], strict=True))
+        if kernel not in named:
+            raise RuntimeError(f"nvdisasm shows no {kernel!r} among {', '.join(named)}")
+        text = named[kernel]
+    opcodes = _INSTRUCTION.findall(text)
     returns = [n for n, opcode in enumerate(opcodes) if opcode.startswith("RET")]
     main = opcodes[: returns[0]] if returns else opcodes
     exits = [n for n, opcode in enumerate(main) if opcode == "EXIT"]
@@ -87,13 +98,13 @@ def opcodes_of(cubin: bytes) -> tuple[str, ...]:
 
 
 @cache
-def machine_code(cubin: bytes) -> MachineCode:
-    """Read a cubin."""
+def machine_code(cubin: bytes, kernel: str = "") -> MachineCode:
+    """Read a cubin's kernel; `kernel` says which, where it has several."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = resource_usage(Path(file.name))
-    return MachineCode(usage["registers"], usage["local_bytes"], opcodes_of(cubin))
+        usage = resource_usage(Path(file.name), kernel)
+    return MachineCode(usage["registers"], usage["local_bytes"], opcodes_of(cubin, kernel))
 
 
 # Opcodes of SASS, and those of PTX that become one of each: by their beginning and their end.
@@ -149,7 +160,7 @@ def differences(kernel: Kernel, cubin: bytes) -> dict[str, tuple[int, int, int]]
     ]
     if not _EXPANDED.keys() >= {*functions}:
         return {}
-    kinds = Counter(opcode.partition(".")[0] for opcode in opcodes_of(cubin))
+    kinds = Counter(opcode.partition(".")[0] for opcode in opcodes_of(cubin, kernel.name))
     found = {}
     for name, forms in _BECOMES.items():
         kept = sum(

@@ -108,6 +108,7 @@ def _integer(name: str, parts: list[str]) -> Meaning:
 
     simple: dict[str, Meaning] = {
         "cvta.global": lambda x: x,  # a generic address of global memory is its own
+        "cvta.to.global": lambda x: x,
         "popc": lambda x: f"{x:b}".count("1"),
         "clz": lambda x: size - x.bit_length(),
         "brev": lambda x: int(f"{x:0{size}b}"[::-1], 2),

@@ -203,19 +203,19 @@ def test_some_ctas_stand_for_all() -> None:
 def test_a_contraction_by_ptxas_shows_in_the_counts(
     ptx: list[str], code: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sass, "opcodes_of", lambda _: code)
+    monkeypatch.setattr(sass, "opcodes_of", lambda *_: code)
     instructions = tuple(Instruction(opcode, (), None, False, "", 0) for opcode in ptx)
-    kernel = Kernel("k", (), 32, {}, instructions, {}, ())
+    kernel = Kernel("k", (), (32, 1, 1), {}, instructions, {}, ())
     found = contracted(kernel, b"")
     assert found == (f"ptxas contracted products and sums of k: {says}" if says else "")
 
 
 @pytest.mark.unit
 def test_nothing_is_said_of_loops_and_of_unknown_expansions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sass, "opcodes_of", lambda _: ["FFMA"] * 4)
+    monkeypatch.setattr(sass, "opcodes_of", lambda *_: ["FFMA"] * 4)
     again = Instruction("bra", ("$L",), None, False, "", 0)
     added = Instruction("add.f32", (), None, False, "", 0)
-    looping = Kernel("k", (), 32, {}, (added, again), {"$L": 0}, ())
+    looping = Kernel("k", (), (32, 1, 1), {}, (added, again), {"$L": 0}, ())
     assert (looping.loops, contracted(looping, b"")) == (True, "")
     onward = dataclasses.replace(looping, instructions=(again, added), labels={"$L": 1})
     assert (onward.loops, contracted(onward, b"") != "") == (False, True)
