@@ -181,7 +181,6 @@ def gate_modulation(table: Tensor | None, index: Tensor | None) -> Modulation | 
     return None if table is None else modulation(table, index)
 
 
-@cache
 def device_types() -> tuple[str, ...]:
     """Types of the devices whose memory a kernel can reach: where it is not interpreted, Triton's driver knows."""
     if INTERPRETED:

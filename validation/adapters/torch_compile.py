@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from validation.adapters import torch_native
-from validation.device.private import disable_current_modes, dynamo
+from validation.device.private import disable_current_modes, dynamo, torch_function_off
 from validation.ops import reference_op, reference_op_names
 
 # More graphs than any sweep makes. By default Dynamo stops at 8 graphs of a compiled function and at 256 of its code
@@ -39,7 +39,7 @@ def compiled(function: Callable[..., Any], *, emulate_precision_casts: bool = Tr
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with disable_current_modes(), dynamo().config.patch(limits):
+        with disable_current_modes(), torch_function_off(), dynamo().config.patch(limits):
             return fused(*args, **kwargs)
 
     return call

@@ -42,12 +42,14 @@ def known(package: str) -> Iterator[None]:
 with known("torch"):
     from torch import UntypedStorage
     from torch._C import (
+        DisableTorchFunction,
         DispatchKey,
         DispatchKeySet,
         _dispatch_has_kernel_for_dispatch_key,
         _dispatch_key_for_device,
         _dispatch_keys,
         _dispatch_keyset_full_after,
+        _EnableTorchFunction,
     )
     from torch._ops import OpOverload
     from torch.cuda import _sleep as cuda_sleep
@@ -77,6 +79,8 @@ __all__ = [
     "library_impls",
     "schema_of",
     "storage_identity",
+    "torch_function_off",
+    "torch_function_on",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -111,6 +115,9 @@ dispatch_key_for_device = _dispatch_key_for_device
 dispatch_keys = _dispatch_keys
 has_kernel = _dispatch_has_kernel_for_dispatch_key
 keys_after = _dispatch_keyset_full_after
+# With-blocks of a thread: ``__torch_function__`` of modes and of tensor classes is not called, or is again.
+torch_function_off = DisableTorchFunction
+torch_function_on = _EnableTorchFunction
 
 
 def storage_identity(storage: UntypedStorage) -> int:
@@ -168,6 +175,7 @@ TRITON: Mapping[str, tuple[str, ...]] = {
         "TritonSemantic.computation_type_impl",
     ),
     "triton.knobs": (
+        "nvidia.ptxas.version",
         "runtime.interpret",
         "runtime.jit_cache_hook",
         "runtime.launch_enter_hook.add",

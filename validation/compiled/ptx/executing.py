@@ -17,7 +17,7 @@ from validation.compiled.ptx.machine import Outcome
 from validation.compiled.ptx.program import program
 from validation.compiled.ptx.sass import contracted
 from validation.compiled.ptx.target import EXECUTED, compile_for
-from validation.device.private import bound_arguments, triton_module
+from validation.device.private import bound_arguments, torch_function_off, triton_module
 
 
 @dataclasses.dataclass
@@ -60,6 +60,44 @@ class How:
     races: bool = False
     backwards: bool = False
     turn: int = 0
+
+
+class Kernel:
+    """What a launch returns: Triton's compiled kernel, launched again by ``kernel[grid](*arguments)``.
+
+    Libraries keep it to launch without Triton's own look-up (FlagGems' ``libentry``).
+    """
+
+    def __init__(self, kernel: Any, launch: Callable[[Any, Mapping[str, Any], Any], None]) -> None:
+        self._kernel, self._launch = kernel, launch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        """A function that launches it on a grid, with all arguments by position, as Triton's launcher takes them.
+
+        It takes an argument for each parameter, also for a constant, which it does not read (``extractArgs`` in
+        Triton 3.7's ``backends/nvidia/driver.c``). Constants that no other parameter follows may be left out.
+
+        Raises:
+            TypeError: too few arguments: the launcher would read behind their end.
+        """
+        signature: Mapping[str, Any] = self._kernel.src.signature
+
+        def launch(*arguments: Any, stream: Any = None) -> None:
+            del stream
+            left_out = [type_ for type_ in list(signature.values())[len(arguments) :] if type_ != "constexpr"]
+            if left_out:
+                raise TypeError(
+                    f"{self._kernel.name} was launched again with {len(arguments)} arguments, "
+                    f"expected one for each of its {len(signature)} parameters"
+                )
+            bound = dict.fromkeys(signature) | dict(zip(signature, arguments, strict=False))
+            with torch_function_off():
+                self._launch(self._kernel, bound, grid)
+
+        return launch
 
 
 _how = How()
@@ -136,11 +174,17 @@ def execute_launches(
     jit_function = triton_module("triton.runtime.jit").JITFunction
     compile_ = jit_function.run
 
-    def launch_here(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
-        assert not warmup
-        keywords |= options or {}
-        kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
-        launch = Launch.of(kernel, bound_arguments(self, arguments, keywords), grid)
+    def launch_here(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        # A candidate's modes over torch's functions are the wrapper's, not the launch's.
+        with torch_function_off():
+            keywords |= options or {}
+            kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
+            if not warmup:
+                launch_kernel(kernel, bound_arguments(self, arguments, keywords), grid)
+        return Kernel(kernel, launch_kernel)
+
+    def launch_kernel(kernel: Any, bound: Mapping[str, Any], grid: Any) -> None:
+        launch = Launch.of(kernel, bound, grid)
         for tell in begun:
             tell(launch)
         approximation = Approximation(_how.mode)

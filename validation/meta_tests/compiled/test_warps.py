@@ -120,3 +120,29 @@ def test_lanes_that_meet_alone_are_executed_but_their_races_are_not_looked_for()
     assert set(execute(body)[0]) == {4}
     with pytest.raises(NotExecutedError, match="races are not looked for"):
         execute(body, races=True)
+
+
+# Each lane leaves its number in shared memory, and takes its neighbour's.
+EXCHANGE = """
+	mov.b32 %r3, global_smem;
+	shl.b32 %r2, %r0, 2;
+	add.s32 %r4, %r3, %r2;
+	xor.b32 %r5, %r2, 4;
+	add.s32 %r5, %r3, %r5;
+	st.shared.b32 [%r4], %r0;
+	{meet}
+	ld.shared.b32 %r1, [%r5];
+"""
+
+
+@pytest.mark.parametrize(("meet", "races"), [("bar.warp.sync -1;", 0), ("bar.sync 0;", 0), ("", 1)])
+def test_the_barrier_of_a_warp_orders_a_cta_of_one_warp(meet: str, races: int) -> None:
+    got, violations = execute(EXCHANGE.format(meet=meet), 32, 2, shared=128, races=True)
+    assert got == [lane ^ 1 for lane in range(32)] * 2
+    assert len(violations) == races
+    assert {found.kind for found in violations} <= {"RACE"}
+
+
+def test_races_are_not_looked_for_where_one_of_several_warps_meets() -> None:
+    with pytest.raises(NotExecutedError, match="where the lanes of a warp alone meet"):
+        execute(EXCHANGE.format(meet="bar.warp.sync -1;"), 64, 1, shared=256, races=True)
