@@ -11,8 +11,8 @@ and modulate nothing.
 
 FlagGems imports only on a machine with a GPU, or where one is believed in (`validation.adapters.shells`): where PTX is
 executed on the CPU its own launcher (``libentry``), its tuned configurations and its device guard are used. The
-launcher keeps the kernel of a call, so of a tuned kernel the first call with such arguments decides on the
-configuration. Its database of timings is kept in memory, for nothing is timed there.
+launcher keeps the kernel of a call, with its configuration; it forgets them at each case, which has a configuration of
+its own (`validation.compiled.ptx.executing.How`). Its database of timings is kept in memory: nothing is timed there.
 
 Under Triton's interpreter, whose kernels that launcher does not take, the adapter loads the kernels' own files without
 it: the kernels are FlagGems', their launch is not. Kernels that take one row per program are not given more than 16,384
@@ -77,8 +77,24 @@ _rms_norm = required("flag_gems.ops.rms_norm", "flag_gems", INSTALL)
 _rotary = required("flag_gems.fused.rotary_embedding", "flag_gems", INSTALL)
 
 
+_turn: int | None = None
+
+
+def _forget_kernels() -> None:
+    """Empty the launchers' caches where the configuration of tuned kernels is another one than at the last call."""
+    global _turn
+    if executing.target() is None or executing.current().turn == _turn:
+        return
+    _turn = executing.current().turn
+    for module in (_layernorm, _rms_norm, _rotary):
+        for launcher in vars(module).values():
+            for kernels in getattr(launcher, "kernel_cache", ()):
+                kernels.clear()
+
+
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """flag_gems.layer_norm."""
+    _forget_kernels()
     y: Tensor = _layernorm.layer_norm(x, x.shape[-1:], weight, bias, eps)[0]
     return y
 
@@ -86,6 +102,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, casting_mode: str = "float32") -> Tensor:
     """flag_gems.rms_norm, in either casting mode."""
     del casting_mode
+    _forget_kernels()
     one_program_each(x.numel() // x.shape[-1])
     y: Tensor = _rms_norm.rms_norm(x, x.shape[-1:], x.new_ones(x.shape[-1]) if weight is None else weight, eps)
     return y
@@ -96,6 +113,7 @@ qk_norm = qk_norm_of(rms_norm, "flag_gems.rms_norm writes to new memory")
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, inplace: bool = False) -> Tensor:
     """flag_gems.apply_rotary_pos_emb, with x as q and a k of one head."""
+    _forget_kernels()
     B, S, _, Dh = x.shape
     if 2 * cos.shape[-1] != Dh:
         raise CannotExpress("Dr < head_dim: flag_gems.apply_rotary_pos_emb rotates whole heads")
