@@ -50,6 +50,7 @@ with known("torch"):
         _dispatch_keys,
         _dispatch_keyset_full_after,
         _EnableTorchFunction,
+        _len_torch_function_stack,
     )
     from torch._ops import OpOverload
     from torch.cuda import _sleep as cuda_sleep
@@ -79,6 +80,7 @@ __all__ = [
     "library_impls",
     "schema_of",
     "storage_identity",
+    "torch_function_modes",
     "torch_function_off",
     "torch_function_on",
     "tree_flatten",
@@ -115,7 +117,9 @@ dispatch_key_for_device = _dispatch_key_for_device
 dispatch_keys = _dispatch_keys
 has_kernel = _dispatch_has_kernel_for_dispatch_key
 keys_after = _dispatch_keyset_full_after
-# With-blocks of a thread: ``__torch_function__`` of modes and of tensor classes is not called, or is again.
+# How many modes with ``__torch_function__`` are on in this thread; with-blocks in which theirs, and that of tensor
+# classes, is not called, or is again.
+torch_function_modes = _len_torch_function_stack
 torch_function_off = DisableTorchFunction
 torch_function_on = _EnableTorchFunction
 

@@ -187,7 +187,9 @@ class GuardedAllocations(DispatchMode):
     ) -> Any:
         """Run the operation; put guards around what an allocating one returns."""
         del types
-        # Where the candidate believes in a GPU, some operations come here with the answers of that mode still on.
+        if not private.torch_function_modes():
+            return self._run(func, args, kwargs or {})
+        # The candidate believes in a GPU, and some operations come here with the answers of that mode still on.
         with private.torch_function_off():
             return self._run(func, args, kwargs or {})
 

@@ -17,7 +17,7 @@ from validation.cases.tensors import Arguments
 from validation.compiled.counters.gpus import GPUS
 from validation.device import select
 from validation.device.private import torch_function_off
-from validation.judge.structure import call_guarded
+from validation.judge.structure import GuardedAllocations, call_guarded
 from validation.meta_tests.device.test_executed import HEAD, KERNEL, judged
 
 GPU = torch.device("cuda", 0)
@@ -231,7 +231,13 @@ def test_an_implementation_for_cuda_does_not_replace_torchs_own_on_the_cpu() -> 
         library._destroy()
 
 
-def test_the_judges_guards_see_where_memory_is() -> None:
+def test_the_judges_guards_see_where_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = GuardedAllocations._run, []
+
+    def watched(self: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        seen.append((func.overloadpacket, x.device.type))
+        return run(self, func, args, kwargs)
+
     def candidate(x: Tensor) -> Tensor:
         # torch's old constructor comes to the guards with the mode on.
         y = torch.empty(x.shape, device=x.device) + torch.Tensor([0.0])
@@ -239,9 +245,11 @@ def test_the_judges_guards_see_where_memory_is() -> None:
         return y.copy_(x)
 
     x = torch.ones(3)
-    result, guards = call_guarded(shells.on_gpu(candidate), Arguments({"x": x}, {"x": x}, {}))
+    monkeypatch.setattr(GuardedAllocations, "_run", watched)
+    result, _ = call_guarded(shells.on_gpu(candidate), Arguments({"x": x}, {"x": x}, {}))
     assert result.device.type == "cpu"
-    assert {a.memory.device.type for a in guards.allocations} == {"cpu"}
+    assert torch.ops.aten.lift_fresh in [op for op, _ in seen]
+    assert {where for _, where in seen} == {"cpu"}
 
 
 def test_an_error_in_torch_is_told_with_the_candidates_line() -> None:
