@@ -191,17 +191,19 @@ def _parameters(x: Tensor, *modulation: Any) -> tuple[Tensor, Tensor]:
     _need(
         len({m.dtype if isinstance(m, Tensor) else m.table.dtype for m in modulation}) == 1, "modulation of two dtypes"
     )
-    pairs = []
-    for m in modulation:
+    first = modulation[0] if isinstance(modulation[0], Tensor) else modulation[0].table
+    # Filled: `torch.cat` of float16 raises under autocast on the CPU.
+    parameters = torch.zeros(2, B, 3, D, dtype=first.dtype, device=x.device)
+    for n, m in enumerate(modulation):
         if isinstance(m, Tensor):
             _need(_row_of_each_item(m), "more than one row a batch item, without an index")
             row = expand_modulation(m, x).expand(B, 1, D).reshape(B, D)
-            pairs.append(torch.cat([row, row if indexed else torch.full_like(row, torch.nan)]))
+            parameters[0, :, n] = row
+            parameters[1, :, n] = row if indexed else torch.nan
         else:
-            table = m.table.expand(B, 2, D)
-            pairs.append(torch.cat([table[:, 0], table[:, 1]]))
+            parameters[:, :, n] = m.table.expand(B, 2, D).transpose(0, 1)
     index = indexed[0].index if indexed else torch.zeros(B, L, dtype=torch.int64, device=x.device)
-    return torch.cat([*pairs, torch.zeros_like(pairs[0])], -1), index
+    return parameters.view(2 * B, 3 * D), index
 
 
 @shells.on_gpu
@@ -270,9 +272,11 @@ def qk_norm_rope(
     _need(Dh <= WIDEST_HEAD, f"head_dim > {WIDEST_HEAD}: it takes its eager path")
     _need(k.shape[:2] == q.shape[:2], "q and k of other tokens")
     one_program_each(B * S)
-    table = torch.cat([t.expand(B, S, -1).reshape(B * S, -1).float() for t in (cos, sin)], -1)
+    table = torch.empty(B * S, 2, cos.shape[-1], dtype=torch.float32, device=q.device)
+    for n, angles in enumerate((cos, sin)):
+        table.view(B, S, 2, -1)[:, :, n] = angles
     weights = _ones(q, q_weight), _ones(k, k_weight)
     _need(weights[0].dtype is weights[1].dtype, "weights of two dtypes: its kernel does not compile")
     flat = q.flatten(0, 1), k.flatten(0, 1)
-    out = _qk.fused_qk_norm_rope(*flat, *weights, table, eps, interleaved=interleaved)
+    out = _qk.fused_qk_norm_rope(*flat, *weights, table.flatten(1), eps, interleaved=interleaved)
     return out[0].view(q.shape), out[1].view(k.shape)
