@@ -254,7 +254,8 @@ def launch(
     with current_device(x):
         compiled = kernel[(programs,)](*in_order, **by_name, num_warps=tile.num_warps, enable_fp_fusion=False)
     noted = launches.get()
-    if noted is not None and compiled is not None:
+    # Not loaded: it was not launched by Triton, but on a CPU, where the next launch may be for another target.
+    if noted is not None and getattr(compiled, "function", None) is not None:
         rest = [by_name[name] for name in kernel.arg_names[len(in_order) :]]
         noted.append(Launch(compiled, programs, (*in_order, *rest)))
 

@@ -82,6 +82,7 @@ class Kernel:
 
         Raises:
             TypeError: too few arguments: the launcher would read behind their end.
+            NotExecutedError: launches are no longer executed, or for another target, in another way.
         """
         signature: Mapping[str, Any] = self._kernel.src.signature
 
@@ -94,6 +95,8 @@ class Kernel:
                     f"expected one for each of its {len(signature)} parameters"
                 )
             bound = dict.fromkeys(signature) | dict(zip(signature, arguments, strict=False))
+            if self._launch is not _launch:
+                raise NotExecutedError(f"{self._kernel.name} is launched again after the launches it was compiled for")
             with torch_function_off():
                 self._launch(self._kernel, bound, grid)
 
@@ -102,6 +105,8 @@ class Kernel:
 
 _how = How()
 _target: str | None = None
+# Launches a compiled kernel with arguments by name, on a grid.
+_launch: Callable[[Any, Mapping[str, Any], Any], None] | None = None
 _watching: list[Runs] = []
 # Told of each launch before it runs.
 begun: list[Callable[[Launch], None]] = []
@@ -211,11 +216,11 @@ def execute_launches(
             runs.approximate |= approximation.used
 
     def end() -> None:
-        global _target
-        jit_function.run, _target = compile_, None
+        global _target, _launch
+        jit_function.run, _target, _launch = compile_, None, None
 
-    global _target
-    jit_function.run, _target = launch_here, target
+    global _target, _launch
+    jit_function.run, _target, _launch = launch_here, target, launch_kernel
     return end
 
 

@@ -354,3 +354,16 @@ KEPT = HEAD.replace("    kernel[(x", "    kept = kernel[(x").replace(
 def test_a_kernel_that_a_launcher_kept_is_launched_again(tmp_path: Path, head: str, expected: str) -> None:
     status, output = judged(tmp_path, KERNEL, head=head)
     assert (status, expected in output) == (0 if "PASSED" in expected else 1, True), output
+
+
+def test_a_kept_kernel_is_not_launched_after_its_launches_ended() -> None:
+    from types import SimpleNamespace
+
+    from validation.compiled.ptx import executing
+    from validation.errors import NotExecutedError
+
+    compiled = SimpleNamespace(name="add", src=SimpleNamespace(signature={"x": "*fp32", "N": "constexpr"}))
+    kept = executing.Kernel(compiled, lambda *_: None)
+    assert kept.name == "add"
+    with pytest.raises(NotExecutedError, match="add is launched again after the launches it was compiled for"):
+        kept[(1, 1, 1)](torch.ones(1))
