@@ -13,6 +13,8 @@ Expresses, by the public function of the file:
   two rows, or one row a batch item. A gate is spread over all tokens.
 * ``fused_qk_norm_rope``: ``qk_norm_rope``; cos and sin are passed as one float32 table.
 
+What must have one dtype (scale and shift of a select01 kernel, the weights of q and k) is passed in the wider one.
+
 The norms round once where ``casting_mode="input"`` declares more roundings, which is allowed. Cannot express: q and k
 in place; no gate; ``scale_constant`` other than 1; a residual that is not bfloat16 before an RMSNorm (the kernel rounds
 it to bfloat16); q and k that are not bfloat16; halves of a head as pairs, but for head_dim 128 with 96 rotated
@@ -20,6 +22,7 @@ channels; ``casting_mode="float32"`` of ``qk_norm_rope``, whose kernel rounds th
 interpreter, kernels that take one row per program are not given more than 16,384 rows.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,9 +194,11 @@ def _parameters(x: Tensor, *modulation: Any) -> tuple[Tensor, Tensor]:
     _need(
         len({m.dtype if isinstance(m, Tensor) else m.table.dtype for m in modulation}) == 1, "modulation of two dtypes"
     )
-    first = modulation[0] if isinstance(modulation[0], Tensor) else modulation[0].table
+    dtypes = [m.dtype if isinstance(m, Tensor) else m.table.dtype for m in modulation]
+    # One tensor holds all of it: that of the wider dtype, which has the values of both.
+    dtype = functools.reduce(torch.promote_types, dtypes)
     # Filled: `torch.cat` of float16 raises under autocast on the CPU.
-    parameters = torch.zeros(2, B, 3, D, dtype=first.dtype, device=x.device)
+    parameters = torch.zeros(2, B, 3, D, dtype=dtype, device=x.device)
     for n, m in enumerate(modulation):
         if isinstance(m, Tensor):
             _need(_row_of_each_item(m), "more than one row a batch item, without an index")
@@ -275,8 +280,9 @@ def qk_norm_rope(
     table = torch.empty(B * S, 2, cos.shape[-1], dtype=torch.float32, device=q.device)
     for n, angles in enumerate((cos, sin)):
         table.view(B, S, 2, -1)[:, :, n] = angles
-    weights = _ones(q, q_weight), _ones(k, k_weight)
-    _need(weights[0].dtype is weights[1].dtype, "weights of two dtypes: its kernel does not compile")
+    weights = [_ones(q, q_weight), _ones(k, k_weight)]
+    # Of two dtypes the kernel does not compile.
+    weights = [weight.to(torch.promote_types(weights[0].dtype, weights[1].dtype)) for weight in weights]
     flat = q.flatten(0, 1), k.flatten(0, 1)
     out = _qk.fused_qk_norm_rope(*flat, *weights, table.flatten(1), eps, interleaved=interleaved)
     return out[0].view(q.shape), out[1].view(k.shape)
