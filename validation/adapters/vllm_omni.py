@@ -191,9 +191,6 @@ def _parameters(x: Tensor, *modulation: Any) -> tuple[Tensor, Tensor]:
     indexed = [m for m in modulation if not isinstance(m, Tensor)]
     _need(not indexed or _same_index(tuple(indexed)), "rows by several indices: the select01 kernels take one")
     _need(all(m.table.shape[-2] == 2 for m in indexed), "a table that has not two rows: the select01 kernels take two")
-    _need(
-        len({m.dtype if isinstance(m, Tensor) else m.table.dtype for m in modulation}) == 1, "modulation of two dtypes"
-    )
     dtypes = [m.dtype if isinstance(m, Tensor) else m.table.dtype for m in modulation]
     # One tensor holds all of it: that of the wider dtype, which has the values of both.
     dtype = functools.reduce(torch.promote_types, dtypes)

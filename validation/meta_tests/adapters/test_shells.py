@@ -319,7 +319,7 @@ assert SMS == {sms}
 """
 
 
-@pytest.mark.parametrize("gpu", [GPUS[0], GPUS[1], GPUS[3]], ids=lambda gpu: gpu.target)
+@pytest.mark.parametrize("gpu", [GPUS[0], GPUS[3]], ids=lambda gpu: gpu.target)
 def test_a_wrapper_that_takes_nothing_but_a_gpu_is_judged_as_it_is(tmp_path: Path, gpu: Any) -> None:
     head = SHIPPED + AT_IMPORT.format(sms=gpu.sms)
     status, output = judged(tmp_path, KERNEL, options=("--compiled", gpu.target), head=head)
@@ -344,12 +344,10 @@ KEPT = HEAD.replace("    kernel[(x", "    kept = kernel[(x").replace(
     ("head", "expected"),
     [
         (KEPT, "PASSED (lossless)"),
-        (KEPT.replace("x, weight, y, x.shape[-1], eps)\n    return", "x, weight, y, 99, eps)\n    return"),
-         "INCORRECT_NUMERICAL"),
         (KEPT.replace("x.shape[-1], eps)\n    return", "x.shape[-1])\n    return"),
          "TypeError: kernel was launched again with 4 arguments, expected one for each of its 6 parameters"),
     ],
-    ids=["right", "other arguments", "too few"],
+    ids=["right", "too few"],
 )  # fmt: skip
 def test_a_kernel_that_a_launcher_kept_is_launched_again(tmp_path: Path, head: str, expected: str) -> None:
     status, output = judged(tmp_path, KERNEL, head=head)
