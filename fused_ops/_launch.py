@@ -181,7 +181,6 @@ def gate_modulation(table: Tensor | None, index: Tensor | None) -> Modulation | 
     return None if table is None else modulation(table, index)
 
 
-@cache
 def device_types() -> tuple[str, ...]:
     """Types of the devices whose memory a kernel can reach: where it is not interpreted, Triton's driver knows."""
     if INTERPRETED:
@@ -255,7 +254,8 @@ def launch(
     with current_device(x):
         compiled = kernel[(programs,)](*in_order, **by_name, num_warps=tile.num_warps, enable_fp_fusion=False)
     noted = launches.get()
-    if noted is not None and compiled is not None:
+    # Not loaded: it was not launched by Triton, but on a CPU, where the next launch may be for another target.
+    if noted is not None and getattr(compiled, "function", None) is not None:
         rest = [by_name[name] for name in kernel.arg_names[len(in_order) :]]
         noted.append(Launch(compiled, programs, (*in_order, *rest)))
 

@@ -1,6 +1,6 @@
 """`torch_native` under ``torch.compile``: Inductor's C++ on the CPU, its Triton kernels on a GPU.
 
-With ``--compiled`` Inductor's Triton kernels of that GPU, executed on the CPU (`validation.compiled.inductor`).
+With ``--compiled`` Inductor's Triton kernels of that GPU, executed on the CPU (`validation.adapters.inductor`).
 
 Compiled with ``emulate_precision_casts``. Without it Inductor (torch 2.13) fuses the gated sum into the norm
 and normalises the sum before its rounding to 16 bits: y is then not the norm of the residual_out returned with it
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from validation.adapters import torch_native
-from validation.compiled.inductor import backend
+from validation.adapters import shells, torch_native
+from validation.adapters.inductor import backend
 from validation.compiled.ptx import executing
 from validation.device.private import disable_current_modes, dynamo
 from validation.ops import reference_op, reference_op_names
@@ -47,7 +47,7 @@ def compiled(function: Callable[..., Any], *, emulate_precision_casts: bool = Tr
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with disable_current_modes(), dynamo().config.patch(limits):
+        with disable_current_modes(), shells.as_it_is(), dynamo().config.patch(limits):
             return fused(*args, **kwargs)
 
     return call

@@ -45,12 +45,15 @@ with known("torch"):
     import torch
     from torch import UntypedStorage
     from torch._C import (
+        DisableTorchFunction,
         DispatchKey,
         DispatchKeySet,
         _dispatch_has_kernel_for_dispatch_key,
         _dispatch_key_for_device,
         _dispatch_keys,
         _dispatch_keyset_full_after,
+        _EnableTorchFunction,
+        _len_torch_function_stack,
     )
     from torch._ops import OpOverload
     from torch.cuda import _sleep as cuda_sleep
@@ -82,6 +85,9 @@ __all__ = [
     "library_impls",
     "schema_of",
     "storage_identity",
+    "torch_function_modes",
+    "torch_function_off",
+    "torch_function_on",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -116,6 +122,11 @@ dispatch_key_for_device = _dispatch_key_for_device
 dispatch_keys = _dispatch_keys
 has_kernel = _dispatch_has_kernel_for_dispatch_key
 keys_after = _dispatch_keyset_full_after
+# How many modes with ``__torch_function__`` are on in this thread; with-blocks in which theirs, and that of tensor
+# classes, is not called, or is again.
+torch_function_modes = _len_torch_function_stack
+torch_function_off = DisableTorchFunction
+torch_function_on = _EnableTorchFunction
 
 
 def storage_identity(storage: UntypedStorage) -> int:
@@ -173,6 +184,7 @@ TRITON: Mapping[str, tuple[str, ...]] = {
         "TritonSemantic.computation_type_impl",
     ),
     "triton.knobs": (
+        "nvidia.ptxas.version",
         "runtime.interpret",
         "runtime.jit_cache_hook",
         "runtime.launch_enter_hook.add",

@@ -187,7 +187,13 @@ class GuardedAllocations(DispatchMode):
     ) -> Any:
         """Run the operation; put guards around what an allocating one returns."""
         del types
-        kwargs = kwargs or {}
+        if not private.torch_function_modes():
+            return self._run(func, args, kwargs or {})
+        # The candidate believes in a GPU, and some operations come here with the answers of that mode still on.
+        with private.torch_function_off():
+            return self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _is_made_of_others(func) and func not in _COMPILING:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             below = _keys_below(func, tensors)
@@ -223,7 +229,8 @@ class GuardedAllocations(DispatchMode):
         registered = [func] if func.namespace not in _OWN else []
         self._running += registered
         try:
-            with torch.no_grad() if without_grad else contextlib.nullcontext(), self:
+            grad = torch.no_grad() if without_grad else contextlib.nullcontext()
+            with private.torch_function_on(), grad, self:
                 out = func.redispatch(keys, *args, **kwargs)
         finally:
             del self._running[len(self._running) - len(registered) :]

@@ -40,12 +40,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Tensors, arithmetic and judgement import no record, no model and no test framework.
     "cases": (*_PLAIN, "reference_ops/contract"),
     "device": (*_PLAIN, "compiled/ptx", "device/private"),
-    "ops": (*_PLAIN, *_DEVICE, "reference_ops", "reference_ops/contract"),
+    # What a GPU can do: numbers alone.
+    "compiled/counters/gpus": (),
+    # The GPU that candidates believe in: op sets are loaded and called inside.
+    "adapters/shells": (*_DEVICE, "compiled/counters/gpus"),
+    "ops": (*_PLAIN, *_DEVICE, "adapters/shells", "reference_ops", "reference_ops/contract"),
     "chains": (*_PLAIN, "cases", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
     "judge": (*_PLAIN, "cases", "chains", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
     "compiled": (
         *_PLAIN,
         "cases",
+        "compiled/counters/gpus",
         *_DEVICE,
         "forking",
         "fused_ops",
@@ -101,7 +106,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Built on all of the above.
     "kept": (*_PLAIN, "media", "record", "samples"),
     "report": (*_PLAIN, "drift/band", "record", "run_plan"),
-    "adapters": (*_PLAIN, "chains", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
+    "adapters": (*_PLAIN, "adapters/shells", "chains", *_DEVICE, "ops", "reference_ops", "reference_ops/contract"),
 }
 # Drivers: no unit above imports them.
 DRIVERS = (

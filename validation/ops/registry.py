@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from validation.adapters import shells
+from validation.compiled.ptx import executing
 from validation.errors import UsageError
 from validation.ops import surroundings, tracebacks
 
@@ -131,10 +133,22 @@ def load_op_set(spec: str) -> OpSet:
     ``MODULE:NAME`` asks the module's function ``op_set(NAME)`` for it, as for the planted faults. An entry point may
     name a module, a mapping, an object that has the ops as attributes, or an `OpSet`. The current folder and that of a
     file stay on ``sys.path``, appended last, so a candidate can import its neighbours even during a call.
+    Where PTX is executed on the CPU its functions are called as on a GPU (`validation.adapters.shells`).
 
     Raises:
         UsageError: nothing of that name can be found or imported, or it defines none of the ops.
     """
+    ops = _loaded(spec)
+    if executing.target() is None:
+        return ops
+    return dataclasses.replace(ops, functions={name: shells.on_gpu(op) for name, op in ops.functions.items()})
+
+
+def _gpu() -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if executing.target() is None else shells.as_on_gpu()
+
+
+def _loaded(spec: str) -> OpSet:
     with contextlib.suppress(FileNotFoundError):  # deleted
         _look_in(Path.cwd())
     point = next(iter(entry_points(group=ENTRY_POINT_GROUP, name=spec)), None)
@@ -184,10 +198,11 @@ def _load_file(path: Path) -> ModuleType:
 def _imported(spec: str, load: Callable[[], T]) -> T:
     """The result of ``load``, which imports a candidate and so runs its code; any exception becomes a UsageError.
 
-    If the import changes process-wide torch state, it is restored, with a warning.
+    If the import changes process-wide torch state, it is restored, with a warning. Where PTX is executed on the CPU the
+    candidate believes in a GPU (`validation.adapters.shells`).
     """
     try:
-        with surroundings.kept() as around:
+        with surroundings.kept() as around, _gpu():
             loaded = load()
         if around.changed:
             warnings.warn(f"importing {spec}: {around.changed}; put back, for truth and inputs too", stacklevel=3)

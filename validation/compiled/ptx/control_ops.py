@@ -160,8 +160,10 @@ def _warp_barrier(instruction: Instruction, binder: Any) -> Step:
     get_members, mask_of = binder.get(instruction.operands[0], "b32"), binder.mask(instruction)
 
     def step(run: Any) -> None:
-        warps.members(run, instruction, mask_of(run), get_members)
-        if run.races is not None:
+        part = warps.members(run, instruction, mask_of(run), get_members)
+        if part is None and run.shape[1] == 32:
+            run.barrier(instruction)  # of a CTA of one warp: so Triton spells its barrier there
+        elif run.races is not None:
             raise instruction.refuse("races are not looked for where the lanes of a warp alone meet")
 
     return step

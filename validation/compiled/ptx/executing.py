@@ -16,7 +16,7 @@ from validation.compiled.ptx.launch import Launch, run_launch
 from validation.compiled.ptx.machine import Outcome
 from validation.compiled.ptx.sass import contracted
 from validation.compiled.ptx.target import EXECUTED, compile_for
-from validation.device.private import bound_arguments, triton_module
+from validation.device.private import bound_arguments, torch_function_off, triton_module
 
 
 @dataclasses.dataclass
@@ -61,10 +61,53 @@ class How:
     turn: int = 0
 
 
+class Kernel:
+    """What a launch returns: Triton's compiled kernel, launched again by ``kernel[grid](*arguments)``.
+
+    Libraries keep it to launch without Triton's own look-up (FlagGems' ``libentry``).
+    """
+
+    def __init__(self, kernel: Any, launch: Callable[[Any, Mapping[str, Any], Any], None]) -> None:
+        self._kernel, self._launch = kernel, launch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        """A function that launches it on a grid, with all arguments by position, as Triton's launcher takes them.
+
+        It takes an argument for each parameter, also for a constant, which it does not read (``extractArgs`` in
+        Triton 3.7's ``backends/nvidia/driver.c``). Constants that no other parameter follows may be left out.
+
+        Raises:
+            TypeError: too few arguments: the launcher would read behind their end.
+            NotExecutedError: launches are no longer executed, or for another target, in another way.
+        """
+        signature: Mapping[str, Any] = self._kernel.src.signature
+
+        def launch(*arguments: Any, stream: Any = None) -> None:
+            del stream
+            left_out = [type_ for type_ in list(signature.values())[len(arguments) :] if type_ != "constexpr"]
+            if left_out:
+                raise TypeError(
+                    f"{self._kernel.name} was launched again with {len(arguments)} arguments, "
+                    f"expected one for each of its {len(signature)} parameters"
+                )
+            bound = dict.fromkeys(signature) | dict(zip(signature, arguments, strict=False))
+            if self._launch is not _launch:
+                raise NotExecutedError(f"{self._kernel.name} is launched again after the launches it was compiled for")
+            with torch_function_off():
+                self._launch(self._kernel, bound, grid)
+
+        return launch
+
+
 _how = How()
 _target: str | None = None
 # Runs the launches, if not as `_how` says.
 _run: Callable[[Launch], Outcome] | None = None
+# Launches a compiled kernel with arguments by name, on a grid.
+_launch: Callable[[Any, Mapping[str, Any], Any], None] | None = None
 _watching: list[Runs] = []
 # Told of each launch before it runs.
 begun: list[Callable[[Launch], None]] = []
@@ -180,19 +223,25 @@ def execute_launches(
     jit_function = triton_module("triton.runtime.jit").JITFunction
     compile_ = jit_function.run
 
-    def launch_here(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
-        assert not warmup
-        keywords |= options or {}
-        kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
-        execute(Launch.of(kernel, bound_arguments(self, arguments, keywords), grid))
+    def launch_here(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        # A candidate's modes over torch's functions are the wrapper's, not the launch's.
+        with torch_function_off():
+            keywords |= options or {}
+            kernel = compile_(self, *arguments, grid=grid, warmup=True, **keywords)
+            if not warmup:
+                launch_kernel(kernel, bound_arguments(self, arguments, keywords), grid)
+        return Kernel(kernel, launch_kernel)
+
+    def launch_kernel(kernel: Any, bound: Mapping[str, Any], grid: Any) -> None:
+        execute(Launch.of(kernel, bound, grid))
 
     def end() -> None:
-        global _target, _run
-        jit_function.run, _target, _run = compile_, None, before
+        global _target, _run, _launch
+        jit_function.run, _target, _run, _launch = compile_, None, before, None
 
-    global _target, _run
+    global _target, _run, _launch
     before = _run
-    jit_function.run, _target, _run = launch_here, target, run
+    jit_function.run, _target, _run, _launch = launch_here, target, run, launch_kernel
     return end
 
 

@@ -90,7 +90,9 @@ class Races:
         self._flying: Array | None = None
         self._next = 1
         # Racing writes that are yet to be made.
-        self._pending: list[tuple[str, Array, Array, Array, Array]] = []
+        self._pending: list[tuple[str, Array, Array, Array, Array, Array]] = []
+        # How often all lanes of a warp have met; made by the first time.
+        self._met: Array | None = None
         # By address: the CTAs that released it, and up to which of their intervals. By CTA: the same of those it saw.
         self._released: dict[int, dict[int, int]] = {}
         self._seen: dict[int, dict[int, int]] = {}
@@ -101,7 +103,19 @@ class Races:
         self._stride = stride
         self._shared = _Shadow(ctas * self._stride)
         self._interval, self._phase = np.full(ctas, self._next, np.int32), np.zeros(ctas, np.int64)
-        self._flying = None
+        self._flying = self._met = None
+
+    def meet(self, which: Array) -> None:
+        """All lanes of some warps, of those of the chunk's CTAs, execute an instruction together."""
+        if self._met is None:
+            self._met = np.zeros(len(which), np.int64)
+        self._met += which
+
+    def _meetings(self, chunk: Any, row: Array, thread: Array, size: int) -> Array:
+        """How often the warp of each byte's thread has met."""
+        if self._met is None:
+            return np.zeros(len(row) * size, np.int64)
+        return np.repeat(self._met[row * (chunk.shape[1] // 32) + thread // 32], size)
 
     def block(self) -> None:
         """A basic block is run.
@@ -185,7 +199,8 @@ class Races:
         self.decisive |= bool(beside.any()) or (write and bool(wrong.any()))
         if not write and wrong.any():
             # Of another CTA's write the phase is not known, and needed by its own threads' reads alone.
-            self._note_racing(space, at, of_writer, np.where(of_writer == cta, phase, -1), writer, wrong)
+            unknown = np.full(len(at), -1)
+            self._note_racing(space, at, of_writer, np.where(of_writer == cta, phase, -1), writer, unknown, wrong)
             self.written(chunk)
         if not wrong.any():
             wrong, what = beside, (what[0], "changed atomically")
@@ -198,7 +213,7 @@ class Races:
                 if atomic:
                     self.decisive |= bool(wrong.any())
                 else:
-                    self._note_racing(space, at, cta, phase, who, wrong)
+                    self._note_racing(space, at, cta, phase, who, self._meetings(chunk, row, thread, size), wrong)
             # Lanes of one instruction at one byte: `chunk.Chunk.store` compares what they write. Where a layout holds
             # an element in several threads they all write it.
             if atomic:
@@ -240,15 +255,17 @@ class Races:
         """The numbers that `harmless` gives bytes, and CTAs and phases."""
         return byte_of(space, at % self._stride if space == "shared" else at), time_of(cta, phase)
 
-    def _note_racing(self, space: str, at: Array, cta: Array, phase: Array, writer: Array, which: Array) -> None:
+    def _note_racing(
+        self, space: str, at: Array, cta: Array, phase: Array, writer: Array, met: Array, which: Array
+    ) -> None:
         if which.any():
             byte, when = self._names(space, at[which], cta[which], phase[which])
-            self._pending.append((space, at[which], byte, when, writer[which]))
+            self._pending.append((space, at[which], byte, when, writer[which], met[which]))
 
     def written(self, chunk: Any) -> None:
         """The write that was noted last is in memory."""
-        for space, at, byte, when, writer in self._pending:
-            self.racing.add(byte, when, writer, _content(chunk, space)[at])
+        for space, at, byte, when, writer, met in self._pending:
+            self.racing.add(byte, when, writer, met, _content(chunk, space)[at])
         self._pending.clear()
 
     def read(
@@ -263,7 +280,7 @@ class Races:
         byte, when = self._names(space, at, cta, np.repeat(self._phase[row], size))
         whole = np.stack([np.broadcast_to(value, chunk.shape) for value in values], axis=-1)
         content = np.ascontiguousarray(whole[row, thread]).view(np.uint8).ravel()
-        given = self._poison.read(byte, when, who, cta, content)
+        given = self._poison.read(byte, when, who, self._meetings(chunk, row, thread, size), cta, content)
         if (given == content).all():
             return values
         whole[row, thread] = given.view(whole.dtype).reshape(len(row), len(values))

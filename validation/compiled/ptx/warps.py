@@ -34,6 +34,8 @@ def members(
     named = get_members(run)
     active = by_warp(np.True_ if mask is None else mask, run.shape)
     if (named == ALL).all() and (mask is None or not (active.any(1) & ~active.all(1)).any()):
+        if run.races is not None:
+            run.races.meet(active.all(1))
         return None
     gone = by_warp(np.False_ if run.gone is None else run.gone, run.shape)
     words = by_warp(named, run.shape)

@@ -27,19 +27,42 @@ from validation.record import Record
 from validation.report import summary
 from validation.verdict import Status
 
-# Adapter -> module, pip arguments. `make` installs Liger-Kernel; FlagGems pins numpy 1.26.
-OPTIONAL = {"liger": ("liger_kernel", "liger-kernel"), "flaggems": ("flag_gems", "--no-deps flag_gems sqlalchemy")}
-FLAGGEMS = ["flaggems"] if importlib.util.find_spec("flag_gems") else []
+# Adapter -> module, package, pip arguments. `make` installs Liger-Kernel; FlagGems pins numpy 1.26, flash-attn asks for
+# a CUDA toolkit, vllm-omni for vLLM.
+OPTIONAL = {
+    "liger": ("liger_kernel", "liger-kernel", "liger-kernel"),
+    "flaggems": ("flag_gems", "flag_gems", "--no-deps flag_gems sqlalchemy"),
+    "flash_attn": (
+        "flash_attn",
+        "flash-attn",
+        "--no-deps --no-build-isolation flash-attn, with FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE",
+    ),
+    "vllm_omni": ("vllm_omni", "vllm-omni", "--no-deps vllm-omni"),
+}
+# The norms of each are right; of those that are installed here.
+NORMS = {
+    "torch_native": ("layer_norm", "rms_norm"),
+    "liger": ("layer_norm", "rms_norm"),
+    "flaggems": ("layer_norm", "rms_norm"),
+    "flash_attn": ("layer_norm", "rms_norm", "rotary_embedding"),
+    "vllm_omni": ("rms_norm_scale_shift",),
+}
+INSTALLED = [
+    (name, op)
+    for name, ops in NORMS.items()
+    if name not in OPTIONAL or importlib.util.find_spec(OPTIONAL[name][0])
+    for op in ops
+]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_without_its_package_an_adapter_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, install = OPTIONAL[name]
+    module, package, install = OPTIONAL[name]
     for loaded in [m for m in sys.modules if m.partition(".")[0] == module or m == f"validation.adapters.{name}"]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     select(gpu=False)
-    with pytest.raises(UsageError, match=f"^--ops: needs {install.split()[-2:][0]}: pip install {install}$"):
+    with pytest.raises(UsageError, match=f"^--ops: needs {package}: pip install {install}$"):
         load_op_set(f"validation.adapters.{name}")
 
 
@@ -57,8 +80,7 @@ def _judged(op: str, ops: OpSet, count: int) -> list[Record]:
     return [judge_case(case, InProcess(ops, select(gpu=False))) for case in drawn]
 
 
-@pytest.mark.parametrize("name", ["torch_native", "liger", *FLAGGEMS])
-@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize(("name", "op"), INSTALLED)
 def test_an_adapter_runs_and_is_right_where_it_should_be(name: str, op: str) -> None:
     select(gpu=False)
     statuses = [record.status for record in _judged(op, load_op_set(f"validation.adapters.{name}"), 20)]

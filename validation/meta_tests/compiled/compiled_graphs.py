@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from validation.adapters.inductor import backend
 from validation.cases.case import Case
-from validation.compiled.inductor import backend
 from validation.compiled.ptx import executing
 from validation.compiled.ptx.launch import Launch
 from validation.judge.verdict import judge_call

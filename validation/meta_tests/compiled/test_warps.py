@@ -120,3 +120,59 @@ def test_lanes_that_meet_alone_are_executed_but_their_races_are_not_looked_for()
     assert set(execute(body)[0]) == {4}
     with pytest.raises(NotExecutedError, match="races are not looked for"):
         execute(body, races=True)
+
+
+# Each lane leaves its number in shared memory, and takes its neighbour's.
+EXCHANGE = """
+	mov.b32 %r3, global_smem;
+	shl.b32 %r2, %r0, 2;
+	add.s32 %r4, %r3, %r2;
+	xor.b32 %r5, %r2, 4;
+	add.s32 %r5, %r3, %r5;
+	st.shared.b32 [%r4], %r0;
+	{meet}
+	ld.shared.b32 %r1, [%r5];
+"""
+
+
+@pytest.mark.parametrize(("meet", "races"), [("bar.warp.sync -1;", 0), ("bar.sync 0;", 0), ("", 1)])
+def test_the_barrier_of_a_warp_orders_a_cta_of_one_warp(meet: str, races: int) -> None:
+    got, violations = execute(EXCHANGE.format(meet=meet), 32, 2, shared=128, races=True)
+    assert got == [lane ^ 1 for lane in range(32)] * 2
+    assert len(violations) == races
+    assert {found.kind for found in violations} <= {"RACE"}
+
+
+def test_races_are_not_looked_for_where_one_of_several_warps_meets() -> None:
+    with pytest.raises(NotExecutedError, match="where the lanes of a warp alone meet"):
+        execute(EXCHANGE.format(meet="bar.warp.sync -1;"), 64, 1, shared=256, races=True)
+
+
+# After a barrier each lane loads the element of a neighbour, who overwrites it; in between all may meet.
+OVERWRITTEN = """
+	mov.b32 %r3, global_smem;
+	shl.b32 %r2, %r0, 2;
+	add.s32 %r4, %r3, %r2;
+	st.shared.b32 [%r4], %r0;
+	bar.sync 0;
+	xor.b32 %r5, %r2, {distance};
+	add.s32 %r5, %r3, %r5;
+	ld.shared.b32 %r1, [%r5];
+	{meet}
+	st.shared.b32 [%r4], %r1;
+"""
+SHUFFLE = "shfl.sync.bfly.b32 %r6, %r1, 1, 31, -1;"
+
+
+@pytest.mark.parametrize(
+    ("distance", "meet", "races"),
+    [(4, SHUFFLE, 0), (4, "bar.warp.sync -1;", 0), (4, "", 1), (128, SHUFFLE, 1), (128, "bar.sync 0;", 0)],
+    ids=["shuffle", "barrier of the warp", "nothing", "shuffle, another warp", "barrier, another warp"],
+)
+def test_a_lane_that_stores_after_its_warp_met_does_not_race_with_their_loads(
+    distance: int, meet: str, races: int
+) -> None:
+    threads = 32 if meet.startswith("bar.warp") else 64
+    got, violations = execute(OVERWRITTEN.format(distance=distance, meet=meet), threads, 2, shared=256, races=True)
+    assert got == [thread ^ (distance // 4) for thread in range(threads)] * 2
+    assert [found.kind for found in violations] == ["RACE"] * races

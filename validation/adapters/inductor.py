@@ -12,27 +12,16 @@ of its own (matrix products) run in PyTorch on the CPU.
 """
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.fx import GraphModule
 
-from validation.compiled.counters.gpus import GPUS
+from validation.adapters import shells
 from validation.compiled.ptx import executing
 from validation.compiled.ptx.launch import Launch
-from validation.compiled.ptx.target import TARGETS
 from validation.device.private import device_guard_for_cuda, inductor_module
-
-# What Inductor asks of a device, alike for all targets: CUDA C++ Programming Guide, "Technical Specifications per
-# Compute Capability".
-_OF_ALL = {
-    "regs_per_multiprocessor": 65_536,
-    "max_threads_per_multi_processor": 2048,
-    "max_threads_per_block": 1024,
-    "warp_size": 32,
-}
 
 
 def backend(**config: Any) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
@@ -57,7 +46,7 @@ def backend(**config: Any) -> Callable[[GraphModule, Sequence[Any]], Callable[..
         own = {"compile_threads": 1, "force_disable_caches": True, "triton.autotune_at_compile_time": False}
         compile_fx = inductor_module("torch._inductor.compile_fx").compile_fx
         # Most of Inductor asks its interface of the device, some of it torch.cuda.
-        properties = _properties(target)
+        properties = shells.properties(target)
         answers: dict[str, Any] = {
             "get_device_properties": lambda _device=None: properties,
             "get_device_capability": lambda _device=None: (properties.major, properties.minor),
@@ -111,17 +100,9 @@ def _take_over(target: str) -> None:
     _taken = target
 
 
-def _properties(target: str) -> SimpleNamespace:
-    architecture = int(TARGETS[target][1])
-    sms = next(gpu.sms for gpu in GPUS if gpu.target == target)
-    return SimpleNamespace(
-        **_OF_ALL, name=target, major=architecture // 10, minor=architecture % 10, multi_processor_count=sms
-    )
-
-
 def _register_device(target: str) -> None:
     interfaces = inductor_module("torch._dynamo.device_interface")
-    properties = _properties(target)
+    properties = shells.properties(target)
     architecture = 10 * properties.major + properties.minor
 
     base: Any = interfaces.CudaInterface
