@@ -109,6 +109,7 @@ DRIVERS = (
     "cli",
     "commands",
     "controls",
+    "explain",
     "faults",
     "plugin",
     "predictions",
