@@ -1,10 +1,14 @@
 """``validate explain``: where two kernels of one op part, in words."""
 
 import argparse
-import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from validation.commands import FAILED, INCONCLUSIVE, PASSED, Command, progress
 from validation.errors import UsageError
+
+if TYPE_CHECKING:
+    from validation.cases.case import Case
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -31,8 +35,10 @@ def _explain(options: argparse.Namespace) -> int:
     for name, ops in (("ops", a), ("against", b)):
         if op not in ops:
             raise UsageError(f"--{name}: {ops.origin} has no {op}, expected an op set that has it")
-    drawn = (one.case for one in Plan.of(op, device, profile_named(options.profile), options.seed).cases())
-    cases = [case] if case is not None else itertools.filterfalse(_empty, drawn)
+    cases: Iterator[Case] = iter([case] if case is not None else ())
+    if case is None:
+        plan = Plan.of(op, device, profile_named(options.profile), options.seed)
+        cases = (one.case for one in plan.cases() if not _empty(one.case))
     found = explain_first(cases, a, b, device, progress=progress)
     print(f"a is {a.origin}, b is {b.origin}; {device.name}")
     if found.case is None:
@@ -45,8 +51,8 @@ def _explain(options: argparse.Namespace) -> int:
     return PASSED if found.compared else INCONCLUSIVE
 
 
-def _empty(case: "object") -> bool:
-    return any(0 in spec.shape for spec in case.tensors.values())  # type: ignore[attr-defined]
+def _empty(case: "Case") -> bool:
+    return any(0 in spec.shape for spec in case.tensors.values())
 
 
 COMMANDS = (

@@ -1,13 +1,13 @@
 """Computes a graph again: with the roundings of its instructions, which must give the kernel's bits, and in float64."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from validation.compiled.ptx.approximate import Approximation
-from validation.compiled.ptx.bits import DTYPES, UNSIGNED, bits
+from validation.compiled.ptx.bits import DTYPES, UNSIGNED, Array, bits
 from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.table import Elementwise
 from validation.explain.graph import CTA, Node, walk
@@ -22,46 +22,52 @@ def as_number(raw: int, type_: str) -> float:
     if type_ == "bf16":
         return float(np.uint32(raw << 16).view(np.float32))
     dtype = DTYPES[type_]
-    if dtype.kind != "f":
-        return float(np.asarray(raw, UNSIGNED[dtype.itemsize]).view(dtype))
-    return float(np.asarray(raw, UNSIGNED[dtype.itemsize]).view(dtype))
+    return float(UNSIGNED[dtype.itemsize].type(raw).view(dtype))
 
 
-def evaluate(root: Node, instead: Mapping[int, int] | None = None) -> dict[int, int]:
-    """The bits of each node, by its id, computed from the leaves by the instructions' own roundings.
+def evaluate(root: Node) -> dict[int, int]:
+    """The bits of each node, by its id, computed from the leaves by the instructions' own roundings."""
+    found: dict[int, int] = {}
+    for node in walk(root):
+        found[id(node)] = computed(node, [found[id(one)] for one in node.operands])
+    return found
+
+
+def computed(node: Node, given: Sequence[int]) -> int:
+    """The bits that a node's instruction gives for operands of these bits; a leaf's own."""
+    if not node.operands:
+        return node.bits
+    if node.op == "widen":
+        return given[0] << 16
+    if node.short == "part":
+        return (given[0] >> 8 * int(node.op.partition(".")[2])) & ((1 << 8 * node.size) - 1)
+    entry: Any = OPCODES[node.op]
+    assert isinstance(entry, Elementwise)
+    types = entry.operands if len(entry.operands) == len(given) else (*entry.operands, entry.operands[-1])
+    arrays = [_array(raw, DTYPES[type_]) for raw, type_ in zip(given, types, strict=True)]
+    with np.errstate(all="ignore"):
+        return int(bits(entry.function(*([Approximation()] if entry.approximate else []), *arrays))[0, 0])
+
+
+def _array(raw: int, dtype: np.dtype[Any]) -> Array:
+    size = dtype.itemsize
+    return np.full((1, 1), raw & ((1 << 8 * size) - 1), UNSIGNED[size]).view(dtype)
+
+
+def evaluate_with(order: Sequence[Node], instead: Mapping[int, int]) -> dict[int, int]:
+    """The bits of the nodes that change if some have other bits than their own, by id.
 
     Args:
-        root: of the graph.
-        instead: bits that nodes have instead of their own, by id.
+        order: the nodes of a graph that was checked, operands first.
+        instead: the bits of some, by id.
     """
-    instead = instead or {}
-    found: dict[int, int] = {}
-    approximation = Approximation()
-    with np.errstate(all="ignore"):
-        for node in walk(root):
-            if id(node) in instead:
-                found[id(node)] = instead[id(node)]
-            elif not node.operands:
-                found[id(node)] = node.bits
-            elif node.op == "widen":
-                found[id(node)] = found[id(node.operands[0])] << 16
-            else:
-                entry: Any = OPCODES[node.op]
-                assert isinstance(entry, Elementwise)
-                types = (
-                    entry.operands
-                    if len(entry.operands) == len(node.operands)
-                    else (*entry.operands, entry.operands[-1])
-                )
-                given = [
-                    np.full(
-                        (1, 1), found[id(one)] & ((1 << 8 * DTYPES[t].itemsize) - 1), UNSIGNED[DTYPES[t].itemsize]
-                    ).view(DTYPES[t])
-                    for one, t in zip(node.operands, types, strict=True)
-                ]
-                result = entry.function(*([approximation] if entry.approximate else []), *given)
-                found[id(node)] = int(bits(result)[0, 0])
-    return found
+    changed = dict(instead)
+    for node in order:
+        if id(node) not in changed and any(id(one) in changed for one in node.operands):
+            raw = computed(node, [changed.get(id(one), one.bits) for one in node.operands])
+            if raw != node.bits:
+                changed[id(node)] = raw
+    return changed
 
 
 def check(root: Node, output: int) -> None:

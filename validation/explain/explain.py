@@ -1,7 +1,7 @@
 """Explains an op of two op sets: on the first case whose outputs differ, at the first element that does."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -117,20 +117,24 @@ def _explained(a: Made, b: Made, differ: list[Tensor]) -> tuple[list[str], bool]
     numbers = Numbers()
     kernels = [Kernel(form_of(graph, numbers), numbers, label) for graph, label in zip(graphs, "ab", strict=True)]
     lines += explain(*kernels)
-    for label, made, graph in zip("ab", (a, b), graphs, strict=True):
-        lines += _notes(label, made, graph)
+    lines += _notes((a, b), graphs)
     return lines, True
 
 
-def _notes(label: str, made: Made, graph: Node) -> list[str]:
-    approximate = sorted({node.op for node in walk(graph) if {"approx", "full"} & {*node.op.split(".")}})
+def _notes(made: Sequence[Made], graphs: Sequence[Node]) -> list[str]:
+    """What the explanation does not know of a GPU's bits."""
+    found = {node.op for graph in graphs for node in walk(graph)}
+    approximate = sorted(op for op in found if {"approx", "full"} & {*op.split(".")})
     notes = []
     if approximate:
-        notes.append(
-            f"{label}: {', '.join(approximate)}: a GPU's bits lie within an interval; taken is the value, rounded"
-        )
-    changed = [text for kept in made.launches if (text := contracted(kept.program.kernel, kept.launch.cubin))]
-    return notes + [f"{label}: {text}" for text in dict.fromkeys(changed)]
+        notes.append(f"{', '.join(approximate)}: a GPU's bits lie within an interval; taken is the value, rounded")
+    changed = [
+        f"{label}: {text}"
+        for label, one in zip("ab", made, strict=True)
+        for kept in one.launches
+        if (text := contracted(kept.program.kernel, kept.launch.cubin))
+    ]
+    return [*notes, *dict.fromkeys(changed)]
 
 
 def _first(differ: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:

@@ -59,12 +59,13 @@ class Form:
     Attributes:
         steps: by number, operands first.
         root: the number of the output.
-        graph: the root of the graph.
+        graph: the root of the graph. order: its nodes, operands first.
     """
 
     steps: dict[int, Step]
     root: int
     graph: Node
+    order: list[Node]
 
     def operands(self, step: Step) -> list[Step]:
         """The steps that a step is computed from."""
@@ -81,7 +82,8 @@ def form_of(root: Node, numbers: Numbers) -> Form:
         one = steps[number]
         return one.op == "constant" and one.value == 0
 
-    for node in walk(root):
+    order = [*walk(root)]
+    for node in order:
         given = [number_of[id(one)] for one in node.operands]
         short = node.short
         op = node.op.replace(".rn.", ".") if short in ("add", "sub", "mul") else node.op
@@ -115,4 +117,4 @@ def form_of(root: Node, numbers: Numbers) -> Form:
             known.thread = min(known.thread, node.thread)
         else:
             steps[number] = Step(number, op, tuple(given), node, [id(node)], node.thread, truths[id(node)])
-    return Form(steps, number_of[id(root)], root)
+    return Form(steps, number_of[id(root)], root, order)

@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
-from validation.compiled.ptx.bits import DTYPES
+from validation.compiled.ptx.bits import DTYPES, Array
 from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.parse import Instruction
 from validation.compiled.ptx.table import Elementwise
@@ -25,8 +23,8 @@ class Node:
     """A value.
 
     Attributes:
-        op: the opcode, that of one number where the instruction has pairs; ``element``, ``constant``, or ``widen`` for
-            bfloat16 moved into the upper half of float32.
+        op: the opcode, that of one number where the instruction has pairs; ``element``, ``constant``,
+            ``part.4`` for the bytes from 4 on of an integer, or ``widen`` for bfloat16 in the upper half of float32.
         type_: the PTX type of the value. size: its bytes.
         operands: what it is computed from.
         bits: of the value, as the kernel had it.
@@ -71,6 +69,8 @@ class Builder:
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve
         self._made: dict[Wanted, Node] = {}
+        # By the planes that they came from, the origins of all threads.
+        self._origins: dict[int, list[list[int]]] = {}
 
     def build(self, trace: Trace, origins: tuple[int, ...], type_: str) -> Node:
         """The graph of a value.
@@ -80,14 +80,16 @@ class Builder:
         """
         wanted: Wanted = (trace, origins, type_)
         waiting = [wanted]
+        plans: dict[Wanted, tuple[Callable[[tuple[Node, ...]], Node], list[Wanted]]] = {}
         while waiting:
             one = waiting[-1]
             if one in self._made:
                 waiting.pop()
                 continue
-            make, needs = self._plan(one)
+            make, needs = plans.pop(one) if one in plans else self._plan(one)
             missing = [need for need in needs if need not in self._made]
             if missing:
+                plans[one] = make, needs
                 waiting += missing
             else:
                 self._made[one] = make(tuple(self._made[need] for need in needs))
@@ -109,7 +111,7 @@ class Builder:
             record, thread, byte = trace.origin_of(origins[0])
             if byte == 0 and size == record.result.dtype.itemsize:
                 return self._of_record(trace, record, thread, type_)
-            return self._of_part(trace, record, thread, byte, size, type_)
+            return self._of_part(trace, record, thread, origins, type_)
         if size == 4 and not any(origins[:2]):
             needs: list[Wanted] = [(trace, origins[2:], "bf16")]
             return lambda made: Node("widen", "f32", 4, made, made[0].bits << 16, thread=made[0].thread), needs
@@ -150,9 +152,11 @@ class Builder:
         ), needs
 
     def _of_part(
-        self, trace: Trace, record: Record, thread: int, byte: int, size: int, type_: str
+        self, trace: Trace, record: Record, thread: int, origins: tuple[int, ...], type_: str
     ) -> tuple[Callable[[tuple[Node, ...]], Node], list[Wanted]]:
         """A part of a result: a half of a pair, or bytes that were packed."""
+        first, size = origins[0], len(origins)
+        byte = trace.origin_of(first)[2]
         instruction = record.instruction
         if (moved := self._gathered(record, thread, range(byte, byte + size))) is not None:
             return lambda made: made[0], [(trace, moved, type_)]
@@ -161,6 +165,12 @@ class Builder:
             return lambda _: Node("constant", type_, size, bits=part, instruction=instruction), []
         opcode = instruction.opcode.replace("x2", "")
         entry, whole = OPCODES.get(opcode), record.result.dtype.itemsize
+        of_pair = OPCODES[instruction.opcode]
+        if isinstance(of_pair, Elementwise) and instruction.opcode.rpartition(".")[2][0] in "bsu":
+            all_bytes = tuple(range(first - byte, first - byte + whole))
+            return lambda made: Node(
+                f"part.{byte}", type_, size, made, (made[0].bits >> 8 * byte) & ((1 << 8 * size) - 1)
+            ), [(trace, all_bytes, of_pair.result)]
         if "x2" not in instruction.opcode or not isinstance(entry, Elementwise) or size * 2 != whole:
             raise instruction.refuse("a part of its result is not followed")
         half, shift = byte // size, 8 * byte
@@ -183,22 +193,27 @@ class Builder:
         """Bytes of an operand of a record: their origins, or those of an immediate or a special register."""
         planes = record.operands[n]
         if planes is not None:
-            origins = from_planes(planes)[min(thread, planes.shape[1] - 1)][first : first + size]
+            origins = self._of_thread(planes, thread)[first : first + size]
             if any(origins):
-                return trace, tuple(map(int, origins)), type_
+                return trace, tuple(origins), type_
         value = record.values[n]
         raw = _immediate(record.instruction.operands[n + 1], type_) if value is None else _at(value, thread)
         return None, tuple((raw >> 8 * first).to_bytes(16, "little")[:size]), type_
+
+    def _of_thread(self, planes: Array, thread: int) -> list[int]:
+        """The origins of a thread's bytes."""
+        key = id(planes)  # a record keeps them
+        if key not in self._origins:
+            self._origins[key] = from_planes(planes).tolist()
+        of_threads = self._origins[key]
+        return of_threads[min(thread, len(of_threads) - 1)]
 
     def _gathered(self, record: Record, thread: int, bytes_: range) -> tuple[int, ...] | None:
         """The origins of bytes that ``or`` or ``prmt`` only gather; None if the instruction computes."""
         name, _, kind = record.instruction.opcode.partition(".")
         if kind != "b32" or name not in ("or", "prmt") or record.operands[0] is None:
             return None
-        parts = [
-            [0] * 4 if p is None else [*map(int, from_planes(p)[min(thread, p.shape[1] - 1)])]
-            for p in record.operands[:2]
-        ]
+        parts = [[0] * 4 if p is None else self._of_thread(p, thread) for p in record.operands[:2]]
         if name == "prmt":
             selector = record.instruction.operands[3].removesuffix("U")
             if record.values[2] is not None or len(selector) > 6:
@@ -236,7 +251,7 @@ def _result(opcode: str, entry: Elementwise) -> str:
 
 
 def _at(array: Any, thread: int) -> int:
-    return int(np.broadcast_to(array, (1, max(array.shape[-1], thread + 1)))[0, thread])
+    return int(array[0, min(thread, array.shape[1] - 1)])
 
 
 def _immediate(text: str, type_: str) -> int:

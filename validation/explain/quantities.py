@@ -8,18 +8,20 @@ where that differs the kernels part.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
-from validation.explain.evaluate import evaluate
+from validation.explain.evaluate import evaluate_with
 from validation.explain.forms import Form, Numbers, Step
+from validation.explain.formulas import Formula, grouped
 from validation.explain.graph import Node
 from validation.explain.sums import Sum, sums_of
 
+_CENTRED = re.compile(r"\((.+) - mean\(\1\)\)²")
+_NARROW = [f"{name}.{kind}" for name in ("add", "sub", "mul") for kind in ("bf16", "f16")]
 # Equal in exact arithmetic: float64's own errors, where a variance is a difference of squares, lie below.
 SAME = 1e-8
-# A step as a tuple: its operation, then its operands, each a name or a step.
-Formula = tuple[object, ...] | str
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,8 +47,10 @@ class Part:
 
     @property
     def narrows(self) -> bool:
-        """Whether it rounds to 16 bits."""
-        return self.short == "cvt" and self.step is not None and self.step.node.size == 2
+        """Whether it rounds to 16 bits: a conversion, or arithmetic in 16 bits."""
+        if self.step is None or self.op in ("element", "constant") or self.short in ("neg", "abs", "min", "max"):
+            return False
+        return self.step.node.size == 2
 
 
 @dataclasses.dataclass
@@ -109,8 +113,8 @@ class Kernel:
     def with_value(self, part: Part, raw: int) -> int:
         """The bits of the output if a part had other bits."""
         assert part.step is not None
-        found = evaluate(self.form.graph, dict.fromkeys(part.step.ids, raw))
-        return found[id(self.form.graph)]
+        changed = evaluate_with(self.form.order, dict.fromkeys(part.step.ids, raw))
+        return changed.get(id(self.form.graph), self.form.graph.bits)
 
 
 @dataclasses.dataclass
@@ -148,7 +152,11 @@ def quantities(a: Kernel, b: Kernel) -> list[Quantity]:
     for number in dict.fromkeys(shared[0][id(part)] for part in a.parts if id(part) in shared[0]):
         parts = (last[0][number], last[1][number])
         formulas = tuple(_formula(part, shared[n], number, names) for n, part in enumerate(parts))
-        names[number] = name_of(parts[0], shared[0], number, names)
+        named = [_named(part, shared[n], number, names) for n, part in enumerate(parts)]
+        name = min(named, key=len)
+        # Two elements of one tensor have one name.
+        again = sum(one == name or one.startswith(f"{name} #") for one in names.values())
+        names[number] = f"{name} #{again + 1}" if again else name
         found.append(Quantity(names[number], parts, (formulas[0], formulas[1])))
     return found
 
@@ -209,16 +217,16 @@ def _formula(part: Part, number_of: Mapping[int, int], mine: int, names: Mapping
         operands[:2] = sorted(operands[:2], key=repr)
     if part.sum is not None:
         return ("sum", part.sum.tree.key, part.sum.tree.fused, *operands)
+    if part.op in _NARROW:
+        # float32 holds their result before it is rounded: 24 bits are at least 2 p + 2.
+        name, kind = part.op.split(".")
+        return (f"cvt.rn.{kind}.f32", (f"{name}.f32", *operands))
     # The product that an fma adds: that it is not rounded is said of the sum.
     return ("mul.f32" if part.op == "product" else part.op, *operands)
 
 
-def name_of(part: Part, number_of: Mapping[int, int], mine: int, names: Mapping[int, str]) -> str:
-    """A quantity in words: ``mean(x * x)``; roundings and conversions have no name."""
-    return _named(part, number_of, mine, names)
-
-
 def _named(part: Part, number_of: Mapping[int, int], mine: int, names: Mapping[int, str]) -> str:
+    """A quantity in words: ``mean(x²)``; roundings and conversions have no name."""
     if part.op == "element":
         assert part.step is not None
         return part.step.node.name.partition("[")[0]
@@ -236,21 +244,21 @@ def _named(part: Part, number_of: Mapping[int, int], mine: int, names: Mapping[i
         return of[0]
     if part.short in ("mul", "product"):
         if part.operands[0] is part.operands[1]:
-            return f"{_grouped(of[0])}²"
+            return f"{grouped(of[0])}²"
         if (mean := _mean(part, of)) is not None:
             return mean
-        return f"{_grouped(of[0])} * {_grouped(of[1])}"
+        return f"{grouped(of[0])} * {grouped(of[1])}"
     if part.short == "div":
         if (mean := _mean(part, of)) is not None:
             return mean
-        return "rstd" if of[1].startswith("sqrt(") and of[0] == "1" else f"{_grouped(of[0])} / {_grouped(of[1])}"
+        return "rstd" if of[1].startswith("sqrt(") and of[0] == "1" else f"{grouped(of[0])} / {grouped(of[1])}"
     if part.short == "rsqrt":
         return "rstd"
     signs = {"add": "+", "sub": "-"}
     if part.short in signs:
-        return f"{of[0]} {signs[part.short]} {_grouped(of[1]) if part.short == 'sub' else of[1]}"
+        return f"{of[0]} {signs[part.short]} {grouped(of[1]) if part.short == 'sub' else of[1]}"
     if part.short == "fma":
-        return f"{_grouped(of[0])} * {_grouped(of[1])} + {of[2]}"
+        return f"{grouped(of[0])} * {grouped(of[1])} + {of[2]}"
     return f"{part.short}({', '.join(of)})"
 
 
@@ -264,14 +272,6 @@ def _mean(part: Part, of: Sequence[str]) -> str | None:
         if inner.sum is not None and other.op == "constant":
             size = inner.sum.tree.size
             if same(other.exact, size if part.short == "div" else 1 / size):
-                return of[n].replace("sum(", "mean(", 1)
+                of_what = of[n].removeprefix("sum(").removesuffix(")")
+                return "variance" if _CENTRED.fullmatch(of_what) else f"mean({of_what})"
     return None
-
-
-def _grouped(text: str) -> str:
-    depth = 0
-    for n, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0 and letter == " " and n:
-            return f"({text})"
-    return text

@@ -1,8 +1,9 @@
 """The sums of a form: trees of additions over different elements of one tensor, and their shapes in words."""
 
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -211,42 +212,42 @@ def _terms(tree: Join | Term) -> Iterator[Term]:
 def _levels(tree: Join) -> tuple[list[Join | Term], list[str]]:
     """The parts of a sum that one thread adds, and in words how those of several are added, the first level first."""
     inner: list[Join | Term] = []
-    distances: dict[int, set[int]] = {}
-    waiting: list[tuple[Join | Term, int]] = [(tree, 0)]
+    joins: list[Join] = []
+    waiting: list[Join | Term] = [tree]
     while waiting:
-        one, level = waiting.pop()
+        one = waiting.pop()
         if isinstance(one, Term) or one.first == one.last:
             inner.append(one)
-            continue
-        distances.setdefault(level, set()).add(abs(one.left.first - one.right.first))
-        waiting += [(one.left, level + 1), (one.right, level + 1)]
-    return inner, [*_level_words([distances[n] for n in sorted(distances, reverse=True)])]
-
-
-def _level_words(levels: list[set[int]]) -> Iterator[str]:
-    lanes: list[int] = []
-    warps: list[int] = []
-    ctas: list[int] = []
-    chunks = 0
-    for level in levels:
-        if level == {0} or (0 in level and len(level) > 1):
-            chunks += 1
-        elif len(level) > 1:
-            yield f"sums of threads {_listed(sorted(level))} apart"
-        elif (distance := next(iter(level))) < WARP:
-            lanes.append(distance)
-        elif distance < CTA:
-            warps.append(distance // WARP)
         else:
-            ctas.append(distance // CTA)
-    if lanes:
-        yield f"lanes {_listed(lanes)} apart"
-    if warps:
-        yield f"warps {_listed(warps)} apart"
-    if ctas:
-        yield f"CTAs {_listed(ctas)} apart"
-    if chunks:
-        yield f"{chunks + 1} sums of all threads, one after another"
+            joins.append(one)
+            waiting += [one.left, one.right]
+    # The distances of the threads on the longest way down from each.
+    ways: dict[int, tuple[int, ...]] = {}
+    regular = True
+    for one in reversed(joins):
+        short, long = sorted((ways.get(id(one.left), ()), ways.get(id(one.right), ())), key=len)
+        rest = iter(long)
+        regular = regular and all(distance in rest for distance in short)
+        ways[id(one)] = (*long, abs(one.left.first - one.right.first))
+    if not regular:
+        return inner, [f"their sums in {len(ways[id(tree)])} levels that are not alike"]
+    return inner, [*_level_words(ways.get(id(tree), ()))]
+
+
+def _level_words(distances: Sequence[int]) -> Iterator[str]:
+    """Additions of values of different threads, by how far these are apart."""
+    for unit, group in itertools.groupby(distances, _unit):
+        levels = [*group]
+        if unit == 0:
+            yield f"{len(levels) + 1} sums of all threads, one after another"
+        else:
+            name = {1: "lanes", WARP: "warps", CTA: "CTAs"}[unit]
+            yield f"{name} {', '.join(str(distance // unit) for distance in levels)} apart"
+
+
+def _unit(distance: int) -> int:
+    """What a distance of threads is counted in; 0 for none."""
+    return next((unit for unit in (CTA, WARP, 1) if distance >= unit), 0)
 
 
 def _shape(one: Join | Term) -> Shape:
@@ -278,6 +279,8 @@ def _shape(one: Join | Term) -> Shape:
 
 
 def _shape_words(shapes: set[Shape]) -> str:
+    if all(shape is not None and (not shape or shape[1] == ()) for shape in shapes):
+        return " one after another"
     if len(shapes) > 1 or None in shapes:
         return ", in an order of its own"
     shape = next(iter(shapes))
@@ -285,10 +288,8 @@ def _shape_words(shapes: set[Shape]) -> str:
     while shape:
         counts.append(shape[0])
         shape = shape[1]
-    if len(counts) > 1 and set(counts) == {2}:
+    if set(counts) == {2}:
         return " in pairs"
-    if len(counts) == 1:
-        return " one after another"
     return " as " + " of ".join(f"{n:,} sums" for n in counts[:-1]) + f" of {counts[-1]:,}, each one after another"
 
 
@@ -302,10 +303,6 @@ def _runs(columns: list[int]) -> str:
             runs.append([column, column])
     shown = [f"{a}" if a == b else f"{a} to {b}" for a, b in runs]
     return ", ".join(shown[:4]) + ", ..." * (len(shown) > 4)
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def _column(name: str) -> int:

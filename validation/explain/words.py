@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from validation.explain.formulas import text_of
-from validation.explain.quantities import Formula, Kernel, Part, Quantity, quantities
+from validation.explain.formulas import Formula, text_of
+from validation.explain.quantities import Kernel, Part, Quantity, quantities
 from validation.explain.sums import Sum
 
 _ROUNDS = re.compile(r"cvt\.\w+\.(bf16|f16)\.f32")
@@ -13,20 +13,25 @@ _ROUNDS = re.compile(r"cvt\.\w+\.(bf16|f16)\.f32")
 def explain(a: Kernel, b: Kernel) -> list[str]:
     """Where the arithmetic of two kernels of one output element parts, in the order in which the first one computes."""
     found = quantities(a, b)
+
+    def place(one: Quantity) -> str:
+        return f"the output, {one.name}" if one is found[-1] else one.name
+
     apart = [one for one in found if one.parts_ways]
     if not apart:
         return ["no step of their arithmetic differs"]
     first = next((n for n, one in enumerate(apart) if not one.same_bits), len(apart))
     lines: list[str] = []
     if first < len(apart):
-        lines += _told(apart[first], f"their values part first at {apart[first].name}:")
-        lines += _cause(found, a, b)
+        lines += _told(apart[first], f"their values part first at {place(apart[first])}:")
+        if apart[first] is not found[-1]:
+            lines += _cause(found, a, b)
     after = [one for one in apart[first + 1 :] if not one.same_bits]
     same = [*apart[:first], *(one for one in apart[first + 1 :] if one.same_bits)]
     for one in after:
-        lines += _told(one, f"after that they part at {one.name}:")
+        lines += _told(one, f"after that they part at {place(one)}:")
     for one in same:
-        lines += _told(one, f"other arithmetic that gives this element the same bits, at {one.name}:")
+        lines += _told(one, f"other arithmetic that gives this element the same bits, at {place(one)}:")
     return lines
 
 
@@ -87,14 +92,17 @@ def _sums(a: Sum, b: Sum) -> Iterator[str]:
 
 def _cause(found: Sequence[Quantity], a: Kernel, b: Kernel) -> Iterator[str]:
     """Whether one quantity's value is enough to turn one output into the other."""
+    tried = False
     for one in found[:-1]:
         mine, other = (part.step for part in one.parts)
         if one.same_bits or mine is None or other is None or mine.node.type_ != other.node.type_:
             continue
+        tried = True
         if a.with_value(one.parts[0], other.node.bits) == b.form.graph.bits:
             yield f"  with b's value of {one.name}, the rest of a gives b's output"
             return
-    yield "  no one value of b's, put into a, gives b's output"
+    if tried:
+        yield "  no one value of b's, put into a, gives b's output"
 
 
 def _values(quantity: Quantity) -> Iterator[str]:
