@@ -42,8 +42,9 @@ def _explain(options: argparse.Namespace) -> int:
     found = explain_first(cases, a, b, device, progress=progress)
     print(f"a is {a.origin}, b is {b.origin}; {device.name}")
     if found.case is None:
-        print(f"{op}: {found.compared:,} of {found.compared:,} cases have the same bits")
-    print(*found.lines, *(f"not compared: {text}" for text in found.left_out), sep="\n")
+        print(f"{op}: every output has the same bits, in {found.compared:,} case{'s' * (found.compared != 1)}")
+    for line in (*found.lines, *(f"not compared: {text}" for text in found.left_out)):
+        print(line)
     if found.case is not None and case is None:
         print(f"the case: {found.case.to_json()}")
     if found.case is not None:
