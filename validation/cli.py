@@ -21,6 +21,7 @@ from validation.commands import (
     again,
     bench,
     exit_status,
+    explaining,
     predictions,
     run,
 )
@@ -42,13 +43,14 @@ replaces, measured, on inputs chosen to hurt.
   validate faults                             planted bugs, each of which the suite must catch
   validate bench ops --gpu                    how fast each op is, beside the copy, the eager chain and others
   validate bench denoise --model helios --gpu how fast a whole denoiser is with them, beside each arm's drift
+  validate explain --op rms_norm --ops my.py  where its arithmetic and ours first part, in words
   validate predict                            the bits that a GPU must give; validate confirm FILE --gpu compares them
   validate diff OLD_RUN NEW_RUN               two run folders: which verdicts, tiers, numbers and bits changed
   validate compare REFERENCE CANDIDATE        kept videos, images, arrays or meshes of two runs
   validate repro '{"op": ...}'                one case again, from a failure's last line
 """
 
-COMMANDS = (*run.COMMANDS, *again.COMMANDS, *bench.COMMANDS, *predictions.COMMANDS)
+COMMANDS = (*run.COMMANDS, *again.COMMANDS, *bench.COMMANDS, *predictions.COMMANDS, *explaining.COMMANDS)
 
 # By the first word that several commands share: help text, description, and the metavar of the second word.
 SHARED = {"bench": ("time ops or a denoiser", "Timings; they count on a GPU only.", "WHAT")}

@@ -60,6 +60,7 @@ OPTIONS = (
         metavar="NAME",
         repeated=True,
     ),
+    Option("op", "the op (default: that of --case)", ("explain",), metavar="NAME"),
     Option("model", f"model to sample: {MODELS} (default: all)", SAMPLED, metavar="NAME"),
     Option(
         "model",
@@ -82,6 +83,26 @@ OPTIONS = (
         ("predict",),
         default=DEFAULT_OPS,
         metavar="MODULE_OR_FILE",
+    ),
+    Option(
+        "ops",
+        "op set to explain: an importable module, a .py file or an entry point's name",
+        ("explain",),
+        metavar="MODULE_OR_FILE",
+        required=True,
+    ),
+    Option(
+        "against",
+        "the op set that it differs from: an importable module, a .py file or an entry point's name",
+        ("explain",),
+        default=DEFAULT_OPS,
+        metavar="MODULE_OR_FILE",
+    ),
+    Option(
+        "case",
+        "JSON text of a case, or the path of a file that holds it (default: cases are drawn until one differs)",
+        ("explain",),
+        metavar="CASE",
     ),
     Option("ops", "op set to call (default: the one that was predicted)", ("confirm",), metavar="MODULE_OR_FILE"),
     Option(
@@ -146,6 +167,13 @@ OPTIONS = (
     ),
     Option(
         "profile",
+        "how many cases are drawn",
+        ("explain",),
+        default="quick",
+        choices=("quick", "default", "nightly"),
+    ),
+    Option(
+        "profile",
         "write a table of kernels by arm as well; needs --gpu",
         ("bench denoise",),
         type=bool,
@@ -154,7 +182,7 @@ OPTIONS = (
     Option(
         "seed",
         "everything is drawn from it",
-        (*SESSIONS, "faults"),
+        (*SESSIONS, "faults", "explain"),
         type=at_least(0),
         default=0,
         metavar="N",
@@ -308,7 +336,7 @@ COMPILED = Option(
     "compiled",
     "compile kernels for this target and execute their PTX on the CPU: sm_80, sm_90 (where no target is given) or "
     "sm_100",
-    (*SESSIONS, "repro", "faults", "predict", "confirm"),
+    (*SESSIONS, "repro", "faults", "predict", "confirm", "explain"),
     metavar="TARGET",
     choices=("sm_80", "sm_90", "sm_100"),
     alone="sm_90",

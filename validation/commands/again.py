@@ -19,7 +19,7 @@ def _repro(options: argparse.Namespace) -> int:
     from validation.parity.one_case import check_fits, judge_case
     from validation.report.terminal import print_text
 
-    kept = [_case_and_ops(text) for text in options.case]
+    kept = [case_and_ops(text) for text in options.case]
     limit = limit_of(options.case_seconds)
     device = select(options.gpu, options.compiled, options.races)
     for case, _ in kept:
@@ -37,7 +37,8 @@ def _repro(options: argparse.Namespace) -> int:
     return exit_status(record.status for record in records)
 
 
-def _case_and_ops(text: str) -> "tuple[Case, str]":
+def case_and_ops(text: str) -> "tuple[Case, str]":
+    """The case of a JSON text or of a file that holds it, and the op set that the file names; "" if it names none."""
     from validation.cases.case import Case
     from validation.parity.regressions import read_failure
 

@@ -114,6 +114,7 @@ DRIVERS = (
     "cli",
     "commands",
     "controls",
+    "explain",
     "faults",
     "plugin",
     "predictions",

@@ -52,7 +52,7 @@ def call(op: str, name: str, case: Case, ops: OpSet, device: Device) -> Call:
     arguments = materialise(case, device.torch)
     inputs = inputs_of(arguments.tensors)
     outputs: tuple[Output, ...] = ()
-    with launched() as kernels, executing.watched(arguments.tensors) as runs, torch.no_grad(), _Computed() as torch_ops:
+    with launched() as kernels, executing.watched(arguments.tensors) as runs, torch.no_grad(), Computed() as torch_ops:
         try:
             result = ops[op](**arguments.kwargs)
             unknown = _unknown(runs, kernels, torch_ops.names)
@@ -68,7 +68,7 @@ def call(op: str, name: str, case: Case, ops: OpSet, device: Device) -> Call:
     return Call(op, name, case, inputs, tuple(hash_of(kernel.ptx) for kernel in kernels), outputs, unknown)
 
 
-class _Computed(DispatchMode):
+class Computed(DispatchMode):
     """Notes PyTorch's operators that compute floating-point numbers: a GPU may give other bits than the CPU."""
 
     def __init__(self) -> None:
