@@ -31,6 +31,7 @@ from validation.adapters import nvrtc
 from validation.compiled.ptx import executing
 from validation.compiled.ptx.launch import Launch, check_grid
 from validation.compiled.ptx.shared import static_bytes
+from validation.device.private import torch_function_off
 from validation.errors import CannotExpress, UsageError
 
 # Of a block, and of its axes x, y, z (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
@@ -167,9 +168,10 @@ class Configured:
         target = executing.target()
         if target is None:
             raise CannotExpress(f"{self.kernel.name} is CUDA C++, which is judged as compiled alone: --compiled")
-        with executing.refusals_noted():
-            launch = self.launch(target, arguments)
-        executing.execute(launch)
+        with torch_function_off():  # a tensor of the candidate's says cuda:0 (`validation.adapters.shells`)
+            with executing.refusals_noted():
+                launch = self.launch(target, arguments)
+            executing.execute(launch)
 
     def launch(self, target: str, arguments: Sequence[Any]) -> Launch:
         """The launch for a target; what is raised is that of a call."""
