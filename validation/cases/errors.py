@@ -27,7 +27,7 @@ class BadCall:
         case: the call, with spoiled shapes, dtypes or memory.
         change: spoils the keyword arguments further, once they are tensors.
         grad: call with grad mode on.
-        looks: refusing it needs a look at values, which on a GPU would synchronise: tried only on the CPU.
+        looks: refusing it needs a look at values, which on a GPU would synchronise: tried under the interpreter alone.
     """
 
     name: str

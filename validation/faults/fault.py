@@ -12,7 +12,9 @@ Implementation = TypeVar("Implementation", bound=type[RightOps])
 
 
 EVERYWHERE = frozenset({"interpreter", "compiled", "gpu"})
-# There alone an op looks at the values of an index before it takes them, and the suite at the addresses of loads.
+# There alone an op looks at the values of an index before it takes them.
+INTERPRETED = frozenset({"interpreter"})
+# There alone the suite looks at the addresses of loads.
 ON_CPU = frozenset({"interpreter", "compiled"})
 # What the interpreter does not have: vector accesses, threads, a grid with limits, approximate instructions.
 NOT_INTERPRETED = frozenset({"compiled", "gpu"})

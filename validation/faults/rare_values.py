@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from validation.faults.fault import ON_CPU, fault
+from validation.faults.fault import INTERPRETED, fault
 from validation.faults.norms import OnePassVariance
 from validation.faults.rare_layouts import BLOCK
 from validation.faults.right import RightOps
@@ -255,7 +255,14 @@ class WeightsToldByTheirAddress(RightOps):
 # Bad calls.
 
 
-@fault("index out of range clamped", SS, "an IndexedRows.index past the table takes its last row", BAD_INPUT, on=ON_CPU)
+# On a GPU, also one that is believed in, no op looks at its values.
+@fault(
+    "index out of range clamped",
+    SS,
+    "an IndexedRows.index past the table takes its last row",
+    BAD_INPUT,
+    on=INTERPRETED,
+)
 class IndexOutOfRangeClamped(RightOps):
     def scale_shift(self, x: Tensor, shift: Any, scale: Any, *rest: Any, **kwargs: Any) -> Tensor:
         def clamped(m: Any) -> Any:
