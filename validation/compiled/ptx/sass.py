@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import zlib
 from collections import Counter
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def _disassembled(cubin: bytes) -> str:
     return text
 
 
-@cache
+@lru_cache(maxsize=256)  # as `validation.compiled.ptx.program.program`
 def opcodes_of(cubin: bytes, kernel: str = "") -> tuple[str, ...]:
     """The opcodes of a kernel's main path; `kernel` says which, where the cubin has several.
 
@@ -97,7 +97,7 @@ def opcodes_of(cubin: bytes, kernel: str = "") -> tuple[str, ...]:
     return tuple(main[: exits[-1] + 1])
 
 
-@cache
+@lru_cache(maxsize=256)  # as `validation.compiled.ptx.program.program`
 def machine_code(cubin: bytes, kernel: str = "") -> MachineCode:
     """Read a cubin's kernel; `kernel` says which, where it has several."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
