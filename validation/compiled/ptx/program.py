@@ -46,8 +46,8 @@ class Program:
     waits: bool
 
 
-# A bound kernel takes 32 times the memory of its text (1.4 MB each, of 100 kernels of 42 KB): kept for ever, those of all
-# planted faults took 18 GB. A sweep of an op has 150.
+# A bound kernel takes 32 times the memory of its text (1.4 MB each, of 100 kernels of 42 KB): kept for ever, those of
+# all planted faults took 18 GB. A sweep of an op has 150.
 @lru_cache(maxsize=256)
 def program(ptx: str, entry: str = "", block: tuple[int, int, int] | None = None) -> Program:
     """Parse and bind a kernel of a PTX module; the arguments are those of `validation.compiled.ptx.parse.parse`.
