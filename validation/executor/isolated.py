@@ -22,7 +22,7 @@ from typing import Any
 from validation.cases.case import Case
 from validation.cases.errors import BadCall
 from validation.executor.base import Death, Executor, isolated_by_default
-from validation.executor.worker import LIMIT_SECONDS, Worker
+from validation.executor.worker import LIMIT_ELEMENTS, LIMIT_SECONDS, Worker
 from validation.verdict import Status, Tier, Verdict
 
 
@@ -43,19 +43,20 @@ class Isolated(Executor):
             UsageError: the process could not load the op set.
             RuntimeError: the process could not start for another reason: a defect of the suite.
         """
-        return self._judged({"case": case.to_dict(), "grad": grad})
+        return self._judged({"case": case.to_dict(), "grad": grad}, case)
 
     def repeated(self, case: Case, calls: int) -> Verdict:
         """As `Executor` says. Raises as `judge`."""
-        return self._judged({"case": case.to_dict(), "calls": calls})
+        return self._judged({"case": case.to_dict(), "calls": calls}, case)
 
-    def _judged(self, request: dict[str, Any]) -> Verdict:
+    def _judged(self, request: dict[str, Any], case: Case) -> Verdict:
         used = self.worker.used
-        answer = self.worker.ask(request)
+        limits = max(sum(spec.numel for spec in case.tensors.values()) / LIMIT_ELEMENTS, 1.0)
+        answer = self.worker.ask(request, limits=limits)
         if used and not isinstance(answer, Death) and answer["status"] == Status.REFERENCE_ERROR:
             # The candidate may have changed what the reference computes with: a new process tells.
             self.worker.close()
-            answer = self.worker.ask(request)
+            answer = self.worker.ask(request, limits=limits)
         if isinstance(answer, Death):
             return Verdict(answer.status, "runs", answer.reason)
         tier = None if answer["tier"] is None else Tier(answer["tier"])

@@ -28,6 +28,9 @@ from validation.verdict import Status
 # Time limit of one case, truth included (`watch` says of which time). The slowest of ours takes 2 s under the
 # interpreter; a compiled candidate may first compile for some 30 s.
 LIMIT_SECONDS = 120.0
+# A case of so many elements in its tensors has the limit once, a larger one as many times more: a site at full size has
+# 221 million at most, and one of 44 million took 145 s of processor time where PTX is executed, on two busy cores.
+LIMIT_ELEMENTS = 2**24
 START_SECONDS = 300.0
 
 
@@ -76,19 +79,23 @@ class Worker:
             wanted = "expected a module or .py file that can be imported"
             raise UsageError(f"--ops: cannot import {self.origin}: {death.reason}, {wanted}")
 
-    def ask(self, request: dict[str, Any]) -> Any:
+    def ask(self, request: dict[str, Any], *, limits: float = 1.0) -> Any:
         """Send a request; return the process's answer, or a `Death`.
+
+        Args:
+            request: of `validation.executor.child`.
+            limits: how many times the limit of a case it may take.
 
         Raises:
             UsageError: the process could not load the op set, or refused the request.
             RuntimeError: a new process failed to start, and did not die: a defect of the suite.
         """
         new = not self.used
-        answer = self._asked(request)
+        answer = self._asked(request, limits)
         if isinstance(answer, Defect) and not new:
             self.close()
             self.deaths += 1
-            answer = self._asked(request)
+            answer = self._asked(request, limits)
         if isinstance(answer, Defect):
             self.close()  # the process itself may be broken, and fail all later requests
             answer = answer.death
@@ -100,15 +107,15 @@ class Worker:
         """Whether the next request goes to a process that has answered others."""
         return self.process is not None and self._used
 
-    def _asked(self, request: dict[str, Any]) -> Any:
+    def _asked(self, request: dict[str, Any], limits: float) -> Any:
         death = None if self.process is not None else self._start()
         if death is not None:
             return death
         self._used = True
         if self._counts is None or self.process is None:
-            return self._exchange(request, Clock(self.limit))
+            return self._exchange(request, Clock(self.limit * limits))
         self._counts.clear()
-        return self._exchange(request, Progress(self.process.pid, self._counts, self.limit))
+        return self._exchange(request, Progress(self.process.pid, self._counts, self.limit * limits))
 
     def _start(self) -> Death | None:
         """Start a process that loads the op set; a `Death` if it died before it answered."""

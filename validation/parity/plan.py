@@ -69,7 +69,7 @@ class Plan:
         corners = declared_corners(signature, bfloat16=bfloat16, gpu=device.gpu)
         corners += tuple(
             Corner(w.name, {}, lambda case, whole=whole: case == whole)  # type: ignore[misc]
-            for w, whole in _real(op, device)
+            for w, whole in _real(op, device, profile)
         )
         corners += _same_bits_corners(signature, device)
         left_out = tuple(corner.name for corner in out_of_reach(signature, gpu=device.gpu))
@@ -84,18 +84,18 @@ class Plan:
     def count(self) -> int:
         """How many cases there are; none is drawn."""
         shared = (shares(corner, self.profile, self.signature) for corner in self.corners if corner.forced)
-        return len(self._kept()) + sum(count for pairs in shared for _, count in pairs) + self.profile.free
+        return len(self.kept()) + sum(count for pairs in shared for _, count in pairs) + self.profile.free
 
-    def _kept(self) -> list[Case]:
+    def kept(self) -> list[Case]:
         """The cases that are not drawn: past failures, and the real models' workloads."""
         op = self.signature.op
         kept = [c for c in regressions(op) if self.bfloat16 or all(s.dtype != "bfloat16" for s in c.tensors.values())]
         # With few tokens, the stages of a pyramid give equal cases.
-        return kept + list({case.to_json(): case for _, case in _real(op, self.device)}.values())
+        return kept + list({case.to_json(): case for _, case in _real(op, self.device, self.profile)}.values())
 
     def cases(self) -> Iterator[Planned]:
         """All cases; made lazily, but for drawn ones of more than `LAST_ROWS` rows, which come last."""
-        for case in self._kept():
+        for case in self.kept():
             yield Planned(case, {}, {})
         last = []
         for planned in self._in_order():
@@ -124,9 +124,13 @@ class Plan:
         return _drawn(self.signature, tuple(forced.items()), self.bfloat16, seed, count)
 
 
-def _real(op: str, device: Device) -> list[tuple[Workload, Case]]:
-    """The workloads of an op: whole on a GPU, with few tokens on the CPU; no bfloat16 if it cannot be judged."""
-    made = [(workload, workload.make(device.gpu)) for workload in workloads(op)]
+def _real(op: str, device: Device, profile: Profile) -> list[tuple[Workload, Case]]:
+    """The workloads of an op: whole on a GPU, with few tokens elsewhere but where the profile has them whole.
+
+    There is no bfloat16 if it cannot be judged.
+    """
+    whole = device.gpu or (profile.whole and device.kind == "compiled")
+    made = [(workload, workload.make(whole)) for workload in workloads(op)]
     return [(w, case) for w, case in made if not device.bfloat16_problems or case.dtype != "bfloat16"]
 
 

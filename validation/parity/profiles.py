@@ -17,17 +17,21 @@ class Profile:
         per_corner: cases forced into each declared corner.
         free: freely drawn cases.
         calls: calls that are judged or compared, at least (`validation.parity.repeats`); 0: those of the cases.
+        whole: whether the real models' sites are judged at full size where PTX is executed too; on a GPU they always
+            are, and the interpreter would take hours.
     """
 
     name: str
     per_corner: int
     free: int
     calls: int = 0
+    whole: bool = False
 
 
 # 690 calls show a fault in one call of 300 with probability 0.9.
 PROFILES = {
-    p.name: p for p in (Profile("quick", 1, 60), Profile("default", 2, 200, 690), Profile("nightly", 10, 10_000))
+    p.name: p
+    for p in (Profile("quick", 1, 60), Profile("default", 2, 200, 690), Profile("nightly", 10, 10_000, whole=True))
 }
 
 
