@@ -28,6 +28,7 @@ class Golden(NamedTuple):
     weights: dict[str, Tensor]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    rates: Tensor | None
 
 
 def read_golden(name: str) -> Golden:
@@ -38,7 +39,7 @@ def read_golden(name: str) -> Golden:
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
 
-    return Golden(config, part("weights."), part("input."), part("output."))
+    return Golden(config, part("weights."), part("input."), part("output."), tensors.get("rates"))
 
 
 def relative_error(came: Tensor, exact: Tensor) -> float:
@@ -91,9 +92,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(q), q.shape[2], -1)
 
 
+def rates(max_period: float) -> Tensor:
+    """The frequencies of the time embedding, in float32: a processor's own in the last bit."""
+    return torch.exp(-math.log(max_period) * torch.arange(0, 128, dtype=torch.float32) / 128)
+
+
 def embed(part: Part, t: Tensor, max_period: float, dtype: torch.dtype) -> Tensor:
-    rates = torch.exp(-math.log(max_period) * torch.arange(0, 128, dtype=torch.float32) / 128)
-    angles = (1000 * t).to(torch.float32)[:, None] * rates[None]
+    angles = (1000 * t).to(torch.float32)[:, None] * rates(max_period)[None]
     waves = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).to(t.dtype).to(dtype)
     return part("out_layer", silu(part("in_layer", waves)))
 
