@@ -86,10 +86,16 @@ _taken: str | None = None
 
 
 def _take_over(target: str) -> None:
-    """Make Inductor write code for a target of which there is no device, and run its kernels on the CPU."""
+    """Make Inductor write code for a target of which there is no device, and run its kernels on the CPU.
+
+    Raises:
+        RuntimeError: this process compiles for another target.
+    """
     global _taken
-    if _taken is not None:
+    if _taken == target:
         return
+    if _taken is not None:
+        raise RuntimeError(f"Inductor compiles for {_taken} in this process, expected a new process for {target}")
     _register_device(target)
     _register_codegen()
     device_guard_for_cuda()

@@ -40,13 +40,13 @@ def _error(y: Tensor, truth: Tensor) -> float:
     return float(((y.double() - truth).abs() / (1 + truth.abs())).max())
 
 
-def shapes(target: str) -> None:
-    """The largest error of each shape, the first with an eps of its own; what was violated, and the launches."""
+def shapes(target: str, count: str) -> None:
+    """The largest error of each of the last shapes, the first with an eps of its own; violations, launches."""
     torch.manual_seed(0)
     errors = []
     with executing.executing(target) as runs:
         call = _compiled(norm)
-        for eps, shape in zip((1e-6, *[0.25] * len(SHAPES)), SHAPES, strict=False):
+        for eps, shape in zip((1e-6, *[0.25] * len(SHAPES)), SHAPES[-int(count) :], strict=False):
             x, weight = torch.randn(shape, dtype=torch.float16), torch.randn(shape[-1])
             errors.append(_error(call(x, weight, eps), norm(x.double(), weight.double(), eps)))
         x = torch.randn(4, 6)
@@ -87,6 +87,14 @@ def judged(target: str) -> None:
         op = torch_compile.compiled(getattr(torch_native, case.op), emulate_precision_casts=keep)
         verdict = judge_call(case, op, "cpu")
         print(json.dumps([str(verdict.status), verdict.reason]))
+
+
+def everything(target: str) -> None:
+    """A line of `refused`, of `shapes` and of `code`, and the lines of `judged`."""
+    refused()
+    shapes(target, str(len(SHAPES)))
+    code(target)
+    judged(target)
 
 
 def refused() -> None:
