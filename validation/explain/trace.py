@@ -21,7 +21,7 @@ from validation.compiled.ptx.machine import run
 from validation.compiled.ptx.memory import Memory
 from validation.compiled.ptx.opcodes import OPCODES
 from validation.compiled.ptx.parse import Instruction
-from validation.compiled.ptx.program import Block, Program
+from validation.compiled.ptx.program import Program
 from validation.compiled.ptx.table import Elementwise, Step
 from validation.errors import NotExecutedError
 
@@ -172,7 +172,6 @@ class Trace:
             )
             for n, block in enumerate(program.blocks)
         )
-        assert all(isinstance(block, Block) for block in blocks)
         return dataclasses.replace(program, blocks=blocks)
 
     def _step(self, instruction: Instruction, step: Step) -> Step:
